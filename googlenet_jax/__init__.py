@@ -1,0 +1,35 @@
+"""GoogLeNet and the Inception family in JAX/Flax."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from googlenet_jax import weights
+    from googlenet_jax.models.endpoints import endpoints
+    from googlenet_jax.models.registry import create_model, list_models
+    from googlenet_jax.weights.safetensors import load_weights, save_weights
+
+# Public name -> where it lives: imported on first use, so that `import googlenet_jax` costs nothing.
+_HOMES = {
+    "create_model": "googlenet_jax.models.registry",
+    "list_models": "googlenet_jax.models.registry",
+    "endpoints": "googlenet_jax.models.endpoints",
+    "save_weights": "googlenet_jax.weights.safetensors",
+    "load_weights": "googlenet_jax.weights.safetensors",
+}
+
+__all__ = ["create_model", "endpoints", "list_models", "load_weights", "save_weights", "weights"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "weights":
+        return importlib.import_module("googlenet_jax.weights")
+    raise AttributeError(f"module 'googlenet_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
