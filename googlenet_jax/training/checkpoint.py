@@ -1,0 +1,311 @@
+"""Checkpoints of a run: the one module that knows Orbax.
+
+Built on `orbax.checkpoint.CheckpointManager` (v0). It is not deprecated, its files are read by `orbax.checkpoint.v1` too, and v1's
+names still move from release to release; when v1 has become Orbax's top level, this file alone changes.
+
+A state is stored as a flat dictionary, name -> array, where a name is the path in the state's tree (`params/inception_3a/conv_1x1/kernel`).
+Beside it lies JSON metadata: format version, step, model name and options, config, class names, preprocessing, and for each array its
+shape, dtype and CRC-32. Orbax's format (OCDBT) checks its own indices, not the arrays' bytes: damage to those the CRC-32 finds.
+"""
+
+import dataclasses
+import itertools
+import json
+import sys
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from googlenet_jax.errors import UserError
+
+FORMAT_VERSION = 1
+FOLDER = "checkpoints"
+
+
+class _Damaged(Exception):
+    """This checkpoint can't be read back as it was written; the text says what is wrong with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDescription:
+    """What a checkpoint says about the run it belongs to: plain JSON values, enough to build the model again.
+
+    `model_options` are those of `models.registry.model_options`, `preprocessing` is `Preprocessing.to_dict()`, `config` the whole config.
+    """
+
+    model_name: str
+    model_options: dict[str, Any]
+    config: dict[str, Any]
+    class_names: tuple[str, ...]
+    preprocessing: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON has it: tuples become lists, so that what was written compares equal to what is read."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "RunDescription":
+        """Inverse of `to_json`; keys that this class does not have are left aside."""
+        known = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        return cls(**{**known, "class_names": tuple(values["class_names"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A state read back: `interval` is what the loop gave to `save`, `step` the number of steps taken."""
+
+    step: int
+    state: Any
+    interval: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run read for use: `variables` (`params` and, with batch norm, `batch_stats`) after `step` steps; `weights` is "raw" or "ema"."""
+
+    step: int
+    weights: str
+    variables: dict[str, Any]
+    description: RunDescription
+
+
+class Checkpoints:
+    """The checkpoints of one run, for the process that trains it: the last `keep` and the best by top-1 stay, older ones are deleted."""
+
+    def __init__(self, workdir: str | Path, description: RunDescription, keep: int) -> None:
+        """Opens `workdir`/checkpoints, which need not exist; folders left by a save that was cut short are removed."""
+        self.folder = Path(workdir).absolute() / FOLDER
+        self._description = description
+        policies = [
+            preservation_policy.LatestN(keep),
+            preservation_policy.BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False),
+        ]
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                best_fn=_top1,  # without it the manager writes no metrics, and would not know the best after a restart
+                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+                cleanup_tmp_directories=True,
+            ),
+            item_names=("state", "metadata"),
+        )
+
+    def save(self, step: int, state: Any, *, top1: float | None, interval: Mapping[str, Any]) -> None:
+        """Starts saving `state` after `step` steps, and returns as soon as the arrays are copied to the host.
+
+        `top1` is the first evaluation split's, where this step was evaluated; `interval` is JSON that the loop wants back on resuming.
+        Raises UserError where the disk refuses, also for a save begun earlier.
+        """
+        arrays = _flatten(state)
+        content = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            **self._description.to_json(),
+            "interval": dict(interval),
+            "arrays": {name: {**_shape_and_dtype(array), "crc32": _crc32(array)} for name, array in arrays.items()},
+        }
+        metadata = {"content": content, "crc32": _crc32_of_json(content)}
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), metadata=ocp.args.JsonSave(metadata))
+        try:
+            self._manager.save(step, args=items, metrics=None if top1 is None else {"top1": top1}, force=True)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.folder / str(step)}: could not save the checkpoint: {_first_line(error)}") from error
+
+    def restore_latest(self, state: Any) -> Restored | None:
+        """The newest checkpoint that is whole, or None where there is no checkpoint at all.
+
+        `state` gives structure, shapes, dtypes and shardings (arrays or ShapeDtypeStructs). A damaged checkpoint is named in one line on
+        standard error and moved aside (`checkpoints/damaged-STEP`), and the one before it is taken. Raises UserError for a checkpoint of
+        another model or other options, for parameters that are missing, left over or misshapen (all before any array is read), and where
+        every checkpoint is damaged.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                content = _read_metadata(self._manager, step)
+                self._refuse_another_model(step, content)
+                _refuse_other_arrays(self.folder / str(step), content["arrays"], _flatten(state))
+                arrays = _read_arrays(self._manager, step, content["arrays"], _flatten(state))
+            except _Damaged as error:
+                self._move_aside(step, str(error))
+            else:
+                return Restored(step, _unflatten(arrays, state), content["interval"])
+        if steps:
+            raise UserError(
+                f"{self.folder}: each of its {len(steps)} checkpoints is damaged; train in a new folder, or remove this one to start anew"
+            )
+        return None
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint that is completely written, None where there is none."""
+        self._manager.wait_until_finished()
+        return self._manager.latest_step()
+
+    def close(self) -> None:
+        """Waits until everything begun is on the disk. Raises UserError where it could not be written."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.folder}: could not save a checkpoint: {_first_line(error)}") from error
+        finally:
+            self._manager.close()
+
+    def _refuse_another_model(self, step: int, content: Mapping[str, Any]) -> None:
+        ours = self._description.to_json()
+        where = self.folder / str(step)
+        if content["model_name"] != ours["model_name"]:
+            raise UserError(
+                f"{where}: the checkpoint is of model {content['model_name']}, not {ours['model_name']}; train in another folder"
+            )
+        theirs, options = content["model_options"], ours["model_options"]
+        changed = [
+            f"{name}={theirs.get(name)!r} (now {options.get(name)!r})"
+            for name in sorted({*theirs, *options})
+            if theirs.get(name) != options.get(name)
+        ]
+        if changed:
+            raise UserError(
+                f"{where}: the checkpoint's {ours['model_name']} has other options: {', '.join(changed)}; train in another folder"
+            )
+
+    def _move_aside(self, step: int, why: str) -> None:
+        print(f"googlenet_jax: checkpoint {self.folder / str(step)} is damaged ({why}); trying the one before it", file=sys.stderr)
+        multihost_utils.sync_global_devices("every process has read the damaged checkpoint")
+        if jax.process_index() == 0:
+            names = (f"damaged-{step}{suffix}" for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
+            (self.folder / str(step)).rename(next(self.folder / name for name in names if not (self.folder / name).exists()))
+        multihost_utils.sync_global_devices("the damaged checkpoint is moved aside")
+        self._manager.reload()
+
+
+def load_run(workdir: str | Path, *, weights: str | None = None, which: str = "latest") -> Run:
+    """Reads a run's weights for evaluation, prediction or conversion; changes nothing in the folder, which may belong to a run under way.
+
+    `weights` is "raw" or "ema", None for "ema" where the run has it; `which` is "latest" or "best" (top-1 on the first evaluation split).
+    Arrays come to the default device. A damaged newest checkpoint is reported on standard error and the one before it is taken.
+    Raises UserError where there is no checkpoint, none that is whole, or no average although "ema" was asked for.
+    """
+    folder = Path(workdir).absolute() / FOLDER
+    if not folder.is_dir():
+        raise UserError(f"{workdir}: no folder {FOLDER!r} in it; give the --workdir of a run that train.py has begun")
+    options = ocp.CheckpointManagerOptions(best_fn=_top1, read_only=True)
+    with ocp.CheckpointManager(folder, options=options, item_names=("state", "metadata")) as manager:
+        steps = sorted(manager.all_steps(), reverse=True)
+        if which == "best" and manager.best_step() is not None:
+            steps.sort(key=lambda step: step != manager.best_step())
+        for step in steps:
+            try:
+                return _read_run(manager, step, weights)
+            except _Damaged as error:
+                print(f"googlenet_jax: checkpoint {folder / str(step)} is damaged ({error}); trying the one before it", file=sys.stderr)
+    raise UserError(f"{folder}: no {'whole ' if steps else ''}checkpoint in it{'' if steps else ' yet'}")
+
+
+def _read_run(manager: ocp.CheckpointManager, step: int, weights: str | None) -> Run:
+    content = _read_metadata(manager, step)
+    has_average = any(name.startswith("ema/") for name in content["arrays"])
+    if weights == "ema" and not has_average:
+        raise UserError(f"{manager.directory}/{step}: the run kept no average of its weights; use weights 'raw'")
+    weights = weights or ("ema" if has_average else "raw")
+    prefix = "ema/" if weights == "ema" else ""
+    starts = (f"{prefix}params/", f"{prefix}batch_stats/")
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    targets = {
+        name: jax.ShapeDtypeStruct(tuple(array["shape"]), np.dtype(array["dtype"]), sharding=sharding)
+        for name, array in content["arrays"].items()
+        if name.startswith(starts)
+    }
+    arrays = _read_arrays(manager, step, content["arrays"], targets)
+    variables: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, leaf = name.removeprefix(prefix).split("/")
+        place = variables
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[leaf] = array
+    return Run(step, weights, variables, RunDescription.from_json(content))
+
+
+def _read_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """The metadata's content, once its own checksum has been found right. Raises _Damaged, and UserError for an unknown format version."""
+    try:
+        metadata = manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())).metadata
+    except Exception as error:  # whatever Orbax, JSON or the file system makes of damaged files
+        raise _Damaged(f"its metadata can't be read: {_first_line(error)}") from error
+    content = metadata.get("content") if isinstance(metadata, dict) else None
+    if not isinstance(content, dict) or metadata.get("crc32") != _crc32_of_json(content):
+        raise _Damaged("its metadata does not have the checksum it was written with")
+    if content["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{manager.directory}/{step}: checkpoint format {content['format_version']}, this googlenet_jax reads {FORMAT_VERSION}"
+        )
+    return content
+
+
+def _read_arrays(manager: ocp.CheckpointManager, step: int, stored: Mapping[str, Any], targets: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The arrays named in `targets`, with their shardings. Raises _Damaged where one can't be read or its checksum is wrong."""
+    abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in targets.items()}
+    arguments = ocp.args.PyTreeRestore(
+        item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
+    )
+    try:
+        arrays = manager.restore(step, args=ocp.args.Composite(state=arguments)).state
+    except Exception as error:  # Orbax and TensorStore raise nearly anything for damaged files
+        raise _Damaged(f"its arrays can't be read: {_first_line(error)}") from error
+    for name, array in arrays.items():
+        if _crc32(array) != stored[name]["crc32"]:
+            raise _Damaged(f"{name} does not have the checksum it was written with")
+    return arrays
+
+
+def _refuse_other_arrays(where: Path, stored: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
+    """Raises UserError for the first array that is missing in the checkpoint, left over there, or of another shape or dtype."""
+    advice = "the checkpoint fits another version of the model or of the optimizer; train in another folder"
+    for name, target in targets.items():
+        if name not in stored:
+            raise UserError(f"{where}: {name} is missing in the checkpoint; {advice}")
+        expected, found = _shape_and_dtype(target), {key: stored[name][key] for key in ("shape", "dtype")}
+        if expected != found:
+            raise UserError(
+                f"{where}: {name} is {found['dtype']} {found['shape']}, expected {expected['dtype']} {expected['shape']}; {advice}"
+            )
+    for name in stored:
+        if name not in targets:
+            raise UserError(f"{where}: {name} is in the checkpoint, but not in this run's state; {advice}")
+
+
+def _flatten(state: Any) -> dict[str, Any]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+
+
+def _unflatten(arrays: Mapping[str, Any], state: Any) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(state), [arrays[name] for name in _flatten(state)])
+
+
+def _shape_and_dtype(array: Any) -> dict[str, Any]:
+    return {"shape": list(array.shape), "dtype": np.dtype(array.dtype).name}
+
+
+def _crc32(array: jax.Array) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _crc32_of_json(content: Any) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _top1(metrics: Mapping[str, float]) -> float:
+    return metrics["top1"]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
