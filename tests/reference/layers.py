@@ -153,9 +153,10 @@ class AuxHead(nn.Module):
         self.pool = pool
         self.conv = unit(inputs, widths[0], 1)
         self.fc1 = nn.Linear(4 * 4 * widths[0], widths[1])
+        self.relu = nn.ReLU()
         self.fc2 = nn.Linear(widths[1], classes)
         self.dropout1, self.dropout2 = nn.Dropout(dropout[0]), nn.Dropout(dropout[1])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.dropout1(self.conv(self.pool(x)))
-        return self.fc2(self.dropout2(F.relu(self.fc1(torch.flatten(x, 1)))))
+        return self.fc2(self.dropout2(self.relu(self.fc1(torch.flatten(x, 1)))))

@@ -1,5 +1,10 @@
-"""The six reference networks. Every one runs its layers in the order of GoogLeNet; what differs is set out in its class."""
+"""The six reference networks. Every one runs its layers in the order of GoogLeNet; what differs is set out in its class.
 
+Options common to all: `num_classes`; `width`, a multiplier of every layer's channels but the classifiers'; `stem="small"`, a 3×3/1 in place
+of the 7×7/2 and its pool; `side`, with which the classifier reads the whole side×side map in place of its average.
+"""
+
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -20,28 +25,46 @@ _AUX_AFTER = {"inception4a": "aux1", "inception4d": "aux2"}
 class Network(nn.Module):
     """GoogLeNet's order of layers; a network that lacks a layer has no attribute of that name."""
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def __init__(self, num_classes: int, width: float, stem: str, side: int, dropout: float) -> None:
+        super().__init__()
+        self.num_classes, self.width, self.stem, self.side = num_classes, width, stem, side
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, aux: bool | None = None) -> dict[str, Tensor]:
+        """[N, 3, H, W] → "logits" and, in training or with `aux`, "aux1" and "aux2"."""
         outputs = {}
         for name in _ORDER:
             if hasattr(self, name):
                 x = getattr(self, name)(x)
-            aux = _AUX_AFTER.get(name, "")
-            if self.training and hasattr(self, aux):
-                outputs[aux] = getattr(self, aux)(x)
+            head = _AUX_AFTER.get(name, "")
+            if (self.training if aux is None else aux) and hasattr(self, head):
+                outputs[head] = getattr(self, head)(x)
         outputs["logits"] = self.fc(self.dropout(torch.flatten(x, 1)))
         return outputs
 
-    def add_modules(self, inputs: int, make, width: float = 1.0) -> int:
-        """Adds inception3a … 5b as `make(inputs, columns)` gives them; returns the channels of the last."""
+    def scaled(self, channels: int) -> int:
+        return round(channels * self.width)
+
+    def add_first(self, unit: Callable[..., nn.Module], pool: nn.Module, channels: int = 64, **options) -> None:
+        if self.stem == "small":
+            self.conv1 = unit(3, self.scaled(channels), 3, 1, **options)
+        else:
+            self.conv1, self.pool1 = unit(3, self.scaled(channels), 7, 2, **options), pool
+
+    def add_modules(self, inputs: int, make: Callable[[int, tuple[int, ...]], nn.Module]) -> None:
+        """Adds inception3a … 5b as `make(inputs, columns)` gives them, then the head."""
+        inputs = self.scaled(inputs)
         for name, columns in MODULES.items():
-            module = make(inputs, tuple(round(column * width) for column in columns))
+            module = make(inputs, tuple(self.scaled(column) for column in columns))
             setattr(self, f"inception{name}", module)
             inputs = module.outputs
-        return inputs
+        self.pool5 = nn.Identity() if self.side else nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(inputs * max(self.side, 1) ** 2, self.num_classes)
 
-    def add_aux(self, classes: int, **options) -> None:
-        self.aux1 = AuxHead(self.inception4a.outputs, classes, **options)
-        self.aux2 = AuxHead(self.inception4d.outputs, classes, **options)
+    def add_aux(self, unit: Callable[..., nn.Module], pool: nn.Module, dropout: tuple[float, float]) -> None:
+        for name, after in (("aux1", self.inception4a), ("aux2", self.inception4d)):
+            head = AuxHead(after.outputs, self.num_classes, unit, pool, dropout, (self.scaled(128), self.scaled(1024)))
+            setattr(self, name, head)
 
 
 def _lrn() -> nn.Module:
@@ -52,32 +75,51 @@ def _ceil_pool() -> nn.Module:
     return nn.MaxPool2d(3, 2, ceil_mode=True)
 
 
+def _padded_pool() -> nn.Module:
+    return nn.MaxPool2d(3, 2, padding=1)
+
+
 def _module_pool() -> nn.Module:
     return nn.MaxPool2d(3, 1, padding=1)
 
 
-class googlenet(Network):  # the models' names are the project's
+class Googlenet(Network):
     """The 2014 paper's network as Caffe's bvlc_googlenet runs it: LRN, biases, ceil-mode pools, aux heads on 5×5/3 averages."""
 
     def __init__(
-        self, num_classes: int = 1000, aux_heads: bool = True, width: float = 1.0, stem: str = "dense", dropout=0.4, aux_dropout=0.7
-    ):
-        super().__init__()
-        first, second = round(64 * width), round(192 * width)
-        self.conv1 = Unit(3, first, 7, 2) if stem == "dense" else SeparableUnit(first)
-        self.pool1, self.norm1 = _ceil_pool(), _lrn()
-        self.conv2, self.conv3 = Unit(first, first, 1), Unit(first, second, 3)
-        self.norm2, self.pool2 = _lrn(), _ceil_pool()
-        channels = self.add_modules(second, lambda inputs, columns: Inception(inputs, columns, Unit, _module_pool()), width)
-        self.pool3, self.pool4, self.pool5 = _ceil_pool(), _ceil_pool(), nn.AdaptiveAvgPool2d(1)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(channels, num_classes)
+        self,
+        num_classes: int = 1000,
+        aux_heads: bool = True,
+        width: float = 1.0,
+        stem: str = "dense",
+        side: int = 0,
+        dropout: float = 0.4,
+        aux_dropout: float = 0.7,
+    ) -> None:
+        super().__init__(num_classes, width, stem, side, dropout)
+        self.add_first(Unit, _ceil_pool())
+        if stem == "separable":
+            self.conv1 = SeparableUnit(self.scaled(64))
+        self.norm1, self.norm2 = _lrn(), _lrn()
+        self.conv2 = Unit(self.scaled(64), self.scaled(64), 1)
+        self.conv3 = Unit(self.scaled(64), self.scaled(192), 3)
+        self.pool2, self.pool3, self.pool4 = _ceil_pool(), _ceil_pool(), _ceil_pool()
+        self.add_modules(192, self.make_module)
         if aux_heads:
-            widths = (round(128 * width), round(1024 * width))
-            self.add_aux(num_classes, unit=Unit, pool=PaperAuxPool(), dropout=(0.0, aux_dropout), widths=widths)
+            self.add_aux(Unit, PaperAuxPool(), (0.0, aux_dropout))
+
+    def make_module(self, inputs: int, columns: tuple[int, ...]) -> nn.Module:
+        return Inception(inputs, columns, Unit, _module_pool())
 
 
-class googlenet_bn(Network):
+class GooglenetNaive(Googlenet):
+    """`googlenet` with the paper's naive modules (Fig. 2a): no reductions, no projection, so that the channels pile up."""
+
+    def make_module(self, inputs: int, columns: tuple[int, ...]) -> nn.Module:
+        return NaiveInception(inputs, columns, Unit, _module_pool())
+
+
+class GooglenetBN(Network):
     """Seed 003 repaired: batch norm with epsilon 0.01, pools 3×3/2 padded by one, two dropouts in each aux head."""
 
     def __init__(
@@ -85,26 +127,24 @@ class googlenet_bn(Network):
         num_classes: int = 1000,
         aux_heads: bool = True,
         width: float = 1.0,
+        stem: str = "dense",
+        side: int = 0,
         dropout: float = 0.4,
         aux_dropout: float = 0.4,
         eps: float = 0.01,
-    ):
-        super().__init__()
+    ) -> None:
+        super().__init__(num_classes, width, stem, side, dropout)
         unit = partial(Unit, norm=partial(nn.BatchNorm2d, eps=eps))
-        pool = partial(nn.MaxPool2d, 3, 2, padding=1)
-        first, second = round(64 * width), round(192 * width)
-        self.conv1, self.pool1 = unit(3, first, 7, 2), pool()
-        self.conv2, self.conv3, self.pool2 = unit(first, first, 1), unit(first, second, 3), pool()
-        channels = self.add_modules(second, lambda inputs, columns: Inception(inputs, columns, unit, _module_pool()), width)
-        self.pool3, self.pool4, self.pool5 = pool(), pool(), nn.AdaptiveAvgPool2d(1)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(channels, num_classes)
+        self.add_first(unit, _padded_pool())
+        self.conv2 = unit(self.scaled(64), self.scaled(64), 1)
+        self.conv3 = unit(self.scaled(64), self.scaled(192), 3)
+        self.pool2, self.pool3, self.pool4 = _padded_pool(), _padded_pool(), _padded_pool()
+        self.add_modules(192, lambda inputs, columns: Inception(inputs, columns, unit, _module_pool()))
         if aux_heads:
-            widths = (round(128 * width), round(1024 * width))
-            self.add_aux(num_classes, unit=unit, pool=nn.AdaptiveAvgPool2d(4), dropout=(aux_dropout, aux_dropout), widths=widths)
+            self.add_aux(unit, nn.AdaptiveAvgPool2d(4), (aux_dropout, aux_dropout))
 
 
-class googlenet_torchvision(Network):
+class GooglenetTorchvision(Network):
     """torchvision's googlenet: epsilon 0.001, a 3×3 for the 5×5, ceil-mode pools of which the last is 2×2/2, its input transform."""
 
     def __init__(
@@ -112,78 +152,56 @@ class googlenet_torchvision(Network):
         num_classes: int = 1000,
         aux_heads: bool = True,
         width: float = 1.0,
-        transform_input: bool = False,
+        stem: str = "dense",
+        side: int = 0,
         dropout: float = 0.2,
         aux_dropout: float = 0.7,
-    ):
-        super().__init__()
+        transform_input: bool = False,
+        eps: float = 0.001,
+    ) -> None:
+        super().__init__(num_classes, width, stem, side, dropout)
         self.transform_input = transform_input
-        unit = partial(Unit, norm=partial(nn.BatchNorm2d, eps=0.001))
-        first, second = round(64 * width), round(192 * width)
-        self.conv1, self.pool1 = unit(3, first, 7, 2), _ceil_pool()
-        self.conv2, self.conv3, self.pool2 = unit(first, first, 1), unit(first, second, 3), _ceil_pool()
-        channels = self.add_modules(second, lambda inputs, columns: Inception(inputs, columns, unit, _module_pool(), five=3), width)
-        self.pool3, self.pool4, self.pool5 = _ceil_pool(), nn.MaxPool2d(2, 2, ceil_mode=True), nn.AdaptiveAvgPool2d(1)
+        unit = partial(Unit, norm=partial(nn.BatchNorm2d, eps=eps))
+        self.add_first(unit, _ceil_pool())
+        self.conv2 = unit(self.scaled(64), self.scaled(64), 1)
+        self.conv3 = unit(self.scaled(64), self.scaled(192), 3)
+        self.pool2, self.pool3, self.pool4 = _ceil_pool(), _ceil_pool(), nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.add_modules(192, lambda inputs, columns: Inception(inputs, columns, unit, _module_pool(), five=3))
         if aux_heads:
-            widths = (round(128 * width), round(1024 * width))
-            self.add_aux(num_classes, unit=unit, pool=nn.AdaptiveAvgPool2d(4), dropout=(0.0, aux_dropout), widths=widths)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(channels, num_classes)
+            self.add_aux(unit, nn.AdaptiveAvgPool2d(4), (0.0, aux_dropout))
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, aux: bool | None = None) -> dict[str, Tensor]:
         if self.transform_input:  # from ImageNet's mean and deviation to (x − 0.5) / 0.5
             mean, std = x.new_tensor([0.485, 0.456, 0.406]), x.new_tensor([0.229, 0.224, 0.225])
             x = x * (std / 0.5).view(3, 1, 1) + ((mean - 0.5) / 0.5).view(3, 1, 1)
-        return super().forward(x)
+        return super().forward(x, aux)
 
 
-class googlenet_slim(Network):
+class GooglenetSlim(Network):
     """TF-slim's inception_v1: SAME padding, batch norm without scale (epsilon 0.001, decay 0.9997), a 3×3 for the 5×5, no aux heads.
 
     Its running variance is TensorFlow's fused batch norm's, which is unbiased as PyTorch's is. Its last pool is 2×2/2.
     """
 
-    def __init__(self, num_classes: int = 1001, width: float = 1.0, dropout: float = 0.2):
-        super().__init__()
+    def __init__(self, num_classes: int = 1000, width: float = 1.0, stem: str = "dense", side: int = 0, dropout: float = 0.2) -> None:
+        super().__init__(num_classes, width, stem, side, dropout)
         unit = partial(Unit, norm=partial(layers.ShiftBatchNorm2d, eps=0.001, momentum=0.0003), same=True)
         pool = layers.SameMaxPool2d
-        first, second = round(64 * width), round(192 * width)
-        self.conv1, self.pool1 = unit(3, first, 7, 2), pool(3, 2)
-        self.conv2, self.conv3, self.pool2 = unit(first, first, 1), unit(first, second, 3), pool(3, 2)
-        channels = self.add_modules(second, lambda inputs, columns: Inception(inputs, columns, unit, pool(3, 1), five=3), width)
-        self.pool3, self.pool4, self.pool5 = pool(3, 2), pool(2, 2), nn.AdaptiveAvgPool2d(1)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(channels, num_classes)
+        self.add_first(unit, pool(3, 2))
+        self.conv2 = unit(self.scaled(64), self.scaled(64), 1)
+        self.conv3 = unit(self.scaled(64), self.scaled(192), 3)
+        self.pool2, self.pool3, self.pool4 = pool(3, 2), pool(3, 2), pool(2, 2)
+        self.add_modules(192, lambda inputs, columns: Inception(inputs, columns, unit, pool(3, 1), five=3))
 
 
-class googlenet_plain(Network):
+class GooglenetPlain(Network):
     """The network of seeds 000 to 002 repaired: no norm, no aux, no ReLU in the stem and no 1×1 there; `base_dim` sets the stem alone."""
 
-    def __init__(self, base_dim: int = 64, num_classes: int = 2, width: float = 1.0, dropout: float = 0.4):
-        super().__init__()
-        pool = partial(nn.MaxPool2d, 3, 2, padding=1)
-        first, second = round(base_dim * width), round(3 * base_dim * width)
-        self.conv1, self.pool1 = Unit(3, first, 7, 2, relu=False), pool()
-        self.conv3, self.pool2 = Unit(first, second, 3, relu=False), pool()
-        channels = self.add_modules(second, lambda inputs, columns: Inception(inputs, columns, Unit, _module_pool()), width)
-        self.pool3, self.pool4, self.pool5 = pool(), pool(), nn.AdaptiveAvgPool2d(1)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(channels, num_classes)
-
-
-class googlenet_naive(Network):
-    """`googlenet` with the paper's naive modules (Fig. 2a): no reductions, no projection, so that the channels pile up."""
-
-    def __init__(self, num_classes: int = 1000, aux_heads: bool = True, width: float = 1.0, dropout: float = 0.4, aux_dropout: float = 0.7):
-        super().__init__()
-        first, second = round(64 * width), round(192 * width)
-        self.conv1, self.pool1, self.norm1 = Unit(3, first, 7, 2), _ceil_pool(), _lrn()
-        self.conv2, self.conv3 = Unit(first, first, 1), Unit(first, second, 3)
-        self.norm2, self.pool2 = _lrn(), _ceil_pool()
-        channels = self.add_modules(second, lambda inputs, columns: NaiveInception(inputs, columns, Unit, _module_pool()), width)
-        self.pool3, self.pool4, self.pool5 = _ceil_pool(), _ceil_pool(), nn.AdaptiveAvgPool2d(1)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(channels, num_classes)
-        if aux_heads:
-            widths = (round(128 * width), round(1024 * width))
-            self.add_aux(num_classes, unit=Unit, pool=PaperAuxPool(), dropout=(0.0, aux_dropout), widths=widths)
+    def __init__(
+        self, num_classes: int = 2, base_dim: int = 64, width: float = 1.0, stem: str = "dense", side: int = 0, dropout: float = 0.4
+    ) -> None:
+        super().__init__(num_classes, width, stem, side, dropout)
+        self.add_first(Unit, _padded_pool(), base_dim, relu=False)
+        self.conv3 = Unit(self.scaled(base_dim), self.scaled(3 * base_dim), 3, relu=False)
+        self.pool2, self.pool3, self.pool4 = _padded_pool(), _padded_pool(), _padded_pool()
+        self.add_modules(3 * base_dim, lambda inputs, columns: Inception(inputs, columns, Unit, _module_pool()))

@@ -1,0 +1,172 @@
+"""The project's weight files: safetensors, with what makes the model again in the header.
+
+A tensor's name is its path in the variables, `params/conv1/kernel`; the header's metadata holds one JSON object, `googlenet_jax`.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from googlenet_jax.errors import UserError
+from googlenet_jax.models.googlenet import Network
+from googlenet_jax.models.registry import create_model, model_name, model_options
+from googlenet_jax.weights.tree import COUNTERS, check_array, check_names, expected_shapes, flatten, shape_fits
+
+FORMAT_VERSION = 1
+_KEY = "googlenet_jax"
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64}
+
+
+def save_weights(
+    path: str | os.PathLike,
+    model: Network,
+    variables: Mapping[str, Any],
+    preprocessing: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Writes a model and its variables to a safetensors file, whole or not at all.
+
+    Args:
+      path: where to; an existing file is replaced.
+      variables: as `model.init` returns them, of any float dtypes, which are kept.
+      preprocessing: `Preprocessing.to_dict()` of what the model was trained with.
+      class_names: one a class, in the order of the logits.
+    Raises:
+      UserError: variables that don't fit the model, a wrong number of class names, metadata that JSON can't hold, a place that can't
+        be written.
+    """
+    if class_names is not None and len(class_names) != model.num_classes:
+        raise UserError(f"save_weights: class_names must be {model.num_classes} names, found {len(class_names)}")
+    # In C order, which the format takes for granted; not ascontiguousarray, which makes vectors of scalars.
+    arrays = {"/".join(parts): np.asarray(value, order="C") for parts, value in flatten(variables).items()}
+    _check(f"the variables for {path}", model, arrays)
+    metadata = {
+        "version": FORMAT_VERSION,
+        "model": model_name(model),
+        "options": model_options(model),
+        "preprocessing": None if preprocessing is None else dict(preprocessing),
+        "class_names": None if class_names is None else list(class_names),
+    }
+    try:
+        header = json.dumps(metadata, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"save_weights: preprocessing and class_names must be plain JSON values: {error}") from None
+    _write(Path(path), safetensors.numpy.save(arrays, {_KEY: header}))
+
+
+def load_weights(path: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
+    """Reads what `save_weights` wrote.
+
+    Returns:
+      The model, and its variables as numpy arrays with the dtypes of the file.
+    Raises:
+      UserError: a file that is missing, damaged, foreign or from a newer version, or whose tensors are not the model's.
+    """
+    metadata = read_metadata(path)
+    try:
+        model = create_model(metadata["model"], **metadata["options"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    arrays = _read_arrays(path)
+    _check(str(path), model, arrays)
+    return model, traverse_util.unflatten_dict({tuple(name.split("/")): array for name, array in arrays.items()})
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """Returns a weight file's `version`, `model`, `options`, `preprocessing` and `class_names`, the last two None where not given.
+
+    No tensor is read.
+
+    Raises:
+      UserError: a file that is missing, damaged, foreign or from a newer version.
+    """
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            header = file.metadata() or {}
+    except (OSError, safetensors.SafetensorError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    if _KEY not in header:
+        raise UserError(
+            f"{path}: a safetensors file, but not of googlenet_jax: its header has no {_KEY!r}; a PyTorch model's goes through from_torch"
+        )
+    try:
+        metadata = json.loads(header[_KEY])
+    except (ValueError, RecursionError):
+        metadata = None
+    return _checked_metadata(path, metadata)
+
+
+def _checked_metadata(path: str | os.PathLike, metadata: Any) -> dict[str, Any]:
+    """The metadata, if every field is of its kind: the file may come from anywhere."""
+    if not isinstance(metadata, dict):
+        raise UserError(f"{path}: the header's {_KEY!r} is not a JSON object; write the file anew with save_weights")
+    version = metadata.get("version")
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise UserError(f"{path}: format version must be {FORMAT_VERSION}, found {version!r}; a newer googlenet_jax may read it")
+    classes, options = metadata.get("class_names"), metadata.get("options")
+    plain = isinstance(options, dict) and all(isinstance(value, str | int | float | bool) for value in options.values())
+    fields = {
+        "model": (isinstance(metadata.get("model"), str), "a name"),
+        "options": (plain, "an object of plain values"),
+        "preprocessing": (isinstance(metadata.get("preprocessing"), dict | None), "an object or null"),
+        "class_names": (
+            classes is None or (isinstance(classes, list) and all(isinstance(c, str) for c in classes)),
+            "a list of names or null",
+        ),
+    }
+    for field, (fine, what) in fields.items():
+        if not fine:
+            raise UserError(f"{path}: the header's {field!r} must be {what}; write the file anew with save_weights")
+    return {field: metadata.get(field) for field in ("version", *fields)}
+
+
+def _read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    try:
+        tensors = safetensors.deserialize(Path(path).read_bytes())
+    except (OSError, safetensors.SafetensorError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    arrays = {}
+    for name, tensor in tensors:
+        if tensor["dtype"] not in _DTYPES:
+            raise UserError(f"{path}: {name!r} has dtype {tensor['dtype']}, expected one of {', '.join(_DTYPES)}")
+        arrays[name] = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+    return arrays
+
+
+def _check(source: str, model: Network, arrays: Mapping[str, np.ndarray]) -> None:
+    shapes = expected_shapes(model)
+    weights = {name: array for name, array in arrays.items() if not name.startswith(f"{COUNTERS}/")}
+    check_names(source, model, weights, map("/".join, shapes))
+    for parts, shape in shapes.items():
+        array = weights["/".join(parts)]
+        check_array(source, model, "/".join(parts), array, shape_fits(model, parts, array.shape, shape), shape)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes beside the goal and renames, so that no reader sees half a file."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: can't be written: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _unreadable(path: str | os.PathLike, error: Exception) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path}: no such file")
+    reason = " ".join(str(error).split())
+    return UserError(f"{path}: not a whole safetensors file ({reason}); it may be cut short, or of another kind")

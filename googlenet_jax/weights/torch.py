@@ -1,0 +1,176 @@
+"""PyTorch state dicts ↔ variables.
+
+One naming for all networks, torchvision's: `conv1.conv.weight`, `inception3a.branch2.0.bn.bias`, `aux1.fc1.weight`, `fc.weight`. Networks
+without batch norm have `conv1.conv.bias` in its place. PyTorch itself is not imported.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from flax import traverse_util
+
+from googlenet_jax.errors import UserError
+from googlenet_jax.models.googlenet import Network
+from googlenet_jax.models.registry import model_name
+from googlenet_jax.weights.tree import COUNTERS, HEAD, Path, check_array, check_names, expected_shapes, flatten, shape_fits
+
+_LOG = logging.getLogger(__name__)
+
+_MODULES = {"conv1": "conv1", "conv2_reduce": "conv2", "conv2": "conv3", "head": "fc", "aux1/fc": "aux1.fc1", "aux2/fc": "aux2.fc1"}
+_MODULES |= {"aux1/head": "aux1.fc2", "aux2/head": "aux2.fc2", "aux1/conv": "aux1.conv", "aux2/conv": "aux2.conv"}
+_BRANCHES = {
+    "conv_1x1": "branch1",
+    "conv_3x3_reduce": "branch2.0",
+    "conv_3x3": "branch2.1",
+    "conv_5x5_reduce": "branch3.0",
+    "conv_5x5": "branch3.1",
+    "pool_proj": "branch4.1",
+}
+_NAIVE_BRANCHES = {"conv_1x1": "branch1", "conv_3x3": "branch2", "conv_5x5": "branch3"}
+_DENSE_LEAVES = {"kernel": "weight", "bias": "bias"}
+_UNIT_LEAVES = {
+    "kernel": "conv.weight",
+    "bias": "conv.bias",
+    "depthwise_kernel": "depthwise.weight",
+    "bn/scale": "bn.weight",
+    "bn/bias": "bn.bias",
+    "bn/mean": "bn.running_mean",
+    "bn/var": "bn.running_var",
+    "bn/count": "bn.num_batches_tracked",
+}
+
+
+def torch_name(path: Path, naive: bool = False) -> str:
+    """Returns the state dict's name for an entry of the variables; `naive`: its Inception modules have no reductions."""
+    inner = path[1:-1]
+    leaf = path[-1]
+    if inner[-1] == "bn":
+        inner, leaf = inner[:-1], f"bn/{leaf}"
+    if inner[0].startswith("inception_"):
+        module = inner[0].replace("_", "") + "." + (_NAIVE_BRANCHES if naive else _BRANCHES)[inner[1]]
+    else:
+        module = _MODULES["/".join(inner)]
+    return f"{module}.{(_DENSE_LEAVES if inner[-1] in ('fc', 'head') else _UNIT_LEAVES)[leaf]}"
+
+
+def from_torch(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Turns a state dict into `model`'s variables.
+
+    Args:
+      model: what the weights are for; the auxiliary heads' entries are dropped, with a warning in the log, where it has none.
+      state_dict: name → tensor or numpy array, of any float dtypes; batch norm's `num_batches_tracked` may be absent.
+    Returns:
+      `{"params", "batch_stats"}` of numpy arrays with the state dict's dtypes, and the counters, where given, under "num_batches_tracked".
+    Raises:
+      UserError: names a missing, unexpected or misshapen entry and the nearest expected one.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise UserError(
+            f"from_torch: the state dict must map names to tensors, found {type(state_dict).__name__}: pass module.state_dict()"
+        )
+    shapes = expected_shapes(model)
+    names = _names(shapes)
+    counters = {name: path for path, name in _counter_names(shapes).items()}
+    given = _without_aux(model, state_dict)
+    check_names("the state dict", model, set(given) - set(counters), names.values())
+    variables = {path: _convert(model, shapes, path, name, given[name]) for path, name in names.items()}
+    for name in given.keys() & counters.keys():
+        variables[counters[name]] = np.asarray(_numpy(name, given[name]), np.int64)
+    return traverse_util.unflatten_dict(variables)
+
+
+def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Turns `model`'s variables into a state dict of numpy arrays; with each through `torch.from_numpy` it loads with `strict=True`.
+
+    Counters (`num_batches_tracked`) that `from_torch` did not find are 0.
+
+    Raises:
+      UserError: names a missing, unexpected or misshapen entry.
+    """
+    shapes = expected_shapes(model)
+    found = flatten(variables)
+    check_names("variables", model, ["/".join(path) for path in found if path[0] != COUNTERS], map("/".join, shapes))
+    state_dict = {}
+    for path, name in _names(shapes).items():
+        array = np.asarray(found[path])
+        check_array("variables", model, "/".join(path), array, shape_fits(model, path, array.shape, shapes[path]), shapes[path])
+        state_dict[name] = _to_torch_layout(array, _map_channels(shapes, path))
+    for path, name in _counter_names(shapes).items():
+        state_dict[name] = np.asarray(found.get(path, 0), np.int64)
+    return state_dict
+
+
+def _names(shapes: Mapping[Path, Any]) -> dict[Path, str]:
+    naive = not any("conv_3x3_reduce" in path for path in shapes)
+    return {path: torch_name(path, naive) for path in shapes}
+
+
+def _counter_names(shapes: Mapping[Path, Any]) -> dict[Path, str]:
+    """A counter for every batch norm."""
+    norms = {(COUNTERS, *path[1:-1], "count"): path for path in shapes if path[0] == "batch_stats" and path[-1] == "mean"}
+    return {counter: torch_name(counter) for counter in norms}
+
+
+def _without_aux(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    if model.aux_heads:
+        return dict(state_dict)
+    kept = {name: value for name, value in state_dict.items() if not str(name).startswith(("aux1.", "aux2."))}
+    if dropped := len(state_dict) - len(kept):
+        _LOG.warning("from_torch: %d entries of auxiliary heads dropped, since %s has aux_heads=False", dropped, model_name(model))
+    return kept
+
+
+def _numpy(name: str, value: Any) -> np.ndarray:
+    """A tensor's or array's values, dtype kept."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        # numpy has no bfloat16 of its own, and PyTorch converts to none.
+        return value.float().numpy().astype(ml_dtypes.bfloat16) if str(value.dtype) == "torch.bfloat16" else value.numpy()
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        raise UserError(f"from_torch: {name!r} must be a tensor or an array, found {type(value).__name__}")
+    return np.asarray(value)
+
+
+def _convert(model: Network, shapes: Mapping[Path, tuple[int, ...]], path: Path, name: str, value: Any) -> np.ndarray:
+    array = _numpy(name, value)
+    expected = _torch_shape(shapes[path])
+    ours = array.shape[::-1] if array.ndim == 2 else array.shape
+    fits = shape_fits(model, path, ours, shapes[path]) if path == HEAD else array.shape == expected
+    check_array("the state dict", model, name, array, fits, expected)
+    return _from_torch_layout(array, _map_channels(shapes, path))
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(len(shape), (0,))
+    return tuple(shape[axis] for axis in order)
+
+
+def _map_channels(shapes: Mapping[Path, tuple[int, ...]], path: Path) -> int:
+    """Channels of the map that a linear layer reads flattened: PyTorch flattens [C, H, W], these networks [H, W, C]."""
+    if path[-2] == "fc":
+        return shapes[(*path[:-2], "conv", "kernel")][-1]
+    return shapes[path][0]
+
+
+def _from_torch_layout(array: np.ndarray, channels: int) -> np.ndarray:
+    if array.ndim == 4:
+        array = array.transpose(2, 3, 1, 0)
+    elif array.ndim == 2:
+        outputs, inputs = array.shape
+        side = math.isqrt(inputs // channels)
+        array = array.reshape(outputs, channels, side, side).transpose(2, 3, 1, 0).reshape(inputs, outputs)
+    return np.array(array, order="C")  # a copy: the tensor's memory stays the caller's
+
+
+def _to_torch_layout(array: np.ndarray, channels: int) -> np.ndarray:
+    if array.ndim == 4:
+        array = array.transpose(3, 2, 0, 1)
+    elif array.ndim == 2:
+        inputs, outputs = array.shape
+        side = math.isqrt(inputs // channels)
+        array = array.reshape(side, side, channels, outputs).transpose(3, 2, 0, 1).reshape(outputs, inputs)
+    return np.array(array, order="C")

@@ -1,0 +1,74 @@
+"""What a model's variables must hold, and whether entries read from elsewhere fit."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from flax.core import unfreeze
+
+from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.models.googlenet import Network
+from googlenet_jax.models.registry import model_name
+
+# An entry's place in the variables, collection first: ("params", "conv1", "kernel").
+Path = tuple[str, ...]
+
+HEAD = ("params", "head", "kernel")
+# A collection that holds PyTorch's counters, so that converting back loses nothing. The models ignore it.
+COUNTERS = "num_batches_tracked"
+
+
+def flatten(variables: Mapping[str, Any]) -> dict[Path, Any]:
+    """Returns the variables by path; raises UserError where they are no nested dictionaries of arrays."""
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        raise UserError("variables must be a dictionary that holds 'params' (and 'batch_stats'), as model.init returns it")
+    return traverse_util.flatten_dict(unfreeze(dict(variables)))
+
+
+def expected_shapes(model: Network) -> dict[Path, tuple[int, ...]]:
+    """Returns the shape of every parameter and batch statistic of `model`.
+
+    With `fully_connected_head` the classifier's kernel [H·W·C, num_classes] depends on the image's size: here it is [C, num_classes].
+    """
+    model = model.clone(fully_connected_head=False)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    images = jax.ShapeDtypeStruct((1, model.min_size, model.min_size, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda key, images: model.init({"params": key, "dropout": key}, images, train=False), key, images)
+    return {path: leaf.shape for path, leaf in flatten(shapes).items() if path[0] in ("params", "batch_stats")}
+
+
+def shape_fits(model: Network, path: Path, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether an entry has its expected shape; a fully connected head's kernel may stand for any square map."""
+    if path == HEAD and model.fully_connected_head and len(found) == 2:
+        positions, rest = divmod(found[0], expected[0])
+        return found[1] == expected[1] and rest == 0 and positions > 0 and math.isqrt(positions) ** 2 == positions
+    return found == expected
+
+
+def check_names(source: str, model: Network, found: Iterable[str], expected: Iterable[str]) -> None:
+    """Raises UserError that names the missing and the extra entries of `source`, each with the nearest of the other side."""
+    found, expected = set(found), set(expected)
+    missing, extra = sorted(expected - found), sorted(found - expected)
+    complaints = [
+        f"{what} {len(names)} entr{'y' if len(names) == 1 else 'ies'}: {', '.join(repr(n) + nearest(n, others) for n in names[:3])}"
+        + (", …" if len(names) > 3 else "")
+        for what, names, others in (("lacks", missing, extra), ("has unexpected", extra, expected))
+        if names
+    ]
+    if complaints:
+        hint = ""
+        if missing and not extra and all("aux" in name for name in missing):
+            hint = "; these are the auxiliary heads': make the model with aux_heads=False to go without"
+        raise UserError(f"{source} does not fit {model_name(model)}: it {' and '.join(complaints)}{hint}")
+
+
+def check_array(source: str, model: Network, name: str, array: np.ndarray, fits: bool, expected: tuple[int, ...]) -> None:
+    """Raises UserError that names an entry of the wrong shape or without floats."""
+    if not fits:
+        raise UserError(f"{source}: {name!r} must have shape {list(expected)} for {model_name(model)}, found {list(array.shape)}")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise UserError(f"{source}: {name!r} must hold floats, found {array.dtype}")
