@@ -1,0 +1,49 @@
+"""CIFAR-10: 50,000 images of 32×32 in ten classes to train on, 10,000 to test.
+
+    python train.py --config=configs/cifar10.py --workdir=runs/cifar10
+
+`--config=configs/cifar10.py:tune` trains on 45,000 of the training images and evaluates on the other 5,000, so that choices never see the
+test set.
+
+Hardware: not measured. Result: not measured.
+"""
+
+from ml_collections import ConfigDict
+
+from googlenet_jax.errors import UserError
+from googlenet_jax.training.config import default_config
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the recipe; `arg` "tune" holds out training images instead of the test set. Raises UserError for any other."""
+    if arg not in ("", "tune"):
+        raise UserError(f"configs/cifar10.py takes no argument, or 'tune', found {arg!r}; change fields with --config.field=value")
+    config = default_config()
+
+    config.model.name = "googlenet_bn"
+    config.model.options.stem = "small"
+    config.model.options.width = 0.25
+    config.model.options.aux_heads = False
+
+    config.data.name = "cifar10"
+    config.data.train_split = "train[:45000]" if arg == "tune" else "train"
+    config.data.eval_splits = ("train[45000:]",) if arg == "tune" else ("test",)
+    config.data.threads = 2
+    config.preprocessing.size = 32
+    config.preprocessing.resize = 32
+    config.preprocessing.mean = (125.3, 123.0, 113.9)  # of the training images
+    config.preprocessing.std = (63.0, 62.1, 66.7)
+    config.augment.area = (0.5, 1.0)
+
+    config.batch_size = 128
+    config.eval_batch_size = 500
+    config.duration = "30 epochs"
+
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4
+    config.schedule.name = "cosine"
+    config.schedule.learning_rate = 0.1
+    config.schedule.warmup = "1 epoch"
+    config.loss.label_smoothing = 0.1
+    config.ema.decay = 0.999
+    return config

@@ -1,0 +1,63 @@
+"""What a training run carries from step to step, as one tree."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from googlenet_jax.errors import UserError
+from googlenet_jax.models.googlenet import Network
+
+
+@flax.struct.dataclass
+class TrainState:
+    """step: int32 scalar, the number of steps taken; params and batch_stats: the model's ({} without batch norm); opt_state: Optax's;
+    ema: {"params": …, "batch_stats": …}, their averages, or None under ema.decay = 0."""
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    ema: dict[str, Any] | None
+
+
+def create_state(model: Network, config: ConfigDict, tx: optax.GradientTransformation, key: jax.Array, image_size: int) -> TrainState:
+    """Returns the state before the first step, its parameters drawn with `key` for images [N, image_size, image_size, 3].
+
+    The same key gives the same bits.
+    """
+    images = jnp.zeros((1, image_size, image_size, 3), jnp.dtype(config.dtype))
+
+    @jax.jit
+    def create(key: jax.Array) -> TrainState:
+        params_key, dropout_key = jax.random.split(key)
+        variables = model.init({"params": params_key, "dropout": dropout_key}, images, train=False)
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        ema = {"params": params, "batch_stats": batch_stats} if config.ema.decay else None
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), ema)
+
+    return create(key)
+
+
+def update_ema(ema: dict[str, Any], new: dict[str, Any], step: jax.Array, decay: float, start: int) -> dict[str, Any]:
+    """Returns the averages after step `step` (from 0): decay · ema + (1 − decay) · new, and a copy of `new` before step `start`."""
+    return optax.incremental_update(new, ema, jnp.where(step < start, 1.0, 1.0 - decay))
+
+
+def eval_variables(state: TrainState, weights: str) -> dict[str, Any]:
+    """Returns the variables for `model.apply`: weights "raw" are the parameters themselves, "ema" their averages.
+
+    Raises UserError for other weights, and for "ema" where the run keeps no average.
+    """
+    if weights == "raw":
+        params, batch_stats = state.params, state.batch_stats
+    elif weights != "ema":
+        raise UserError(f"weights: expected 'raw' or 'ema', found {weights!r}")
+    elif state.ema is None:
+        raise UserError("weights: this run keeps no average, 'ema' (its ema.decay is 0); use 'raw'")
+    else:
+        params, batch_stats = state.ema["params"], state.ema["batch_stats"]
+    return {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
