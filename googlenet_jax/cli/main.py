@@ -1,0 +1,66 @@
+"""The command `googlenet-jax`: reads the arguments, runs one subcommand, turns what went wrong into one line and an exit status.
+
+A subcommand is a file beside this one with `add_parser(subparsers)` and `run(args) -> int`. The files import what is slow (JAX, the data
+sets) inside `run`, so that `--help` answers at once.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from googlenet_jax import __version__
+from googlenet_jax.cli import evaluate, plot, predict, prepare, summary
+from googlenet_jax.errors import UserError
+
+SUBCOMMANDS = {"summary": summary, "prepare": prepare, "evaluate": evaluate, "predict": predict, "plot": plot}
+
+INTERRUPTED = 130  # 128 + SIGINT
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command; `--debug` is taken before and after the subcommand."""
+    parser = argparse.ArgumentParser(prog="googlenet-jax", description="GoogLeNet and the Inception family in JAX/Flax.")
+    parser.add_argument("--version", action="version", version=f"googlenet-jax {__version__}")
+    debug_help = "show the traceback of what goes wrong"
+    parser.add_argument("--debug", action="store_true", help=debug_help)
+    subparsers = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND", required=True)
+    for module in SUBCOMMANDS.values():
+        module.add_parser(subparsers)
+    for subparser in subparsers.choices.values():
+        # SUPPRESS: where it is absent here, what stood before the subcommand holds.
+        subparser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=debug_help)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status: 0, 1 (said in one line on standard error), 130 or 141.
+
+    Raises SystemExit(2) for wrong usage, as argparse does.
+    """
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    try:
+        status = SUBCOMMANDS[args.subcommand].run(args)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone (`| head`): Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        else:
+            print(f"googlenet-jax: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"unexpected {type(error).__name__}: {text} (--debug shows where)"

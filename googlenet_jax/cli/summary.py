@@ -1,0 +1,159 @@
+"""`googlenet-jax summary`: a network's layers with their sizes and costs, beside the paper's table or another network."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from googlenet_jax.verification.summary import Row, Summary
+    from googlenet_jax.verification.table1 import Comparison
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the subcommand's arguments."""
+    parser = subparsers.add_parser("summary", help="a network's layers: output size, depth, parameters, multiply-adds")
+    parser.add_argument("model", metavar="MODEL", help="a model's name, such as googlenet")
+    parser.add_argument("--input-size", type=int, default=224, metavar="N", help="height and width of the image (default: 224)")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="classes (default: the model's own)")
+    parser.add_argument("--width", type=float, metavar="X", help="multiplies the channels of every layer")
+    parser.add_argument("--stem", help="dense, separable (googlenet alone) or small")
+    parser.add_argument("--no-aux", action="store_true", help="without the auxiliary heads")
+    parser.add_argument("--compare", metavar="OTHER", help="another model, side by side")
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the summary; returns 0."""
+    entries = [_summarize(name, args) for name in (args.model, args.compare) if name]
+    (summary, options), (other, _) = entries[0], entries[-1]
+    if args.compare and args.json:
+        names = align([row.name for row in summary.rows], [row.name for row in other.rows])
+        different = [name for name in names if summary.row(name) != other.row(name)]
+        _print_json({"models": [_as_json(*entry) for entry in entries], "different": different})
+    elif args.compare:
+        print(comparison_text(args.model, summary, args.compare, other))
+    elif args.json:
+        _print_json(_as_json(summary, options, _beside_table_1(summary, options)))
+    else:
+        print(f"{args.model}, input {_size((args.input_size, args.input_size, 3))}, {options['num_classes']} classes\n")
+        print(summary_text(summary, _beside_table_1(summary, options)))
+    return 0
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _summarize(name: str, args: argparse.Namespace) -> "tuple[Summary, dict[str, Any]]":
+    from googlenet_jax.models.registry import create_model, model_options
+    from googlenet_jax.verification.summary import summarize
+
+    given = {"num_classes": args.num_classes, "width": args.width, "stem": args.stem, "aux_heads": False if args.no_aux else None}
+    model = create_model(name, **{option: value for option, value in given.items() if value is not None})
+    return summarize(model, args.input_size), {"name": name, "input_size": args.input_size, **model_options(model)}
+
+
+def _beside_table_1(summary: "Summary", options: dict[str, Any]) -> "list[Comparison]":
+    from googlenet_jax.verification import table1
+
+    printed = {"name": "googlenet", "input_size": 224, "num_classes": 1000, "width": 1.0, "fully_connected_head": False}
+    if options["stem"] == "small" or any(options[option] != value for option, value in printed.items()):
+        return []
+    return table1.compare({row.name: row.weights for row in summary.rows}, {row.name: row.multiply_adds for row in summary.rows})
+
+
+def _as_json(summary: "Summary", options: dict[str, Any], comparisons: "Sequence[Comparison]" = ()) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "model": options,
+        "rows": [dataclasses.asdict(row) for row in summary.rows],
+        "depth": summary.depth,
+        "totals": {"with_aux": summary.totals(aux=True), "without_aux": summary.totals(aux=False)},
+    }
+    if comparisons:
+        result["table_1"] = [{**dataclasses.asdict(row), "equal": row.equal} for row in comparisons]
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------------------- text
+
+
+def summary_text(summary: "Summary", comparisons: "Sequence[Comparison]" = ()) -> str:
+    """The rows and totals as an aligned table; with `comparisons`, the paper's figures beside the last layer that each sums up."""
+    header = ["layer", "output", "depth", "parameters", "multiply-adds"]
+    beside = {comparison.layers[-1]: comparison for comparison in comparisons}
+    if comparisons:
+        header += ["weights", "Table 1", "multiply-adds", "Table 1", "difference"]
+    lines = [[*_cells(row), *(_beside(beside[row.name]) if row.name in beside else ())] for row in summary.rows]
+    has_aux = any(row.aux for row in summary.rows)
+    main, everything = summary.totals(aux=False), summary.totals(aux=True)
+    lines.append(["total", "", str(summary.depth), f"{main['parameters']:,}", f"{main['multiply_adds']:,}"])
+    if has_aux:
+        lines[-1][0] = "total without aux heads"
+        lines.append(["total with aux heads", "", "", f"{everything['parameters']:,}", f"{everything['multiply_adds']:,}"])
+    text = table(header, lines, left=(0, 1, 9))
+    if comparisons:
+        text += "\n\nTable 1 of arXiv 1409.4842: kernels' weights in K = 1024, multiply-adds in M; difference: printed against computed."
+    return text
+
+
+def comparison_text(name: str, summary: "Summary", other_name: str, other: "Summary") -> str:
+    """Two networks side by side, rows aligned by name; a row that differs is marked with what differs in it."""
+    columns = ["output", "depth", "parameters", "multiply-adds"]
+    header = ["layer", *(f"{name}: {columns[0]}", *columns[1:]), *(f"{other_name}: {columns[0]}", *columns[1:]), "different"]
+    lines = []
+    for row_name in align([row.name for row in summary.rows], [row.name for row in other.rows]):
+        one, two = summary.row(row_name), other.row(row_name)
+        cells = [_cells(row)[1:] if row else ["–"] * 4 for row in (one, two)]
+        marks = [column for column, a, b in zip(columns, *cells, strict=True) if a != b]
+        if not (one and two):
+            marks = [f"only in {name if one else other_name}"]
+        lines.append([row_name, *cells[0], *cells[1], ", ".join(marks)])
+    for label, aux in (("total without aux heads", False), ("total with aux heads", True)):
+        cells = [["", str(s.depth), *(f"{s.totals(aux)[field]:,}" for field in ("parameters", "multiply_adds"))] for s in (summary, other)]
+        lines.append([label, *cells[0], *cells[1]])
+    return table(header, lines, left=(0, 1, 5, 9))
+
+
+def align(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Both lists in one, each name once: those of `others` alone follow the name that they follow there."""
+    merged, position = list(names), 0
+    for name in others:
+        if name in merged:
+            position = merged.index(name) + 1
+        else:
+            merged.insert(position, name)
+            position += 1
+    return merged
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    """Plain text with aligned columns: those numbered in `left` to the left, the others to the right. Lines may be short."""
+    rows = [list(header), *([*line, *[""] * (len(header) - len(line))] for line in lines)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    rows.insert(1, ["─" * width for width in widths])
+    aligned = ("  ".join(f"{cell:{'<' if i in left else '>'}{widths[i]}}" for i, cell in enumerate(row)) for row in rows)
+    return "\n".join(line.rstrip() for line in aligned)
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "×".join(str(size) for size in shape)
+
+
+def _cells(row: "Row") -> list[str]:
+    counts = [f"{count:,}" if count else "" for count in (row.depth, row.parameters, row.multiply_adds)]
+    return [row.name, _size(row.output), *counts]
+
+
+def _beside(comparison: "Comparison") -> list[str]:
+    differences = {"weights": comparison.weights_difference, "multiply-adds": comparison.multiply_adds_difference}
+    verdict = ", ".join(f"{what} {percent:+.1f} %" for what, percent in differences.items() if percent is not None) or "equal"
+    remarks = [f"with {layer}" for layer in comparison.layers[:-1]] + [comparison.note] * bool(comparison.note)
+    return [
+        f"{comparison.weights:.1f}K",
+        f"{comparison.paper_weights:g}K",
+        f"{comparison.multiply_adds:.1f}M",
+        f"{comparison.paper_multiply_adds:g}M",
+        verdict + "".join(f" ({remark})" for remark in remarks),
+    ]
