@@ -1,0 +1,117 @@
+"""What turns uint8 images into a network's input: sizes for the host, and the arithmetic that runs on the device inside jit."""
+
+import dataclasses
+import math
+from numbers import Real
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from googlenet_jax.errors import UserError, nearest
+
+CHANNEL_ORDERS = ("rgb", "bgr")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How images become a network's input; plain JSON values, so that a checkpoint can hold it.
+
+    Attributes:
+        size: height and width of the network's input, in pixels.
+        resize: the short side before the centre crop of an evaluation, in pixels; at least `size`.
+        mean: subtracted, a channel each, in units of 0–255 and in the order that `channel_order` names. The default is ImageNet's;
+            Caffe's models take (104, 117, 123) in BGR order, std 1.
+        std: divided by afterwards, likewise.
+        channel_order: the order in which the network takes its channels, "rgb" or "bgr".
+
+    Raises:
+        UserError: naming the field, if a value is impossible.
+    """
+
+    size: int = 224
+    resize: int = 256
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    channel_order: str = "rgb"
+
+    def __post_init__(self) -> None:
+        for field in ("size", "resize"):
+            object.__setattr__(self, field, _pixels(field, getattr(self, field)))
+        for field in ("mean", "std"):
+            object.__setattr__(self, field, _three_numbers(field, getattr(self, field)))
+        if self.resize < self.size:
+            raise UserError(
+                f"preprocessing.resize: the short side before the crop must be at least size = {self.size}, found {self.resize}; "
+                "raise resize or lower size"
+            )
+        if min(self.std) <= 0:
+            raise UserError(f"preprocessing.std: expected three numbers above 0, found {self.std}; use 1 for a channel that is not scaled")
+        if self.channel_order not in CHANNEL_ORDERS:
+            raise UserError(
+                f"preprocessing.channel_order: expected 'rgb' or 'bgr', found {self.channel_order!r}"
+                f"{nearest(str(self.channel_order), CHANNEL_ORDERS)}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON values (lists in place of tuples)."""
+        return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
+        """Builds it from `to_dict`'s values; fields left out keep their defaults.
+
+        Raises:
+            UserError: if a field is unknown or a value impossible.
+        """
+        if not isinstance(values, dict):
+            raise UserError(f"preprocessing: expected an object with fields, found {values!r}; see Preprocessing.to_dict")
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise UserError(f"preprocessing: there is no field {name!r}{nearest(name, known)}; the fields are {', '.join(known)}")
+        return cls(**values)
+
+
+def normalize(images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """Puts the channels in order, subtracts the mean and divides by the standard deviation.
+
+    Args:
+        images: uint8 [N, S, S, 3], RGB.
+        preprocessing: mean, std and channel order.
+        dtype: of the result; the arithmetic runs in this type or float32, whichever is wider.
+
+    Returns:
+        [N, S, S, 3] in `dtype`.
+
+    Raises:
+        UserError: if the images are not uint8 or don't have three channels.
+    """
+    if images.dtype != jnp.uint8 or images.shape[-1] != 3:
+        raise UserError(f"normalize: expected uint8 images [N, S, S, 3], found {images.dtype} {list(images.shape)}; pass them undivided")
+    compute = jnp.promote_types(dtype, jnp.float32)
+    if preprocessing.channel_order == "bgr":
+        images = images[..., ::-1]
+    mean, std = jnp.asarray(preprocessing.mean, compute), jnp.asarray(preprocessing.std, compute)
+    return ((images.astype(compute) - mean) / std).astype(dtype)
+
+
+def flip(images: jax.Array, key: jax.Array) -> jax.Array:
+    """Mirrors each image left to right with probability ½, independently; [N, H, W, C] in and out, any dtype."""
+    mirrored = jax.random.bernoulli(key, 0.5, (images.shape[0],))
+    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1, :], images)
+
+
+def _pixels(field: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise UserError(f"preprocessing.{field}: expected a whole number of pixels above 0, found {value!r}")
+    return int(value)
+
+
+def _three_numbers(field: str, value: Any) -> tuple[float, ...]:
+    numbers = tuple(value) if isinstance(value, (tuple, list, np.ndarray)) else ()
+    if len(numbers) != 3 or not all(isinstance(number, Real) and math.isfinite(number) for number in numbers):
+        raise UserError(f"preprocessing.{field}: expected three finite numbers in units of 0–255, found {value!r}")
+    return tuple(float(number) for number in numbers)

@@ -1,0 +1,180 @@
+"""Random access to the examples of a prepared TFDS data set, without TensorFlow."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.read_only_builder import builder_from_files
+from tensorflow_datasets.proto import tf_example_pb2
+
+from googlenet_jax.data.digits import prepare_digits
+from googlenet_jax.errors import UserError, nearest
+
+FILE_FORMAT = "array_record"
+
+
+class Source:
+    """The examples of one split, in a fixed order: `source[i]` is `{"image": uint8 [H, W, 1 or 3], "label": int}`.
+
+    Images come out as RGB (or one channel, where the data set's image feature has one or two): palettes are resolved, 16 bits become
+    their upper 8, alpha is dropped and an EXIF orientation ignored, as TensorFlow's and torchvision's loaders do.
+
+    Attributes:
+        name: the data set's name as it was asked for.
+        split: likewise, slices included.
+        class_names: one a class, in the order of the labels.
+        num_classes: how many classes the data set has.
+    """
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, name: str, split: str) -> None:
+        features = check_features(builder.info.features, name)
+        self.name = name
+        self.split = split
+        self.class_names = tuple(features["label"].names)
+        self.num_classes = len(self.class_names)
+        grey = features["image"].shape[-1] in (1, 2)
+        self._flags = cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR_RGB)
+        self._folder = builder.data_dir
+        self._records = _records(builder, name, split)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} {self.split} has {len(self)} examples; there is no number {index}")
+        return self.read([index])[0]
+
+    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Returns the examples at these positions; one call for a batch costs a tenth of one call an example.
+
+        Raises:
+            UserError: naming the example, if an image can't be decoded or a label is none of the classes.
+        """
+        try:
+            records = self._records.__getitems__(indices)
+        except (OSError, RuntimeError, ValueError, IndexError) as error:
+            raise UserError(
+                f"{self.name} {self.split}: can't read the files in {self._folder} ({_one_line(error)}); "
+                "delete the folder and prepare the data set again"
+            ) from error
+        return [self._example(index, record) for index, record in zip(indices, records, strict=True)]
+
+    def _example(self, index: int, record: bytes) -> dict[str, Any]:
+        features = tf_example_pb2.Example.FromString(record).features.feature
+        label = features["label"].int64_list.value[0]
+        if not 0 <= label < self.num_classes:
+            raise UserError(
+                f"{self.name} {self.split}, example {index}: expected a label from 0 to {self.num_classes - 1}, found {label}; "
+                "choose a split that has labels"
+            )
+        return {"image": self._decode(index, features["image"].bytes_list.value[0]), "label": label}
+
+    def _decode(self, index: int, encoded: bytes) -> np.ndarray:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), self._flags) if encoded else None
+        if image is None:
+            raise UserError(
+                f"{self.name} {self.split}, example {index}: expected a whole image file (PNG, JPEG, …), "
+                f"found {len(encoded)} bytes that can't be decoded; mend or leave out that image and prepare the data set again"
+            )
+        return image if image.ndim == 3 else image[..., None]
+
+
+def load_source(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
+    """Opens one split of a prepared data set; never imports TensorFlow.
+
+    Args:
+        name: a TFDS name, such as "cifar10", "food101:2.0.0" or "name/config". "digits" is written on first use.
+        split: such as "train", "train[:90%]" or "train+test".
+        data_dir: where TFDS's data sets lie; by default the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Raises:
+        UserError: if the data set isn't prepared or has no image and label, or the split is unknown, malformed or empty.
+    """
+    return Source(open_builder(name, data_dir), name, split)
+
+
+def default_data_dir() -> Path:
+    """Where TFDS keeps its data sets: the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or Path("~", "tensorflow_datasets")).expanduser()
+
+
+def open_builder(name: str, data_dir: str | os.PathLike[str] | None = None) -> tfds.core.DatasetBuilder:
+    """Finds a prepared data set by its files alone, so that neither its own code nor its version today matters.
+
+    Raises:
+        UserError: with the command that prepares it, if it isn't there or is in another file format.
+    """
+    folder = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
+    if name == "digits":
+        prepare_digits(folder)
+    try:
+        builder = builder_from_files(name, data_dir=folder)
+    except (ValueError, OSError) as error:
+        raise UserError(f"data set {name!r}: not prepared in {folder}{_how_to_prepare(name, folder)}") from error
+    formats = sorted(available.value for available in builder.info.available_file_formats())
+    if FILE_FORMAT not in formats:
+        raise UserError(
+            f"data set {name!r}: expected array_record files in {builder.data_dir}, found {' and '.join(formats)}; "
+            f"prepare it once more into another folder with: googlenet-jax prepare {name} --data-dir DIR"
+        )
+    return builder
+
+
+def check_features(features: Any, name: str) -> Any:
+    """Returns `features` if they hold what classification needs: an 8 or 16 bit `image` [H, W, C] and a `label` with classes.
+
+    Raises:
+        UserError: naming the feature that is missing or of another kind.
+    """
+    wanted = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    for key, kind in wanted.items():
+        found = features[key] if isinstance(features, tfds.features.FeaturesDict) and key in features else None
+        if not isinstance(found, kind):
+            what = f"{key} is a {type(found).__name__}" if found is not None else f"only {', '.join(features or ['nothing'])}"
+            raise UserError(
+                f"data set {name!r}: expected the features image (an Image) and label (a ClassLabel), found {what}; choose another set"
+            )
+    image, label = features["image"], features["label"]
+    if len(image.shape) != 3 or np.dtype(image.np_dtype).name not in ("uint8", "uint16"):
+        raise UserError(
+            f"data set {name!r}: expected images [H, W, C] of uint8 or uint16, "
+            f"found {list(image.shape)} of {np.dtype(image.np_dtype).name}; choose another set"
+        )
+    if not label.num_classes:
+        raise UserError(f"data set {name!r}: its label feature doesn't say how many classes there are; choose another set")
+    return features
+
+
+def _records(builder: tfds.core.DatasetBuilder, name: str, split: str) -> Any:
+    """The serialised examples of a split: a sequence of bytes that reads many at once with `__getitems__`."""
+    splits = builder.info.splits
+    try:
+        examples = splits[split].num_examples if isinstance(split, str) else 0
+        problem = f"no examples in {split!r}"
+    except (KeyError, ValueError, AssertionError) as error:
+        base = split.split("[")[0]
+        examples, problem = 0, _one_line(error) + ("" if base in splits else nearest(base, splits))
+    if examples <= 0:
+        counts = ", ".join(f"{key} ({info.num_examples} examples)" for key, info in splits.items())
+        raise UserError(
+            f"split {split!r} of data set {name!r}: expected one of {counts}, or slices and sums of them such as "
+            f"'train[:90%]' and 'train+test', found {problem}"
+        )
+    return builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES, file_format=FILE_FORMAT)
+
+
+def _how_to_prepare(name: str, folder: Path) -> str:
+    known = [*tfds.list_builders(with_community_datasets=False), "digits"]
+    base = name.split("/")[0].split(":")[0]
+    if base in known:
+        return f"; prepare it with: googlenet-jax prepare {name} --data-dir {folder}"
+    return f", and TFDS knows no set of that name{nearest(base, known)}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split("See format at")[0].split()).rstrip(". ")
