@@ -1,0 +1,64 @@
+"""Curves of one run or of several in one picture: loss, top-1 and learning rate over the epochs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+Curve = tuple[list[float], list[float]]
+
+_STYLES = {"train": (":", 1.0), "raw": ("--", 1.2), "ema": ("-", 1.6)}  # line style and width
+
+
+def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Draws a picture of three panels into `path` (PNG, PDF or SVG by its suffix).
+
+    `runs` maps a name to the lines of its metrics.jsonl. One run has a colour for each split, several have a colour each; dotted is
+    training, dashed the raw weights, drawn through their average ("ema"). Top-1 is in percent.
+    """
+    figure = Figure(figsize=(15, 4.6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)  # Agg draws without a display
+    loss, top1, rate = figure.subplots(1, 3)
+    colours = _Colours()
+    for name, lines in runs.items():
+        for split, weights in dict.fromkeys((line["split"], line.get("weights")) for line in lines):
+            own = [line for line in lines if (line["split"], line.get("weights")) == (split, weights)]
+            label = " ".join(part for part in (name if len(runs) > 1 else "", split, weights if weights == "ema" else "") if part)
+            style, width = _STYLES["train" if weights is None else weights]
+            look = {"color": colours[name if len(runs) > 1 else split], "linestyle": style, "linewidth": width, "label": label}
+            _plot(loss, _curve(own, "loss"), look)
+            _plot(top1, _curve(own, "top1", 100), look)
+            _plot(rate, _curve(own, "learning_rate"), {**look, "label": name, "linestyle": "-"})
+    for axes, title in ((loss, "loss"), (top1, "top-1, %"), (rate, "learning rate")):
+        _finish(axes, title, legend=axes is not rate or len(runs) > 1)
+    figure.savefig(path)
+
+
+class _Colours(dict[str, str]):
+    """A colour for each name, in the order in which they are asked for."""
+
+    def __missing__(self, name: str) -> str:
+        self[name] = f"C{len(self) % 10}"
+        return self[name]
+
+
+def _curve(lines: Sequence[Mapping[str, Any]], field: str, scale: float = 1.0) -> Curve:
+    points = [(line["epoch"], scale * line[field]) for line in lines if field in line]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _plot(axes: Axes, curve: Curve, look: Mapping[str, Any]) -> None:
+    if curve[0]:
+        # A single point makes no line, so it gets a mark.
+        axes.plot(*curve, **look, marker="o" if len(curve[0]) == 1 else None, markersize=4)
+
+
+def _finish(axes: Axes, title: str, legend: bool) -> None:
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.grid(alpha=0.3)
+    if legend and axes.lines:
+        axes.legend(fontsize="small")

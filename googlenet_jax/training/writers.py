@@ -1,0 +1,159 @@
+"""Where a run's metrics go: `metrics.jsonl`, TensorBoard events and `curves.png`, behind one small interface.
+
+A line is a dictionary of JSON values: step, epoch, split, loss, top1, top5 (absent below five classes); a training line also has loss_main,
+loss_aux1, …, learning_rate and images_per_second, an evaluation line examples and weights, "raw" or "ema".
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from googlenet_jax.errors import UserError
+from googlenet_jax.training.curves import draw_curves
+
+METRICS_FILE = "metrics.jsonl"
+CURVES_FILE = "curves.png"
+EVENTS_FOLDER = "tensorboard"
+
+Line = dict[str, Any]
+
+
+class Writer:
+    """Takes lines and does nothing with them: the writer of every process but the first, and the interface of the others."""
+
+    def write(self, line: Line) -> None:
+        """Takes one line."""
+
+    def flush(self) -> None:
+        """Sees to it that what was taken outlives this process."""
+
+    def close(self) -> None:
+        """Flushes, and ends."""
+
+
+class Writers(Writer):
+    """Several writers as one."""
+
+    def __init__(self, *writers: Writer) -> None:
+        self._writers = writers
+
+    def write(self, line: Line) -> None:
+        for writer in self._writers:
+            writer.write(line)
+
+    def flush(self) -> None:
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+class JsonLinesWriter(Writer):
+    """Appends to a file of one JSON object a line; `flush` waits for the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, line: Line) -> None:
+        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()  # so that a killed process leaves whole lines, and `tail -f` shows them
+
+    def flush(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+
+class TensorBoardWriter(Writer):
+    """Writes TensorBoard events, tags such as "loss/train" and "top1/test_ema"; TensorBoard hides older events of steps after `step`."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._events = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def write(self, line: Line) -> None:
+        curve = "_".join(line[key] for key in ("split", "weights") if key in line)
+        for name in line.keys() - {"step", "epoch", "split", "weights", "examples"}:
+            self._events.add_scalar(f"{name}/{curve}", line[name], line["step"])
+
+    def flush(self) -> None:
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+
+class CurvesWriter(Writer):
+    """Draws `curves.png` anew from `metrics.jsonl` when it is flushed, where an evaluation has come since, and at the end."""
+
+    def __init__(self, workdir: Path) -> None:
+        self._workdir = workdir
+        self._has_news = False
+
+    def write(self, line: Line) -> None:
+        self._has_news |= "weights" in line
+
+    def flush(self) -> None:
+        if self._has_news:
+            self._has_news = False
+            self._draw()
+
+    def close(self) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        lines = read_metrics(self._workdir / METRICS_FILE)
+        if lines:
+            write_atomically(self._workdir / CURVES_FILE, lambda path: draw_curves({self._workdir.name: lines}, path))
+
+
+def create_writer(workdir: Path, step: int, process_index: int) -> Writer:
+    """The writers of a run that goes on after `step` steps: all of them in process 0, one that does nothing in the others."""
+    if process_index:
+        return Writer()
+    return Writers(JsonLinesWriter(workdir / METRICS_FILE), TensorBoardWriter(workdir / EVENTS_FOLDER, step), CurvesWriter(workdir))
+
+
+def read_metrics(path: Path) -> list[Line]:
+    """The lines of a `metrics.jsonl`, without a last one that is half-written. Raises UserError for a file that is missing or broken."""
+    if not path.is_file():
+        raise UserError(f"{path.parent}: no {path.name} in it; give the --workdir of a run that train.py has begun")
+    texts = path.read_bytes().split(b"\n")
+    lines = []
+    # What follows the last newline is empty, or was being written when the process was killed.
+    for number, text in enumerate(texts[:-1], start=1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: expected a JSON object, found {text[:40]!r}; remove that line") from error
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int) or "split" not in line:
+            raise UserError(f"{path}, line {number}: expected an object with 'step' and 'split', found {text[:40]!r}; remove that line")
+        lines.append(line)
+    return lines
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Removes the lines after `step` from a `metrics.jsonl`, and a half-written last one; the file need not exist.
+
+    The new file replaces the old one in one stroke: killed at any moment, one of the two is there, whole.
+    """
+    if not path.exists():
+        return
+    kept = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in read_metrics(path) if line["step"] <= step)
+    write_atomically(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a file beside `path`, which then takes its place in one stroke."""
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    write(temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
