@@ -1,0 +1,63 @@
+"""Pictures from files: orientation, channels, and what is refused."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from googlenet_jax.errors import UserError
+from googlenet_jax.evaluation.pictures import draw_grid, read_picture
+from googlenet_jax.evaluation.predict import Prediction
+
+FLOWER = np.ascontiguousarray(load_sample_image("flower.jpg")[:200:4, :320:4])
+
+
+def test_reads_rgb(tmp_path: Path) -> None:
+    Image.fromarray(FLOWER).save(tmp_path / "flower.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "flower.png"), FLOWER)
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [(3, lambda x: x[::-1, ::-1]), (6, lambda x: np.rot90(x, -1)), (8, np.rot90)])
+def test_turns_as_exif_says(tmp_path: Path, orientation: int, turn) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(FLOWER).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_picture(tmp_path / "turned.png"), turn(FLOWER))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1"])
+def test_every_mode_becomes_three_channels_of_uint8(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "picture.tiff"
+    Image.fromarray(FLOWER).convert(mode).save(path)
+    picture = read_picture(path)
+    assert picture.shape == FLOWER.shape and picture.dtype == np.uint8
+
+
+def test_refuses_what_it_would_misread(tmp_path: Path) -> None:
+    deep = tmp_path / "deep.png"
+    Image.fromarray(FLOWER[..., 0].astype(np.uint16) * 257).save(deep)
+    with pytest.raises(UserError, match=r"deep\.png: expected a picture of 8 bits"):
+        read_picture(deep)
+    buffer = io.BytesIO()
+    Image.fromarray(FLOWER).save(buffer, "JPEG")
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    with pytest.raises(UserError, match=r"cut\.jpg: can't read the picture"):
+        read_picture(cut)
+
+
+def test_draws_a_grid_of_any_number(tmp_path: Path) -> None:
+    for count in (1, 2, 5):
+        path = tmp_path / f"{count}.png"
+        top = [Prediction("a flower with a very long name indeed", 0.75), Prediction("$x_1$", 0.2)]
+        draw_grid(path, [FLOWER] * count, [f"folder/picture_{i}.png" for i in range(count)], [top] * count)
+        assert read_picture(path).std() > 0
+
+
+def test_a_grid_that_can_not_be_written_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "no" / "folder.png", tmp_path / "grid.nonsense"):
+        with pytest.raises(UserError, match="can't write the grid"):
+            draw_grid(path, [FLOWER], ["x"], [[Prediction("y", 1.0)]])
