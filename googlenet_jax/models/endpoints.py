@@ -11,10 +11,10 @@ Array = jax.Array
 
 
 def endpoints(model: Network, variables: dict[str, Any], images: Array) -> dict[str, Array]:
-    """Returns the activations by name, in the network's order, in evaluation, the auxiliary heads' among them.
+    """Returns the activations in evaluation by name, in the network's order, the auxiliary heads' among them.
 
-    `conv1` … `inception_5b` are the outputs of units and modules, `inception_3a/conv_1x1` those inside a module, `pool1`, `norm1` … those of
-    layers without parameters, `aux1`, `aux2` and `head` the logits.
+    `conv1` … `inception_5b` are the outputs of units and modules, `inception_3a/conv_1x1` those inside a module, `pool1`, `norm1` … those
+    of layers without parameters, `aux1`, `aux2` and `head` the logits.
 
     Args:
       images: floats `[N, H, W, 3]`.

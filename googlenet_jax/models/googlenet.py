@@ -87,7 +87,7 @@ class Inception(nn.Module):
 
 
 class NaiveInception(nn.Module):
-    """The naive Inception module (Fig. 2a): 1×1 | 3×3 | 5×5 | pool, without reductions and projection, so that its output outgrows its input."""
+    """The naive Inception module (Fig. 2a): 1×1 | 3×3 | 5×5 | pool, without reductions and projection: its output outgrows its input."""
 
     widths: Widths
     unit: Unit
@@ -136,15 +136,15 @@ class AuxHead(nn.Module):
 
 
 class Network(nn.Module):
-    """What the networks share: their options, the check of the input, the modules 3a to 5b and the heads. A variant states its stem and its layers.
+    """What the networks share: their options, the check of the input, the modules 3a to 5b and the heads. A variant states the rest.
 
     Attributes:
       num_classes: of the main and the auxiliary classifiers.
       aux_heads: whether the auxiliary classifiers exist.
       dropout, aux_dropout: rates before the main and the auxiliary classifiers.
       width: multiplies the channels of every layer but the classifiers.
-      stem: "dense" (7×7/2); "separable" (`googlenet` alone); "small" for images such as 32×32: a 3×3/1 in place of the 7×7/2, and no pool
-        behind it.
+      stem: "dense" (7×7/2); "separable" (`googlenet` alone); "small" for images such as 32×32: a 3×3/1 in place of the 7×7/2, and no pool2,
+        so that the modules begin at half the image's size instead of an eighth.
       fully_connected_head: the classifier reads the whole last map in place of its global average; fixes the image's size.
       dtype: of the computation. param_dtype: of the parameters.
     """
@@ -224,11 +224,14 @@ class Network(nn.Module):
         return self.unit(self.scaled(features), window, stride, name=name, **settings)(x, frozen)
 
     def first(self, x: Array, frozen: bool, features: int = 64, **settings: Any) -> Array:
-        """The stem's first convolution and the pool behind it."""
-        if self.stem == "small":
-            return self.conv("conv1", x, frozen, features, 3, 1, **settings)
-        x = self.conv("conv1", x, frozen, features, 7, 2, **settings)
+        """The stem's first convolution and pool1."""
+        window, stride = (3, 1) if self.stem == "small" else (7, 2)
+        x = self.conv("conv1", x, frozen, features, window, stride, **settings)
         return sow(self, "pool1", self.pool(x))
+
+    def second_pool(self, x: Array) -> Array:
+        """pool2, which a stem for small images leaves out."""
+        return x if self.stem == "small" else sow(self, "pool2", self.pool(x))
 
     def module(self, name: str, x: Array, frozen: bool) -> Array:
         """The Inception module of that name."""
@@ -306,12 +309,13 @@ def check_images(model: Network, images: Array) -> None:
 
 
 class GoogLeNet(Network):
-    """GoogLeNet as published (arXiv 1409.4842, Table 1 and Fig. 3; Caffe's bvlc_googlenet): LRN, biases, ceil-mode pooling, Caffe's initialisation.
+    """GoogLeNet as published (arXiv 1409.4842, Table 1 and Fig. 3; Caffe's bvlc_googlenet): LRN, biases, ceil-mode pooling.
 
+    Initialised as Caffe's: Xavier-uniform by fan-in, biases 0.2, those of the classifiers 0.
     `stem="separable"` is Table 1's first row as printed (2.7K weights): a depthwise 7×7 with multiplier 8, then a 1×1.
     """
 
-    min_sizes: ClassVar[dict[str, int]] = {"dense": 31, "separable": 31, "small": 16}
+    min_sizes: ClassVar[dict[str, int]] = {"dense": 31, "separable": 31, "small": 8}
     kernel_init: ClassVar[Any] = staticmethod(layers.xavier_fan_in)
     bias_init: ClassVar[Any] = staticmethod(nn.initializers.constant(0.2))
     dense_init: ClassVar[Any] = staticmethod(layers.xavier_fan_in)
@@ -324,7 +328,7 @@ class GoogLeNet(Network):
         x = self.conv("conv2_reduce", x, frozen, 64)
         x = self.conv("conv2", x, frozen, 192, 3)
         x = sow(self, "norm2", local_response_norm(x))
-        return sow(self, "pool2", self.pool(x))
+        return self.second_pool(x)
 
 
 class GoogLeNetNaive(GoogLeNet):
@@ -357,7 +361,7 @@ class GoogLeNetPlain(Network):
     def stem_layers(self, x: Array, frozen: bool) -> Array:
         x = self.first(x, frozen, self.base_dim, relu=False)
         x = self.conv("conv2", x, frozen, 3 * self.base_dim, 3, relu=False)
-        return sow(self, "pool2", self.pool(x))
+        return self.second_pool(x)
 
 
 class NormedNetwork(Network):
@@ -382,7 +386,7 @@ class NormedNetwork(Network):
         x = self.first(x, frozen)
         x = self.conv("conv2_reduce", x, frozen, 64)
         x = self.conv("conv2", x, frozen, 192, 3)
-        return sow(self, "pool2", self.pool(x))
+        return self.second_pool(x)
 
 
 class GoogLeNetBN(NormedNetwork):
@@ -413,7 +417,7 @@ class GoogLeNetTorchvision(NormedNetwork):
     dropout: float = 0.2
     transform_input: bool = False
 
-    min_sizes: ClassVar[dict[str, int]] = {"dense": 15, "small": 8}
+    min_sizes: ClassVar[dict[str, int]] = {"dense": 15, "small": 4}
     wide: ClassVar[int] = 3
     kernel_init: ClassVar[Any] = staticmethod(nn.initializers.normal(0.01))
     dense_init: ClassVar[Any] = staticmethod(nn.initializers.normal(0.01))

@@ -1,7 +1,7 @@
-"""The forms that XLA compiles best, chosen here and nowhere else; the plain form stands beside each and is what the tests compare with.
+"""The forms that XLA compiles best, chosen here and nowhere else; beside each stands the plain form that the tests compare it with.
 
-On a CPU the gradients of pooling and convolution that XLA derives are slow (`benchmarks/train_speed.py` measures them), so their gradients are
-written out. Elsewhere the plain forms are used. Every form computes the same mathematics, ties in pooling included.
+On a CPU the gradients that XLA derives for pooling, convolution and batch norm are slow (`benchmarks/train_speed.py` measures them), so
+they are written out. Elsewhere the plain forms are used. Every form computes the same mathematics, ties in pooling included.
 """
 
 import functools
@@ -113,11 +113,12 @@ def plain_conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1
 
 
 def conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1) -> Array:
-    """`plain_conv`, where a 1×1 is a matrix product and a 3×3's weight gradient is made of products on a CPU."""
+    """`plain_conv`, where a 1×1 is a matrix product and the weight gradient of a 3×3 on a large map is made of products on a CPU."""
     if kernel.shape[:2] == (1, 1) and stride == 1 and groups == 1 and pads == ((0, 0), (0, 0)):
         return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
     plain = functools.partial(plain_conv, stride=stride, pads=pads, groups=groups)
-    if kernel.shape[:2] == (3, 3) and stride == 1 and groups == 1:
+    # On small maps XLA's own weight gradient is the faster one.
+    if kernel.shape[:2] == (3, 3) and stride == 1 and groups == 1 and x.shape[1] * x.shape[2] > 400:
         return lax.platform_dependent(x, kernel, cpu=functools.partial(_conv_with_dots, pads=pads), default=plain)
     return plain(x, kernel)
 
@@ -138,20 +139,15 @@ def _conv_backward(pads: Pads, residuals: tuple[Array, Array], dy: Array) -> tup
 
 
 def _weight_gradient(x: Array, dy: Array, shape: Sequence[int], pads: Pads) -> Array:
-    """The gradient of a stride-1 convolution's kernel: for each row offset one product of the shifted input with dy."""
-    n, height, width, features = dy.shape
+    """The gradient of a stride-1 convolution's kernel: for each row offset one product of dy with the column shifts side by side."""
+    height, width, features = dy.shape[1:]
     window_h, window_w, channels, _ = shape
-    padded = jnp.pad(x, ((0, 0), pads[0], pads[1], (0, 0)))
-    contract = (((0, 1, 2), (0, 1, 2)), ((), ()))
-    if height * width < 400:  # small maps: a product an offset
-        shifted = [lax.slice_in_dim(padded, j, j + width, axis=2) for j in range(window_w)]
-        rows = [
-            jnp.stack([lax.dot_general(lax.slice_in_dim(s, i, i + height, axis=1), dy, contract) for s in shifted]) for i in range(window_h)
-        ]
-        return jnp.stack(rows)
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     columns = jnp.concatenate([lax.slice_in_dim(padded, j, j + width, axis=2) for j in range(window_w)], axis=3)
-    rows = [lax.dot_general(lax.slice_in_dim(columns, i, i + height, axis=1), dy, contract) for i in range(window_h)]
-    return jnp.stack(rows).reshape(window_h, window_w, channels, features)
+    # dy on the left: it is what XLA transposes, once for all row offsets.
+    contract = (((0, 1, 2), (0, 1, 2)), ((), ()))
+    rows = [lax.dot_general(dy, lax.slice_in_dim(columns, i, i + height, axis=1), contract) for i in range(window_h)]
+    return jnp.stack(rows).reshape(window_h, features, window_w, channels).transpose(0, 2, 3, 1)
 
 
 _conv_with_dots.defvjp(_conv_forward, _conv_backward)

@@ -82,8 +82,8 @@ def max_pool(x: Array, window: int = 3, stride: int = 2, padding: Padding = "cei
     Returns:
       `[N, H', W', C]` of x's dtype.
     """
-    pads = tuple(pool_padding(size, window, stride, padding) for size in x.shape[1:3])
-    return kernels.max_pool(x, window, stride, pads)
+    rows, columns = (pool_padding(size, window, stride, padding) for size in x.shape[1:3])
+    return kernels.max_pool(x, window, stride, (rows, columns))
 
 
 def window_mean(x: Array, rows: Sequence[tuple[int, int]], columns: Sequence[tuple[int, int]]) -> Array:

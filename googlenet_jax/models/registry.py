@@ -94,5 +94,5 @@ def _check_dtype(name: str, option: str, value: Any) -> None:
         dtype = None
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise UserError(f"{name}: option {option!r} must be a float type such as 'float32' or 'bfloat16', found {value!r}")
-    if dtype == jnp.float64 and not jax.config.jax_enable_x64:
+    if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
         raise UserError(f"{name}: {option} float64 needs JAX's 64-bit mode: set JAX_ENABLE_X64=1")
