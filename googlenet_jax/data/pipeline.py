@@ -78,7 +78,7 @@ def train_batches(
         draws = rng.random((batch_size, CROP_TRIES + 1, 2))[rows]
         return _read(source, indices[rows], lambda image, row: _train_image(image, preprocessing, augment, draws[row]), preprocessing.size)
 
-    batches = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(batch_size).random_map(read)
+    batches = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True).random_map(read)
     return _iterate(batches, start_step, threads)
 
 

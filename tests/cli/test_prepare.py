@@ -1,0 +1,77 @@
+import argparse
+import json
+
+import pytest
+import tensorflow_datasets as tfds
+
+from googlenet_jax.cli import prepare
+from googlenet_jax.data.sources import load_source
+from googlenet_jax.errors import UserError
+
+
+def run(*arguments) -> int:
+    parser = argparse.ArgumentParser()
+    prepare.add_parser(parser.add_subparsers(dest="subcommand"))
+    args = parser.parse_args(["prepare", *map(str, arguments)])
+    return prepare.run(args)
+
+
+def test_digits_are_prepared_without_a_network(tmp_path, capsys):
+    assert run("digits", "--data-dir", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "10 classes" in out and str(tmp_path / "digits" / "1.0.0") in out
+    assert [line.split() for line in out.splitlines()[1:]] == [["train", "1,437", "examples"], ["test", "360", "examples"]]
+    assert len(load_source("digits", "test", tmp_path)) == 360
+
+
+def test_json_stands_alone_on_standard_output(tmp_path, capsys):
+    for _ in range(2):  # a second time changes nothing
+        assert run("digits", "--data-dir", tmp_path, "--json") == 0
+        assert json.loads(capsys.readouterr().out) == {
+            "name": "digits",
+            "folder": str(tmp_path / "digits" / "1.0.0"),
+            "num_classes": 10,
+            "splits": {"train": 1437, "test": 360},
+        }
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifra10", "TFDS knows no set of that name .did you mean 'cifar10'"),
+        ("digitz", "did you mean 'digits'"),
+        ("imdb_reviews", "expected the features image .* found only text, label"),
+        ("cifar10:9.9.9", "only: 3.0.2"),
+        ("../x", "Parsing builder name"),
+    ],
+)
+def test_what_cannot_be_prepared_is_said_in_one_line(tmp_path, name, message):
+    with pytest.raises(UserError, match=message) as error:
+        run(name, "--data-dir", tmp_path)
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow"), r"pip install 'googlenet-jax\[prepare\]'"),
+        (
+            ModuleNotFoundError("No module named 'importlib_resources'", name="importlib_resources"),
+            r"pip install 'googlenet-jax\[prepare\]'",
+        ),
+        (ModuleNotFoundError("No module named 'scipy'", name="scipy"), "Python package scipy"),
+        (ConnectionError("Max retries exceeded\nName or service not known"), "check the network"),
+        (AssertionError("Manual directory /x does not exist.\nDownload it yourself."), "Manual directory /x does not exist. Download it"),
+    ],
+)
+def test_a_failed_preparation_says_what_to_do(tmp_path, monkeypatch, capsys, error, message):
+    def fail(self):
+        print("TFDS talks")
+        raise error
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
+    with pytest.raises(UserError, match=message) as raised:
+        run("cifar10", "--data-dir", tmp_path, "--json")
+    assert str(raised.value).startswith("data set 'cifar10': ") and "\n" not in str(raised.value)
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "TFDS talks\n")
