@@ -1,0 +1,149 @@
+import json
+
+import pytest
+from flax.traverse_util import flatten_dict
+
+from googlenet_jax.errors import UserError
+from googlenet_jax.training.config import MAY_CHANGE, build_model, changed_fields, default_config, steps, validate
+
+
+def changed(**fields):
+    """The default recipe with some fields changed; "__" stands for the dot."""
+    config = default_config()
+    for name, value in fields.items():
+        *groups, field = name.split("__")
+        group = config
+        for key in groups:
+            group = group[key]
+        setattr(group, field, value)
+    return config
+
+
+def test_default_recipe_is_valid():
+    validate(default_config())
+
+
+def test_whole_numbers_count_as_numbers_and_lists_as_tuples():
+    validate(changed(optimizer__momentum=0, schedule__power=1, augment__area=[0.5, 1], data__eval_splits=["a", "b"]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"bacth_size": 8}, r"^bacth_size: .*did you mean 'batch_size'"),
+        ({"learning_rate": 0.1}, r"^learning_rate: .*did you mean 'schedule.learning_rate'"),
+        ({"optimizer__momentun": 0.9}, r"^optimizer.momentun: .*did you mean 'optimizer.momentum'"),
+        ({"model": "googlenet"}, r"^model: .*did you mean 'model.name'"),
+        ({"batch_size": "32"}, r"^batch_size: expected a whole number .*found '32'"),
+        ({"batch_size": True}, r"^batch_size: expected a whole number .*found True"),
+        ({"batch_size": 32.0}, r"^batch_size: expected a whole number .*found 32.0"),
+        ({"batch_size": 0}, r"^batch_size: .*at least 1, found 0"),
+        ({"eval_batch_size": -1}, r"^eval_batch_size: "),
+        ({"deterministic": 1}, r"^deterministic: expected True or False"),
+        ({"seed": -1}, r"^seed: "),
+        ({"dtype": "float16"}, r"^dtype: expected one of .*found 'float16' \(did you mean 'bfloat16'\?\)"),
+        ({"duration": 60}, r"^duration: expected a text such as '90 epochs'"),
+        ({"duration": "sixty epochs"}, r"^duration: .*'60 epochs'.*found 'sixty epochs'"),
+        ({"duration": "0 epochs"}, r"^duration: expected a duration above zero"),
+        ({"eval_every": "1.5 steps"}, r"^eval_every: "),
+        ({"log_every": "-1 steps"}, r"^log_every: "),
+        ({"augment__area": (1.0, 0.08)}, r"^augment.area: .*ascending"),
+        ({"augment__area": (0.08, 1.1)}, r"^augment.area: "),
+        ({"augment__area": (0.08, "1")}, r"^augment.area: each item"),
+        ({"augment__aspect": (0, 1)}, r"^augment.aspect: "),
+        ({"data__eval_splits": ()}, r"^data.eval_splits: "),
+        ({"data__eval_splits": "test"}, r"^data.eval_splits: expected a tuple"),
+        ({"preprocessing__std": (1, 0, 1)}, r"^preprocessing.std: "),
+        ({"preprocessing__mean": (1, 1)}, r"^preprocessing.mean: "),
+        ({"preprocessing__channel_order": "gbr"}, r"^preprocessing.channel_order: "),
+        ({"preprocessing__resize": 200}, r"^preprocessing.resize: "),
+        ({"model__name": "googlenet", "preprocessing__size": 16}, r"^preprocessing.size: googlenet .*at least \d+ pixels, found 16"),
+        ({"optimizer__momentum": 1.0}, r"^optimizer.momentum: .*below 1, found 1.0"),
+        ({"optimizer__weight_decay": -1e-4}, r"^optimizer.weight_decay: "),
+        ({"optimizer__nesterov": True, "optimizer__momentum": 0}, r"^optimizer.nesterov: "),
+        ({"schedule__learning_rate": -0.1}, r"^schedule.learning_rate: "),
+        ({"schedule__learning_rate": float("nan")}, r"^schedule.learning_rate: "),
+        ({"schedule__name": "cosin"}, r"^schedule.name: .*found 'cosin' \(did you mean 'cosine'\?\)"),
+        ({"schedule__factor": 1.5}, r"^schedule.factor: "),
+        ({"schedule__warmup": "90 epochs"}, r"^schedule.warmup: "),
+        ({"loss__label_smoothing": 1.0}, r"^loss.label_smoothing: "),
+        ({"ema__decay": 1.0}, r"^ema.decay: "),
+        ({"checkpoint__keep": 0}, r"^checkpoint.keep: "),
+        ({"model__name": "googlenet_b"}, r"^model: .*did you mean 'googlenet_bn'"),
+        ({"model__options": {"widht": 0.5}}, r"^model: .*did you mean 'width'"),
+        ({"model__options": {"width": -1}}, r"^model: .*width"),
+        ({"model__options": {"num_classes": 10}}, r"^model.options.num_classes: "),
+    ],
+)  # fmt: skip
+def test_error_names_the_field(fields, error):
+    with pytest.raises(UserError, match=error) as caught:
+        validate(changed(**fields))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_field_is_named():
+    config = default_config()
+    del config.schedule.warmup
+    with pytest.raises(UserError, match=r"^schedule.warmup: .*missing"):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("duration", "expected"),
+    [
+        ("60 epochs", 600),
+        ("1 epoch", 10),
+        ("0.5 epochs", 5),
+        ("0.001 epochs", 1),
+        ("2400000 steps", 2_400_000),
+        ("1 step", 1),
+        ("0 steps", 0),
+    ],
+)
+def test_durations_in_steps(duration, expected):
+    assert steps(duration, steps_per_epoch=10) == expected
+
+
+def test_part_of_a_step_is_rounded():
+    assert steps("3 epochs", steps_per_epoch=1437 / 64) == 67
+
+
+@pytest.mark.parametrize("duration", ["", "10", "epochs", "1.5 steps", "ten epochs", "1 epochs ", "1e3 steps", "nan epochs"])
+def test_duration_that_does_not_parse(duration):
+    with pytest.raises(UserError, match="expected a duration"):
+        steps(duration, steps_per_epoch=10)
+
+
+def test_built_model_has_the_recipes_types():
+    model = build_model(changed(dtype="bfloat16", model__options={"width": 0.5}), num_classes=7)
+    assert (model.num_classes, model.width, model.dtype, model.param_dtype) == (7, 0.5, "bfloat16", "float32")
+
+
+def test_json_changes_nothing():
+    config = default_config().to_dict()
+    assert changed_fields(json.loads(json.dumps(config)), config) == []
+
+
+def test_changes_are_listed_by_name():
+    old, new = changed(model__options={"width": 0.5}).to_dict(), changed(batch_size=64, augment__area=(0.5, 1.0)).to_dict()
+    assert changed_fields(old, new) == [
+        "augment.area: [0.08, 1.0] → [0.5, 1.0]",
+        "batch_size: 256 → 64",
+        "model.options.width: 0.5 → not set",
+    ]
+
+
+def test_what_never_reaches_the_parameters_may_change():
+    new = changed(log_every="1 step", eval_every="9 steps", checkpoint_every="2 steps", eval_batch_size=7, data__dir="x", data__threads=1)
+    assert changed_fields(default_config().to_dict(), new.to_dict()) == []
+    assert flatten_dict(default_config().to_dict(), sep=".").keys() >= MAY_CHANGE
+
+
+def test_duration_may_change_only_where_the_schedule_does_not_depend_on_it():
+    for schedule, refused in (
+        ("step", []),
+        ("cosine", ["duration: '90 epochs' → '9 epochs'"]),
+        ("polynomial", ["duration: '90 epochs' → '9 epochs'"]),
+    ):
+        old, new = changed(schedule__name=schedule), changed(schedule__name=schedule, duration="9 epochs")
+        assert changed_fields(old.to_dict(), new.to_dict()) == refused

@@ -1,0 +1,213 @@
+"""The steps on a small network; run as a script, this file trains on every device there is and writes the parameters to the path given."""
+
+import itertools
+import os
+import subprocess
+import sys
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from googlenet_jax.data.preprocessing import Preprocessing, normalize
+from googlenet_jax.errors import UserError
+from googlenet_jax.models.googlenet import Output
+from googlenet_jax.training.config import default_config
+from googlenet_jax.training.losses import cross_entropy
+from googlenet_jax.training.mesh import create_mesh, replicate, shard_batch
+from googlenet_jax.training.optimizer import create_optimizer
+from googlenet_jax.training.state import TrainState, create_state, eval_variables
+from googlenet_jax.training.step import label_ranks, make_eval_step, make_train_step
+
+PREPROCESSING = Preprocessing(size=8, resize=8)
+KEY = jax.random.key(7)
+
+
+class Tiny(nn.Module):
+    """A network in miniature: convolution, batch norm, dropout, an auxiliary head; `images` matter by position, so flips show."""
+
+    num_classes: int = 6
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Conv(8, (3, 3), dtype=self.dtype, name="conv1")(images)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn")(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
+        aux = {"aux1": nn.Dense(self.num_classes, name="aux1")(x)} if train or self.is_initializing() else {}
+        return Output(nn.Dense(self.num_classes, name="head")(x), aux)
+
+
+def batch_of(examples, classes=6, seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (examples, 8, 8, 3), dtype=np.uint8)
+    return {"image": images, "label": rng.integers(0, classes, examples).astype(np.int32)}
+
+
+class Run:
+    """A model, its state and its compiled step, of the default recipe with some fields changed."""
+
+    def __init__(self, model=None, mesh=None, **groups):
+        self.model, self.mesh, config = model or Tiny(), mesh or create_mesh(), default_config()
+        config.augment.flip = False
+        config.schedule.update({"name": "step", "learning_rate": 0.01})
+        for group, fields in groups.items():
+            config[group].update(fields) if isinstance(fields, dict) else config.update({group: fields})
+        images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+        params = jax.eval_shape(lambda x: self.model.init(KEY, x, train=False), images)["params"]
+        tx, schedule = create_optimizer(config, params, steps_per_epoch=10, total_steps=100)
+        self.state = replicate(create_state(self.model, config, tx, KEY, image_size=8), self.mesh)
+        self.compiled = make_train_step(self.model, config, tx, schedule, PREPROCESSING, self.mesh, steps_per_epoch=10)
+
+    def step(self, batch, key=KEY):
+        self.state, metrics = self.compiled(self.state, shard_batch(batch, self.mesh), key)
+        return {name: float(value) for name, value in metrics.items()}
+
+    def params(self):
+        return {name: np.array(value) for name, value in flatten_dict(self.state.params, sep=".").items()}
+
+
+def test_metrics_are_those_of_the_batch_before_the_step():
+    run, batch = Run(), batch_of(16)
+    variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
+    images = normalize(jnp.asarray(batch["image"]), PREPROCESSING)
+    output, _ = run.model.apply(variables, images, train=True, mutable=["batch_stats"])
+    metrics = run.step(batch)
+    assert metrics.keys() == {"loss", "loss_main", "loss_aux1", "top1", "top5", "learning_rate", "grad_norm"}
+    np.testing.assert_allclose(metrics["loss_main"], cross_entropy(output.logits, batch["label"]).mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], metrics["loss_main"] + 0.3 * metrics["loss_aux1"], rtol=1e-6)
+    assert metrics["top1"] == np.mean(output.logits.argmax(-1) == batch["label"])
+    np.testing.assert_allclose(metrics["learning_rate"], 0.01)
+
+
+def test_training_fits_the_batch():
+    run, batch = Run(), batch_of(16)
+    first, *_, last = (run.step(batch) for _ in range(30))
+    assert last["loss"] < first["loss"] / 10
+    assert last["top1"] == 1
+    assert int(run.state.step) == 30
+    assert all(
+        np.any(np.array(statistic) != start) for statistic, start in zip(jax.tree.leaves(run.state.batch_stats), (0, 1), strict=True)
+    )
+
+
+def test_the_given_state_is_used_up():
+    run = Run(ema={"decay": 0.9})
+    before = run.state
+    run.step(batch_of(8))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+
+
+def test_top5_is_absent_below_five_classes():
+    for classes in (4, 5):
+        run = Run(Tiny(num_classes=classes))
+        _, metrics = run.compiled.eval_shape(run.state, batch_of(8), KEY)
+        assert ("top5" in metrics) == (classes == 5)
+
+
+def test_randomness_is_a_function_of_key_and_step():
+    batch = batch_of(8)
+
+    def losses(run, key):
+        start = jax.tree.map(jnp.copy, run.state)
+        two = [run.step(batch, key)["loss"] for _ in range(2)]
+        run.state = start
+        return two
+
+    frozen = {"name": "step", "learning_rate": 1e-30}
+    for groups in ({"model": Tiny(dropout=0.5)}, {"augment": {"flip": True}}):
+        run = Run(schedule=frozen, **groups)
+        first, second = losses(run, KEY)
+        assert losses(run, KEY) == [first, second]
+        assert first != second
+        assert losses(run, jax.random.key(8))[0] != first
+    run = Run(schedule=frozen)
+    assert losses(run, KEY) == losses(run, jax.random.key(8)), "without dropout and flips nothing is random"
+
+
+def test_bfloat16_keeps_float32_parameters_and_statistics():
+    run = Run(Tiny(dtype=jnp.bfloat16), dtype="bfloat16", ema={"decay": 0.9})
+    run.step(batch_of(8))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(run.state) if leaf.ndim} == {"float32"}
+
+
+def test_average_starts_as_a_copy_and_then_follows():
+    run, batch = Run(ema={"decay": 0.75, "start": "2 steps"}), batch_of(8)
+    history = []
+    for _ in range(4):
+        run.step(batch)
+        history.append((eval_variables(run.state, "raw"), eval_variables(run.state, "ema")))
+        history[-1] = jax.tree.map(np.array, history[-1])  # the next step uses the state up
+    for raw, average in history[:2]:
+        jax.tree.map(np.testing.assert_array_equal, raw, average)
+    for (_, before), (raw, average) in itertools.pairwise(history[1:]):
+        expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, before, raw)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), average, expected)
+    assert history[-1][1].keys() == {"params", "batch_stats"}
+
+
+def test_average_that_is_not_kept_is_an_error():
+    state = TrainState(jnp.int32(0), {}, {}, (), ema=None)
+    with pytest.raises(UserError, match="'ema'"):
+        eval_variables(state, "ema")
+    with pytest.raises(UserError, match="'raw' or 'ema', found 'mean'"):
+        eval_variables(state, "mean")
+
+
+def test_evaluation_counts_examples_and_no_padding():
+    run, batch = Run(), batch_of(12)
+    weight = np.array([1] * 7 + [0] * 5, np.float32)
+    eval_step = make_eval_step(run.model, PREPROCESSING, run.mesh)
+    sums = eval_step(eval_variables(run.state, "raw"), shard_batch({**batch, "weight": weight}, run.mesh))
+
+    logits = run.model.apply(
+        eval_variables(run.state, "raw"), normalize(jnp.asarray(batch["image"][:7]), PREPROCESSING), train=False
+    ).logits
+    ranks = np.argsort(np.argsort(-logits, axis=1), axis=1)[np.arange(7), batch["label"][:7]]
+    assert {name: int(value) for name, value in sums.items() if name != "loss"} == {
+        "examples": 7,
+        "top1": np.sum(ranks < 1),
+        "top5": np.sum(ranks < 5),
+    }
+    np.testing.assert_allclose(sums["loss"], cross_entropy(logits, batch["label"][:7]).sum(), rtol=1e-6)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=2, max_size=8))
+def test_rank_is_the_place_in_a_stable_sort(logits):
+    order = np.argsort(-np.array(logits), kind="stable")
+    ranks = label_ranks(jnp.tile(jnp.array(logits), (len(logits), 1)), jnp.arange(len(logits)))
+    np.testing.assert_array_equal(ranks[order], np.arange(len(logits)))
+
+
+def test_logits_that_are_not_numbers_hit_nothing():
+    nan = float("nan")
+    logits = jnp.array([[nan, nan, nan], [0, nan, 1], [0, 1, nan]])
+    np.testing.assert_array_equal(label_ranks(logits, jnp.array([0, 1, 1])), [3, 3, 1])
+
+
+def trained_on_every_device():
+    run = Run(Tiny(dropout=0.5), augment={"flip": True}, ema={"decay": 0.9})
+    losses = [run.step(batch_of(16, seed=step))["loss"] for step in range(3)]
+    return {"losses": np.array(losses), **run.params()}
+
+
+def test_eight_devices_train_as_one(tmp_path):
+    """The same dropout, flips, batch statistics and gradients; sums run in another order, hence float32's last digits."""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    subprocess.run([sys.executable, __file__, tmp_path / "eight.npz"], env=environment, check=True)
+    one, eight = trained_on_every_device(), np.load(tmp_path / "eight.npz")
+    assert eight["devices"] == 8
+    for name, expected in one.items():
+        assert np.linalg.norm(eight[name] - expected) <= 1e-4 * np.linalg.norm(expected) + 1e-7, name
+
+
+if __name__ == "__main__":
+    np.savez(sys.argv[1], devices=jax.device_count(), **trained_on_every_device())
