@@ -115,6 +115,18 @@ def steps(duration: str, steps_per_epoch: float) -> int:
     return max(1, round(number * steps_per_epoch) if is_epochs else int(number))
 
 
+def is_due(duration: str, step: int, steps_per_epoch: float) -> bool:
+    """Whether something that happens every `duration` happens after `step` steps.
+
+    Each multiple is rounded by itself: with 22.45 steps to an epoch, "1 epoch" is due after 22, 45, 67, … steps and "2 epochs" after every
+    second of these. Multiples of a rounded duration would drift apart. Raises UserError where `duration` does not parse.
+    """
+    number, is_epochs = _parse_duration(duration)
+    period = max(1.0, number * steps_per_epoch if is_epochs else number)
+    count = round(step / period)
+    return count > 0 and round(count * period) == step
+
+
 def build_model(config: ConfigDict, num_classes: int) -> Network:
     """Builds a recipe's model. Raises UserError where the recipe's `model` or `dtype` do not make one."""
     options = config.model.options.to_dict()
