@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is meant: that a run's folder is only read
     try:
         status = SUBCOMMANDS[args.subcommand].run(args)
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 
@@ -30,11 +31,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--top: expected at least 1, found {args.top}")
     pictures = [read_picture(path) for path in args.images]
     trained = load_trained(args.run, args.weights)
-    images = np.stack([eval_image(picture, trained.preprocessing) for picture in pictures])
-    probabilities = predict(trained.model, trained.variables, images, trained.preprocessing)
+    crops = [eval_image(picture, trained.preprocessing) for picture in pictures]
+    probabilities = predict(trained.model, trained.variables, np.stack(crops), trained.preprocessing)
     predictions = [top_predictions(each, trained.class_names, args.top) for each in probabilities]
     if args.grid:
-        draw_grid(args.grid, images, args.images, predictions)
+        draw_grid(args.grid, crops, [Path(path).name for path in args.images], predictions)
     if args.json:
         results = zip(args.images, predictions, strict=True)
         print(json.dumps([{"image": path, "predictions": [each._asdict() for each in top]} for path, top in results], indent=2))

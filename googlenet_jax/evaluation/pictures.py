@@ -52,9 +52,8 @@ def draw_grid(path: str | Path, pictures: Sequence[np.ndarray], titles: Sequence
         below.barh(range(len(top)), [each.probability for each in top], color="#9ecae1", height=0.9)
         below.set(xlim=(0, 1), ylim=(bars - 0.5, -0.5))
         for line, each in enumerate(top):
-            below.text(
-                0.02, line, f"{_shortened(each.class_name, 24)}  {100 * each.probability:.1f} %", va="center", fontsize=8, parse_math=False
-            )
+            below.text(0.02, line, _shortened(each.class_name, 26), va="center", fontsize=8, parse_math=False)
+            below.text(0.98, line, f"{100 * each.probability:.1f} %", va="center", ha="right", fontsize=8)
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
@@ -41,7 +40,8 @@ def predict(
 
 
 def _probabilities(model: Network, preprocessing: Preprocessing, variables: dict[str, Any], images: jax.Array) -> jax.Array:
-    return jax.nn.softmax(model.apply(variables, normalize(images, preprocessing, jnp.dtype(model.dtype)), train=False).logits)
+    output: Any = model.apply(variables, normalize(images, preprocessing, model.dtype), train=False)
+    return jax.nn.softmax(output.logits)
 
 
 def top_predictions(probabilities: np.ndarray, class_names: Sequence[str], count: int) -> list[Prediction]:
