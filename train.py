@@ -120,6 +120,9 @@ def _prepare_jax(config: ConfigDict) -> None:
         from googlenet_jax.training.step import set_deterministic_flags
 
         set_deterministic_flags()
+    from googlenet_jax.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
