@@ -22,22 +22,24 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.model.name = "googlenet_bn"
     config.model.options.stem = "small"
-    config.model.options.width = 0.25
-    config.model.options.aux_heads = False
+    config.model.options.width = 0.375
+    config.model.options.dropout = 0.1
+    config.model.options.aux_dropout = 0.1
 
     config.data.name = "cifar10"
     config.data.train_split = "train[:45000]" if arg == "tune" else "train"
     config.data.eval_splits = ("train[45000:]",) if arg == "tune" else ("test",)
-    config.data.threads = 2
+    config.data.threads = 1
     config.preprocessing.size = 32
     config.preprocessing.resize = 32
     config.preprocessing.mean = (125.3, 123.0, 113.9)  # of the training images
     config.preprocessing.std = (63.0, 62.1, 66.7)
-    config.augment.area = (0.5, 1.0)
+    config.augment.area = (0.6, 1.0)
+    config.augment.aspect = (0.85, 1.18)
 
     config.batch_size = 128
     config.eval_batch_size = 500
-    config.duration = "30 epochs"
+    config.duration = "10 epochs"
 
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4
@@ -45,5 +47,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.schedule.learning_rate = 0.1
     config.schedule.warmup = "1 epoch"
     config.loss.label_smoothing = 0.1
-    config.ema.decay = 0.999
+    config.ema.decay = 0.995
     return config
