@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from typing import Any
 
 
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         preprocessing=trained.preprocessing,
         mesh=mesh,
         threads=data["threads"],
+        progress=sys.stderr.isatty(),
     )
     result = {"run": args.run, "step": trained.step, "weights": trained.weights, "data": source.name, "split": source.split, **metrics}
     if args.json:
