@@ -19,9 +19,10 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     `runs` maps a name to the lines of its metrics.jsonl. One run has a colour for each split, several have a colour each; dotted is
     training, dashed the raw weights, drawn through their average ("ema"). Top-1 is in percent.
     """
-    figure = Figure(figsize=(15, 4.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(15, 4.6), dpi=110)
     FigureCanvasAgg(figure)  # Agg draws without a display
-    loss, top1, rate = figure.subplots(1, 3)
+    # Fixed margins: matplotlib's own layout engines draw everything twice.
+    loss, top1, rate = figure.subplots(1, 3, gridspec_kw={"left": 0.04, "right": 0.985, "bottom": 0.12, "top": 0.92, "wspace": 0.16})
     colours = _Colours()
     for name, lines in runs.items():
         for split, weights in dict.fromkeys((line["split"], line.get("weights")) for line in lines):

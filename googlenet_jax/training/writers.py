@@ -5,7 +5,9 @@ loss_aux1, …, learning_rate and images_per_second, an evaluation line examples
 """
 
 import json
+import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from googlenet_jax.training.curves import draw_curves
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 EVENTS_FOLDER = "tensorboard"
+SECONDS_BETWEEN_CURVES = 20  # a picture takes about half a second
 
 Line = dict[str, Any]
 
@@ -91,18 +94,14 @@ class TensorBoardWriter(Writer):
 
 
 class CurvesWriter(Writer):
-    """Draws `curves.png` anew from `metrics.jsonl` when it is flushed, where an evaluation has come since, and at the end."""
+    """Draws `curves.png` anew from `metrics.jsonl`: after an evaluation, but no sooner than SECONDS_BETWEEN_CURVES, and at the end."""
 
     def __init__(self, workdir: Path) -> None:
         self._workdir = workdir
-        self._has_news = False
+        self._drawn_at = -math.inf
 
     def write(self, line: Line) -> None:
-        self._has_news |= "weights" in line
-
-    def flush(self) -> None:
-        if self._has_news:
-            self._has_news = False
+        if "weights" in line and time.monotonic() - self._drawn_at >= SECONDS_BETWEEN_CURVES:
             self._draw()
 
     def close(self) -> None:
@@ -112,6 +111,7 @@ class CurvesWriter(Writer):
         lines = read_metrics(self._workdir / METRICS_FILE)
         if lines:
             write_atomically(self._workdir / CURVES_FILE, lambda path: draw_curves({self._workdir.name: lines}, path))
+        self._drawn_at = time.monotonic()
 
 
 def create_writer(workdir: Path, step: int, process_index: int) -> Writer:

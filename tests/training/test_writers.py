@@ -71,16 +71,13 @@ def read_events(folder):
     return scalars
 
 
-def test_curves_are_drawn_at_evaluations_only(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(writers, "draw_curves", lambda runs, path: drawn.append(len(runs[tmp_path.name])) or path.write_bytes(b""))
-    writer = create_writer(tmp_path, 0, 0)
-    for line in LINES:
-        writer.write(line)
-        writer.flush()
-    assert drawn == [2, 3, 5]
-    writer.close()
-    assert drawn == [2, 3, 5, 5]
+@pytest.mark.parametrize(("seconds", "drawn"), [(0, [2, 3, 5, 5]), (3600, [2, 5])])
+def test_curves_are_drawn_at_evaluations_and_at_the_end(tmp_path, monkeypatch, seconds, drawn):
+    lengths = []
+    monkeypatch.setattr(writers, "draw_curves", lambda runs, path: lengths.append(len(runs[tmp_path.name])) or path.write_bytes(b""))
+    monkeypatch.setattr(writers, "SECONDS_BETWEEN_CURVES", seconds)
+    write(tmp_path, LINES)
+    assert lengths == drawn
 
 
 @given(

@@ -1,0 +1,275 @@
+"""The loop's order, what stands in a run's folder, and what happens when the same command comes again."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from googlenet_jax.errors import UserError
+from googlenet_jax.training import loop
+from googlenet_jax.training.checkpoint import Checkpoints, load_run
+from googlenet_jax.training.loop import Plan, train
+from googlenet_jax.training.writers import read_metrics
+from tests.training.tiny_run import tiny_config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir, compiled_dir):
+    """A finished run, for reading."""
+    workdir = tmp_path_factory.mktemp("finished")
+    train(tiny_config(data_dir), workdir)
+    return workdir
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A finished run, to do with as one likes."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def metrics_of(workdir):
+    return read_metrics(workdir / "metrics.jsonl")
+
+
+def without_speed(lines):
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def bits(variables):
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(variables)]
+
+
+def rewind(workdir, step):
+    """What a process killed right after the checkpoint of `step` leaves, with lines that it had written after it."""
+    for path in (workdir / "checkpoints").iterdir():
+        if int(path.name) > step:
+            shutil.rmtree(path)
+
+
+def test_the_folder_of_a_run(finished, data_dir):
+    assert {path.name for path in finished.iterdir()} == {"config.json", "metrics.jsonl", "checkpoints", "tensorboard", "curves.png"}
+    assert json.loads((finished / "config.json").read_text()) == json.loads(json.dumps(tiny_config(data_dir).to_dict()))
+    steps = [int(path.name) for path in (finished / "checkpoints").iterdir()]
+    assert {16, 20, 24} <= set(steps) and len(steps) <= 4
+
+
+def test_lines_have_the_documented_fields(finished):
+    lines = metrics_of(finished)
+    common = {"step", "epoch", "split", "loss", "top1", "top5"}
+    for line in lines:
+        assert line["epoch"] == line["step"] / 4
+        if line["split"] == "train":
+            assert set(line) == common | {"loss_main", "loss_aux1", "learning_rate", "images_per_second", "grad_norm"}
+            assert line["images_per_second"] > 0
+        else:
+            assert set(line) == common | {"examples", "weights"}
+            assert line["examples"] == {"test[:100]": 100, "train[:50]": 50}[line["split"]]
+    keys = [(line["step"], line["split"], line.get("weights")) for line in lines]
+    evaluations = [
+        (step, split, weights) for step in range(4, 25, 4) for split in ("test[:100]", "train[:50]") for weights in ("raw", "ema")
+    ]
+    assert sorted(keys, key=str) == sorted([*((step, "train", None) for step in range(3, 25, 3)), *evaluations], key=str)
+
+
+def test_it_learns(finished):
+    evaluations = [line for line in metrics_of(finished) if line["split"] == "test[:100]" and line["weights"] == "raw"]
+    assert evaluations[-1]["top1"] > 0.4 and evaluations[-1]["loss"] < evaluations[0]["loss"]
+
+
+def test_training_lines_are_means_over_their_interval(finished, copy, data_dir, monkeypatch):
+    """Every step logged by itself, the lines of three steps are the means of these."""
+    shutil.rmtree(copy)
+    config = tiny_config(data_dir)
+    config.log_every = "1 step"
+    train(config, copy)
+    single = {line["step"]: line for line in metrics_of(copy) if line["split"] == "train"}
+    for line in metrics_of(finished):
+        if line["split"] == "train":
+            step = line["step"]
+            for name in ("loss", "loss_main", "loss_aux1", "top1", "grad_norm"):
+                assert line[name] == pytest.approx(np.mean([single[step - k][name] for k in range(3)]))
+            assert line["learning_rate"] == single[step]["learning_rate"]
+
+
+def test_the_order_is_evaluate_save_next_batch_step(tmp_path, data_dir, monkeypatch):
+    events = []
+    evaluate, save, train_batches, push = loop._evaluate, Checkpoints.save, loop.train_batches, loop.TrainingLog.push
+
+    def batches(*args, **kwargs):
+        for batch in train_batches(*args, **kwargs):
+            events.append("batch")
+            yield batch
+
+    monkeypatch.setattr(
+        loop, "_evaluate", lambda job, state, step, writer: events.append(f"evaluate {step}") or evaluate(job, state, step, writer)
+    )
+    monkeypatch.setattr(
+        Checkpoints, "save", lambda self, step, *args, **kwargs: events.append(f"save {step}") or save(self, step, *args, **kwargs)
+    )
+    monkeypatch.setattr(loop, "train_batches", batches)
+    monkeypatch.setattr(loop.TrainingLog, "push", lambda self, step, metrics: events.append(f"step {step}") or push(self, step, metrics))
+    config = tiny_config(data_dir)
+    config.duration, config.checkpoint_every = "5 steps", "2 steps"
+    train(config, tmp_path)
+    assert events == [
+        *("batch", "step 1", "batch", "step 2", "save 2", "batch", "step 3", "batch", "step 4"),
+        *("evaluate 4", "save 4", "batch", "step 5", "evaluate 5", "save 5"),
+    ]
+
+
+@pytest.mark.parametrize("step", [16, 20])  # 16 lies inside an interval of the training lines, which end at 15 and 18
+def test_resuming_is_bit_exact_and_each_line_stands_once(finished, copy, data_dir, step):
+    rewind(copy, step)
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 24, "spl')
+    train(tiny_config(data_dir), copy)
+    assert without_speed(metrics_of(copy)) == without_speed(metrics_of(finished))
+    for weights in ("raw", "ema"):
+        ours, theirs = (load_run(workdir, weights=weights) for workdir in (copy, finished))
+        assert (ours.step, bits(ours.variables)) == (24, bits(theirs.variables))
+
+
+def test_killed_before_the_first_checkpoint_starts_anew(finished, copy, data_dir):
+    rewind(copy, 0)
+    train(tiny_config(data_dir), copy)
+    assert without_speed(metrics_of(copy)) == without_speed(metrics_of(finished))
+
+
+def test_evaluation_and_saving_are_not_repeated_on_resuming(copy, data_dir, monkeypatch):
+    rewind(copy, 20)
+    done = []
+    evaluate, save = loop._evaluate, Checkpoints.save
+    monkeypatch.setattr(loop, "_evaluate", lambda *args: done.append(("evaluate", args[2])) or evaluate(*args))
+    monkeypatch.setattr(Checkpoints, "save", lambda *args, **kwargs: done.append(("save", args[1])) or save(*args, **kwargs))
+    train(tiny_config(data_dir), copy)
+    assert done == [("evaluate", 24), ("save", 24)]
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(copy, data_dir, capsys):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    train(tiny_config(data_dir), copy)
+    assert "this run is finished, all 24 steps are done" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(finished, copy, data_dir, capsys):
+    shutil.rmtree(copy / "checkpoints" / "24" / "state" / "d")
+    train(tiny_config(data_dir), copy)
+    messages = capsys.readouterr().err
+    assert "checkpoints/24 is damaged" in messages and "going on after step 20" in messages
+    assert without_speed(metrics_of(copy)) == without_speed(metrics_of(finished))
+    assert bits(load_run(copy).variables) == bits(load_run(finished).variables)
+
+
+def test_a_changed_config_is_refused_with_the_list(copy, data_dir):
+    config = tiny_config(data_dir)
+    config.seed, config.optimizer.momentum = 1, 0.8
+    with pytest.raises(UserError, match=r"optimizer\.momentum: 0\.9 → 0\.8; seed: 0 → 1"):
+        train(config, copy)
+
+
+def test_logging_may_change(finished, copy, data_dir):
+    rewind(copy, 20)
+    config = tiny_config(data_dir)
+    config.log_every, config.eval_every, config.checkpoint.keep = "2 steps", "2 epochs", 1
+    train(config, copy)
+    assert json.loads((copy / "config.json").read_text())["log_every"] == "2 steps"
+    assert bits(load_run(copy).variables) == bits(load_run(finished).variables)
+
+
+def test_an_impossible_config_leaves_no_folder(tmp_path, data_dir):
+    config = tiny_config(data_dir)
+    config.data.train_split = "nope"
+    with pytest.raises(UserError, match="split 'nope'"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_without_a_config_are_refused(copy, data_dir):
+    (copy / "config.json").unlink()
+    with pytest.raises(UserError, match=r"holds checkpoints but no config\.json"):
+        train(tiny_config(data_dir), copy)
+
+
+def test_a_broken_config_file_is_named(copy, data_dir):
+    (copy / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: expected a recipe as JSON"):
+        train(tiny_config(data_dir), copy)
+
+
+def test_a_workdir_that_is_a_file_is_named(tmp_path, data_dir):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="--workdir: can't write in"):
+        train(tiny_config(data_dir), tmp_path / "run")
+
+
+def spoil(monkeypatch, step, **spoilt):
+    """Lets the step that leads to `step` go wrong: its metrics ("loss") or the parameters that it makes ("params")."""
+    make = loop.make_train_step
+
+    def make_spoilt(*args, **kwargs):
+        train_step = make(*args, **kwargs)
+
+        def wrapped(state, batch, key):
+            number = int(state.step) + 1
+            state, metrics = train_step(state, batch, key)
+            if number == step and "params" in spoilt:
+                state = state.replace(params=jax.tree.map(lambda x: x * spoilt["params"], state.params))
+            return state, metrics | ({"loss": jnp.float32(spoilt["loss"])} if number == step and "loss" in spoilt else {})
+
+        return wrapped
+
+    monkeypatch.setattr(loop, "make_train_step", make_spoilt)
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data_dir, monkeypatch, loss):
+    spoil(monkeypatch, 10, loss=loss)
+    with pytest.raises(
+        UserError, match=rf"step 10: the loss is {loss}, at learning rate 0\.06\d+; the last good checkpoint is .*checkpoints/8; "
+    ):
+        train(tiny_config(data_dir), tmp_path)
+    assert load_run(tmp_path).step == 8
+    assert max(line["step"] for line in metrics_of(tmp_path)) == 9
+
+
+def test_a_loss_that_is_not_finite_is_found_before_saving(tmp_path, data_dir, monkeypatch):
+    spoil(monkeypatch, 8, loss=np.nan)
+    with pytest.raises(UserError, match=r"step 8: the loss is nan.*checkpoints/4; "):
+        train(tiny_config(data_dir), tmp_path)
+
+
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path, data_dir, monkeypatch):
+    """The loss of the step that spoils them is still finite."""
+    spoil(monkeypatch, 2, params=np.inf)
+    config = tiny_config(data_dir)
+    config.checkpoint_every = "2 steps"
+    with pytest.raises(UserError, match=r"step 2: the parameters or statistics are not finite; there is no good checkpoint yet"):
+        train(config, tmp_path)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_named(tmp_path, data_dir, monkeypatch):
+    mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    monkeypatch.setattr(loop, "create_mesh", lambda: mesh)
+    config = tiny_config(data_dir)
+    config.batch_size = 15
+    with pytest.raises(UserError, match="batch_size: 15 examples do not divide among 2 devices"):
+        train(config, tmp_path)
+
+
+def test_plan_counts_each_multiple_by_itself():
+    """1,437 examples by 64 are 22.45 steps an epoch: two epochs end where every second single one ends, and the run with the last."""
+    from googlenet_jax.training.config import default_config
+
+    config = default_config()
+    config.update(batch_size=64, duration="10 epochs", eval_every="1 epoch", checkpoint_every="2 epochs", log_every="100 steps")
+    plan = Plan(config, 1437)
+    evaluations = [step for step in range(plan.total_steps + 1) if plan.evaluates(step)]
+    assert evaluations == [22, 45, 67, 90, 112, 135, 157, 180, 202, 225] and plan.total_steps == 225
+    assert [step for step in range(plan.total_steps + 1) if plan.saves(step)] == evaluations[1::2]
+    assert [step for step in range(plan.total_steps + 1) if plan.logs(step)] == [100, 200]
