@@ -135,7 +135,7 @@ def check_features(features: Any, name: str) -> Any:
     for key, kind in wanted.items():
         found = features[key] if isinstance(features, tfds.features.FeaturesDict) and key in features else None
         if not isinstance(found, kind):
-            what = f"{key} is a {type(found).__name__}" if found is not None else f"only {', '.join(features or ['nothing'])}"
+            what = f"{key} is a {type(found).__name__}" if found is not None else f"only {', '.join(sorted(features or ['nothing']))}"
             raise UserError(
                 f"data set {name!r}: expected the features image (an Image) and label (a ClassLabel), found {what}; choose another set"
             )

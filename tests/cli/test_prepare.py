@@ -40,7 +40,7 @@ def test_json_stands_alone_on_standard_output(tmp_path, capsys):
     [
         ("cifra10", "TFDS knows no set of that name .did you mean 'cifar10'"),
         ("digitz", "did you mean 'digits'"),
-        ("imdb_reviews", "expected the features image .* found only text, label"),
+        ("imdb_reviews", "expected the features image .* found only label, text"),
         ("cifar10:9.9.9", "only: 3.0.2"),
         ("../x", "Parsing builder name"),
     ],

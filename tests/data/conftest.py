@@ -42,6 +42,7 @@ def make_data_set(tmp_path, monkeypatch) -> MakeDataSet:
         monkeypatch.setattr(Pictures, "features", tfds.features.FeaturesDict(features or keys), raising=False)
         examples = [dict(zip(features or keys, pair, strict=True)) for pair in zip(images, labels, strict=True)]
         monkeypatch.setattr(Pictures, "examples", examples, raising=False)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # TFDS leaves an empty folder there
         Pictures(data_dir=tmp_path, file_format="array_record").download_and_prepare()
         return tmp_path
 

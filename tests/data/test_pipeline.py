@@ -114,7 +114,7 @@ def test_a_crop_is_a_window_of_the_image_anywhere_and_never_mirrored(make_data_s
     for image, (top, left) in zip(batch["image"], corners, strict=True):
         np.testing.assert_array_equal(image, ramp[top : top + 32, left : left + 32])
     # 400 draws of 33 places: each edge is hit, the middle is 16.
-    assert (corners.min(), corners.max()) == (0, 32)
+    np.testing.assert_array_equal((corners.min(0), corners.max(0)), ((0, 0), (32, 32)))
     np.testing.assert_allclose(corners.mean(0), 16, atol=2.5)
 
 
@@ -141,12 +141,12 @@ def pairs(values):
 
 def test_areas_are_uniform_and_aspect_ratios_log_uniform():
     generator = np.random.default_rng(0)
-    ranges = Crop(area=(0.1, 0.5))  # always fits a square
+    ranges = Crop(area=(0.1, 0.5), aspect=(0.5, 1.5))  # always fits a square
     boxes = np.array([random_crop(1000, 1000, ranges, generator.random((CROP_TRIES + 1, 2)).tolist()) for _ in range(4000)])
     area, aspect = boxes[:, 2] * boxes[:, 3] / 1e6, np.log(boxes[:, 3] / boxes[:, 2])
     quantiles = np.linspace(0, 1, 11)
     np.testing.assert_allclose(np.quantile(area, quantiles), 0.1 + 0.4 * quantiles, atol=0.015)
-    np.testing.assert_allclose(np.quantile(aspect, quantiles), np.log(4 / 3) * (2 * quantiles - 1), atol=0.02)
+    np.testing.assert_allclose(np.quantile(aspect, quantiles), np.log(0.5) + np.log(3) * quantiles, atol=0.03)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,8 @@ def test_areas_are_uniform_and_aspect_ratios_log_uniform():
     [((100, 1000), (0, 433, 100, 133)), ((1000, 100), (433, 0, 133, 100)), ((90, 100), (0, 0, 90, 100))],
 )
 def test_where_ten_tries_do_not_fit_the_centre_is_taken(size, box):
-    too_long = [(0.999, 0.0 if size[1] > size[0] else 0.999)] * CROP_TRIES
-    if box[2:] == size:
-        too_long = [(0.999, 0.999)] * CROP_TRIES
-    assert random_crop(*size, Crop(), [*too_long, (0.9, 0.9)]) == box
+    never_fits = (0.999, 0.999 if size[1] < 200 else 0.0)  # nearly the whole area, as wide or as high as it gets
+    assert random_crop(*size, Crop(), [*[never_fits] * CROP_TRIES, (0.9, 0.9)]) == box
 
 
 # ------------------------------------------------------------------------------------------------------------- evaluation
@@ -187,17 +185,15 @@ def test_evaluation_counts_every_example_once(digits_dir, length, share, process
     }
 
 
-@pytest.mark.parametrize("shape", [(64, 96), (96, 64), (64, 65), (64, 64)])
+@pytest.mark.parametrize("shape", [(128, 192), (192, 128), (128, 128)])
 def test_the_centre_crop_of_the_scaled_image(make_data_set, shape):
-    image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8), (9, 9), 3)
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     source = load_source("pictures", "train", make_data_set([png(image)]))
     (batch,) = eval_batches(source, batch_size=1, preprocessing=Preprocessing(size=24, resize=32))
-    # Halving by area is the mean of 2 × 2 pixels.
-    half = image[: shape[0] // 2 * 2, : shape[1] // 2 * 2].reshape(shape[0] // 2, 2, shape[1] // 2, 2, 3).mean((1, 3))
-    top, left = ((side - 24) // 2 for side in half.shape[:2])
-    expected = half[top : top + 24, left : left + 24]
-    tolerance = 1 if shape != (64, 65) else 6  # 65 pixels to 32: not quite halving
-    assert np.abs(batch["image"][0] - expected).max() <= tolerance
+    # A quarter by area is the mean of 4 × 4 pixels.
+    scaled = image.reshape(shape[0] // 4, 4, shape[1] // 4, 4, 3).mean((1, 3))
+    top, left = ((side - 24) // 2 for side in scaled.shape[:2])
+    np.testing.assert_allclose(batch["image"][0], scaled[top : top + 24, left : left + 24], atol=0.51)
 
 
 def test_enlarging_is_bilinear(make_data_set):

@@ -171,7 +171,7 @@ def test_a_set_in_another_file_format_is_refused(make_data_set):
 @pytest.mark.parametrize(
     ("features", "found"),
     [
-        ({"picture": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=2)}, "only picture, label"),
+        ({"picture": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=2)}, "only label, picture"),
         ({"image": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}, "image is a Text"),
         ({"image": tfds.features.Image(), "label": tfds.features.Scalar(np.int64)}, "label is a Scalar"),
     ],
