@@ -1,0 +1,42 @@
+"""Ten steps of the project's own train step beside PyTorch's SGD in float64: losses, gradients, parameters, momenta, averages."""
+
+import pytest
+
+from tests.parity.harness import TOLERANCE, training_errors
+
+# Each recipe variant that changes the arithmetic stands with one of the networks.
+RECIPES = {
+    "googlenet": {"optimizer.bias_rate_multiplier": 2.0},
+    "googlenet_bn": {"optimizer.nesterov": True, "loss.label_smoothing": 0.1},
+    "googlenet_naive": {},
+    "googlenet_plain": {},
+    "googlenet_slim": {},
+    "googlenet_torchvision": {"transform_input": True},
+}
+
+
+def check(errors: dict[str, float]) -> None:
+    worst = max(errors, key=errors.__getitem__)
+    assert errors[worst] <= TOLERANCE, f"{worst}: {errors[worst]:.1e}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_ten_steps_equal_pytorchs(name: str) -> None:
+    errors = training_errors(name, 64, width=0.25, **RECIPES[name])
+    kinds = {error.split()[0] for error in errors}
+    assert kinds >= {"loss", "loss_main", "learning_rate", "gradient", "value", "momentum", "average"}
+    assert ("loss_aux2" in kinds) == (name not in ("googlenet_plain", "googlenet_slim"))
+    check(errors)
+
+
+# 224: the gradient of the paper's 5×5/3 aux pool, which a 14×14 map alone takes; 97: odd maps, so that the ceil pools' edges count.
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), [("googlenet", 224), ("googlenet_torchvision", 97), ("googlenet_slim", 97)])
+def test_gradients_of_other_sizes_equal_pytorchs(name: str, size: int) -> None:
+    check(training_errors(name, size, batch_size=6, steps=1, width=0.125))
+
+
+@pytest.mark.parametrize("options", [{"stem": "separable"}, {"aux_heads": False, "loss.aux_weight": 0.5}], ids=["separable", "no aux"])
+def test_steps_of_options_equal_pytorchs(options: dict) -> None:
+    check(training_errors("googlenet", 48, batch_size=4, steps=2, width=0.125, **options))
