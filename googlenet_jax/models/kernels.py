@@ -32,77 +32,51 @@ def max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
     )
 
 
-def _strided(x: Array, axis: int, start: int, count: int, stride: int) -> Array:
-    return lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, axis)
-
-
-def _first_maximum(x: Array, axis: int, window: int, stride: int) -> tuple[Array, list[Array]]:
-    """Maximum over windows along one axis, and for each offset whether it is the first one with the maximum."""
-    count = (x.shape[axis] - window) // stride + 1
-    parts = [_strided(x, axis, i, count, stride) for i in range(window)]
-    best = functools.reduce(jnp.maximum, parts)
-    return best, [part == best for part in parts]
-
-
-def _index(matches: Sequence[Array]) -> Array:
-    """The number of the first true one, as int8."""
-    index = jnp.full(matches[0].shape, len(matches) - 1, jnp.int8)
-    for i in range(len(matches) - 2, -1, -1):
-        index = jnp.where(matches[i], jnp.int8(i), index)
-    return index
+def _indexed_max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
+    """Maximum over columns, then over rows. The first row with the maximum, and in it the first column: the first in row-major order."""
+    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
+    return _max_along(_max_along(x, 2, window, stride), 1, window, stride)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _indexed_max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
-    return _indexed_forward(x, window, stride, pads)[0]
+def _max_along(x: Array, axis: int, window: int, stride: int) -> Array:
+    """Maximum over the windows of one axis; among equal values the first gets the gradient."""
+    return _max_along_forward(x, axis, window, stride)[0]
 
 
-def _indexed_forward(x: Array, window: int, stride: int, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
-    padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
-    rows, column_matches = _first_maximum(padded, 2, window, stride)
-    # The barriers keep XLA from computing the row maxima once for each of the windows that share them.
-    rows, columns = lax.optimization_barrier((rows, _index(column_matches)))
-    out, row_matches = _first_maximum(rows, 1, window, stride)
-    row = _index(row_matches)
-    column = functools.reduce(
-        lambda rest, i: jnp.where(row == i, _strided(columns, 1, i, out.shape[1], stride), rest),
-        range(window - 2, -1, -1),
-        _strided(columns, 1, window - 1, out.shape[1], stride),
-    )
-    out, index = lax.optimization_barrier((out, row * jnp.int8(window) + column))
-    return out, (index, jnp.zeros((0, *x.shape[1:3]), x.dtype))
+def _max_along_forward(x: Array, axis: int, window: int, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    size = x.shape[axis]
+    count = (size - window) // stride + 1
+    parts = [lax.slice_in_dim(x, i, i + (count - 1) * stride + 1, stride, axis) for i in range(window)]
+    best = functools.reduce(jnp.maximum, parts)
+    index = jnp.full(best.shape, window - 1, jnp.int8)
+    for i in range(window - 2, -1, -1):
+        index = jnp.where(parts[i] == best, jnp.int8(i), index)
+    # The barrier keeps XLA from computing the maxima once more for each window that they enter next.
+    best, index = lax.optimization_barrier((best, index))
+    return best, (index, jnp.zeros((0, size)))
 
 
-def _indexed_backward(window: int, stride: int, pads: Pads, residuals: tuple[Array, Array], dy: Array) -> tuple[Array]:
-    index, like = residuals
-    _, height, width = like.shape
-    # Phase (a, b) of the input, by row and column modulo the stride, gets the terms of the offsets with those remainders.
-    n, out_height, out_width, channels = dy.shape
-    reach = -(-window // stride)
-    blocks_h, blocks_w = out_height + reach - 1, out_width + reach - 1
+def _max_along_backward(axis: int, window: int, stride: int, residuals: tuple[Array, Array], dy: Array) -> tuple[Array]:
+    index, sized = residuals
     zero = jnp.zeros((), dy.dtype)
-    phases = []
-    for a in range(stride):
-        for b in range(stride):
-            total = None
-            for i in range(a, window, stride):
-                for j in range(b, window, stride):
-                    term = jnp.where(index == i * window + j, dy, zero)
-                    up, left = i // stride, j // stride
-                    pad = ((0, 0, 0), (up, reach - 1 - up, 0), (left, reach - 1 - left, 0), (0, 0, 0))
-                    term = lax.pad(term, zero, pad)
-                    total = term if total is None else total + term
-            phases.append(jnp.zeros((n, blocks_h, blocks_w, channels), dy.dtype) if total is None else total)
-    if stride == 1:
-        dx = phases[0]
-    else:
-        grid = jnp.stack(phases).reshape(stride, stride, n, blocks_h, blocks_w, channels)
-        dx = grid.transpose(2, 3, 0, 4, 1, 5).reshape(n, blocks_h * stride, blocks_w * stride, channels)
-    after_h, after_w = pads[0][0] + height - dx.shape[1], pads[1][0] + width - dx.shape[2]
-    return (lax.pad(dx, zero, ((0, 0, 0), (-pads[0][0], after_h, 0), (-pads[1][0], after_w, 0), (0, 0, 0))),)
+    reach = -(-window // stride)
+
+    def shifted(i: int) -> Array:
+        pads = [(0, 0, 0)] * dy.ndim
+        pads[axis] = (i // stride, reach - 1 - i // stride, 0)
+        return lax.pad(jnp.where(index == i, dy, zero), zero, pads)
+
+    # The places of the input, by their remainder modulo the stride, each the sum of the offsets with that remainder.
+    phases = [functools.reduce(jnp.add, [shifted(i) for i in range(phase, window, stride)]) for phase in range(stride)]
+    shape = (*dy.shape[:axis], phases[0].shape[axis] * stride, *dy.shape[axis + 1 :])
+    dx = phases[0] if stride == 1 else jnp.stack(phases, axis + 1).reshape(shape)
+    pads = [(0, 0, 0)] * dy.ndim
+    pads[axis] = (0, sized.shape[1] - shape[axis], 0)
+    return (lax.pad(dx, zero, pads),)
 
 
-_indexed_max_pool.defvjp(_indexed_forward, _indexed_backward)
+_max_along.defvjp(_max_along_forward, _max_along_backward)
 
 # -------------------------------------------------------------------------------------------------------------- convolution
 

@@ -1,0 +1,168 @@
+"""Pooling, LRN and batch norm against PyTorch's operators and against the plain forms."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from googlenet_jax.models import kernels, layers
+
+SETTINGS = settings(max_examples=15, deadline=None, derandomize=True)
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def to_torch(x: jax.Array) -> torch.Tensor:
+    """`[N, H, W, C]` → `[N, C, H, W]`, of the same dtype, with gradients."""
+    return torch.tensor(np.asarray(x, np.float64)).permute(0, 3, 1, 2).to(DTYPES[x.dtype.name]).requires_grad_()
+
+
+def from_torch(x: torch.Tensor) -> np.ndarray:
+    return x.detach().double().permute(0, 2, 3, 1).numpy()
+
+
+def quantised(rng: np.random.Generator, shape: tuple[int, ...], levels: int, dtype: str) -> jax.Array:
+    """Values of a few levels, so that windows have ties."""
+    return jnp.asarray(rng.integers(0, levels, shape), dtype)
+
+
+@st.composite
+def pools(draw):
+    window, stride = draw(st.sampled_from([(3, 2), (2, 2), (3, 1)]))
+    padding = draw(st.sampled_from([1, "ceil"] if window == 3 else ["ceil", 0]))
+    shape = (draw(st.integers(1, 2)), draw(st.integers(window, 13)), draw(st.integers(window, 13)), draw(st.integers(1, 3)))
+    return window, stride, padding, shape, draw(st.integers(1, 4)), draw(st.integers(0, 2**16)), draw(st.sampled_from(sorted(DTYPES)))
+
+
+@SETTINGS
+@given(pools())
+def test_max_pool_and_its_gradient_are_pytorchs_ties_included(case):
+    window, stride, padding, shape, levels, seed, dtype = case
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(seed)
+        x = quantised(rng, shape, levels, dtype)
+        pads = {"padding": 0, "ceil_mode": True} if padding == "ceil" else {"padding": padding}
+        theirs_in = to_torch(x)
+        theirs = F.max_pool2d(theirs_in, window, stride, **pads)
+        ours, pull = jax.vjp(lambda x: layers.max_pool(x, window, stride, padding), x)
+        np.testing.assert_array_equal(np.asarray(ours, np.float64), from_torch(theirs))
+        # Whole numbers: their sums are exact in every dtype.
+        dy = jnp.asarray(rng.integers(-3, 4, ours.shape), dtype)
+        theirs.backward(to_torch(dy).detach())
+        np.testing.assert_array_equal(np.asarray(pull(dy)[0], np.float64), from_torch(theirs_in.grad))
+
+
+@pytest.mark.parametrize(("window", "stride", "pads"), [(3, 2, ((0, 1), (0, 1))), (3, 1, ((1, 1), (1, 1))), (2, 2, ((0, 0), (0, 0)))])
+def test_indexed_max_pool_is_the_plain_one(window, stride, pads):
+    x = quantised(np.random.default_rng(0), (2, 8, 10, 3), 3, "float32")
+    forms = [functools.partial(form, window=window, stride=stride, pads=pads) for form in (kernels.plain_max_pool, kernels._indexed_max_pool)]
+    (plain, plain_pull), (indexed, indexed_pull) = (jax.vjp(form, x) for form in forms)
+    np.testing.assert_array_equal(plain, indexed)
+    np.testing.assert_array_equal(plain_pull(plain)[0], indexed_pull(plain)[0])
+
+
+def test_max_pool_passes_nan_on():
+    x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 1, 0].set(jnp.nan)
+    assert jnp.isnan(layers.max_pool(x)).any()
+
+
+@SETTINGS
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**16))
+def test_adaptive_average_has_pytorchs_windows(height, width, seed):
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(seed).normal(size=(1, height, width, 2)))
+        np.testing.assert_allclose(layers.adaptive_avg_pool(x, 4), from_torch(F.adaptive_avg_pool2d(to_torch(x), 4)), atol=1e-12)
+
+
+def test_the_papers_average_pool_differs_from_the_adaptive_one_at_14():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 14, 14, 2)), jnp.float32)
+    paper, adaptive = layers.avg_pool_valid(x, 5, 3), layers.adaptive_avg_pool(x, 4)
+    assert paper.shape == adaptive.shape == (1, 4, 4, 2)
+    np.testing.assert_allclose(paper, from_torch(F.avg_pool2d(to_torch(x), 5, 3)), atol=1e-6)
+    assert float(jnp.abs(paper - adaptive).max()) > 0.1
+
+
+@SETTINGS
+@given(st.integers(1, 12), st.sampled_from([3, 5]), st.floats(0.1, 50), st.integers(0, 2**16))
+def test_lrn_and_its_gradient_are_pytorchs(channels, size, scale, seed):
+    with jax.enable_x64(True):
+        x = jnp.asarray(scale * np.random.default_rng(seed).normal(size=(2, 3, 2, channels)))
+        theirs_in = to_torch(x)
+        theirs = F.local_response_norm(theirs_in, size, alpha=1e-2, beta=0.75, k=1.0)
+        ours, pull = jax.vjp(lambda x: layers.local_response_norm(x, size, alpha=1e-2), x)
+        np.testing.assert_allclose(ours, from_torch(theirs), rtol=1e-12)
+        theirs.sum().backward()
+        np.testing.assert_allclose(pull(jnp.ones_like(ours))[0], from_torch(theirs_in.grad), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [7, 24])
+def test_convolutions_and_their_gradients_are_the_plain_ones(size):
+    """24 is above the size from which the weight gradient is made of products, 7 below."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.normal(size=(2, size, size, 3)))
+        for window in (1, 3, 5):
+            kernel = jnp.asarray(rng.normal(size=(window, window, 3, 4)))
+            pads = ((window // 2, window // 2),) * 2
+            (plain, plain_pull), (ours, pull) = (
+                jax.vjp(lambda x, k, form=form, pads=pads: form(x, k, 1, pads), x, kernel) for form in (kernels.plain_conv, kernels.conv)
+            )
+            np.testing.assert_allclose(ours, plain, rtol=1e-11)
+            for a, b in zip(pull(plain), plain_pull(plain), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("relu", [True, False])
+def test_batch_norm_and_its_gradients_are_the_plain_ones(groups, relu):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x, dy = (jnp.asarray(rng.normal(3, 2, size=(4, 3, 5, 2))) for _ in range(2))
+        gamma, beta = jnp.asarray([1.5, -0.7]), jnp.asarray([0.3, 0.1])
+        forms = [functools.partial(form, epsilon=1e-3, groups=groups, relu=relu) for form in (kernels.plain_batch_norm, _positional)]
+        (plain, plain_pull), (ours, pull) = (jax.vjp(form, x, gamma, beta) for form in forms)
+        for a, b in zip(ours, plain, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+        cotangents = (dy, jnp.zeros((groups, 2)), jnp.zeros((groups, 2)))
+        for a, b in zip(pull(cotangents), plain_pull(cotangents), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def _positional(x, gamma, beta, epsilon, groups, relu):
+    return kernels.batch_norm(x, gamma, beta, epsilon, groups, relu)
+
+
+def run_batch_norm(x: jax.Array, **settings) -> tuple[jax.Array, dict]:
+    module = layers.BatchNorm(**settings)
+    variables = module.init(jax.random.key(0), x, False)
+    y, updated = module.apply(variables, x, False, mutable=["batch_stats"])
+    return y, updated["batch_stats"]
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_running_variance_by_flavour(unbiased):
+    x = jnp.asarray(np.random.default_rng(0).normal(5, 3, size=(2, 2, 2, 3)), jnp.float32)
+    _, stats = run_batch_norm(x, momentum=0.9, unbiased=unbiased)
+    expected = 0.9 + 0.1 * np.var(np.asarray(x), axis=(0, 1, 2), ddof=int(unbiased))
+    np.testing.assert_allclose(stats["var"], expected, rtol=1e-5)
+    np.testing.assert_allclose(stats["mean"], 0.1 * np.mean(np.asarray(x), axis=(0, 1, 2)), rtol=1e-5)
+
+
+def test_the_variance_does_not_cancel_far_from_zero():
+    x = jnp.asarray(1e4 + np.random.default_rng(0).normal(size=(8, 4, 4, 1)), jnp.float32)
+    y, _ = run_batch_norm(x, epsilon=1e-5)
+    assert abs(float(y.std()) - 1) < 1e-2  # E[x²] − E[x]² would be off by several units here
+
+
+def test_grouped_statistics_are_those_of_each_part():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, 2, 3)), jnp.float32)
+    grouped, _ = run_batch_norm(x, groups=2)
+    parts = [run_batch_norm(part)[0] for part in (x[:2], x[2:])]
+    np.testing.assert_allclose(grouped, jnp.concatenate(parts), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="a batch of 4 does not split into 3 groups"):
+        run_batch_norm(x, groups=3)

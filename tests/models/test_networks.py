@@ -1,0 +1,238 @@
+"""The networks' public surface: parameters, options, sizes, dtypes, outputs and what they refuse."""
+
+import functools
+import json
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+import googlenet_jax as gj
+from googlenet_jax.errors import UserError
+from googlenet_jax.models.registry import model_name, model_options
+
+KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+TREES = Path(__file__).with_name("parameter_trees.json")
+
+
+@functools.cache
+def shapes(name: str, size: int = 64, **options):
+    """Shapes of the variables and of the output of `init`, without any computation."""
+    model = gj.create_model(name, **options)
+    return jax.eval_shape(lambda: model.init_with_output(KEYS, jnp.zeros((1, size, size, 3), model.dtype), train=False))
+
+
+def count(name: str, **options) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes(name, **options)[1]["params"]))
+
+
+def small(name: str, **options):
+    """A narrow model with its variables."""
+    model = gj.create_model(name, **{"width": 0.1, "num_classes": 7, "stem": "small"} | options)
+    images = jax.random.normal(jax.random.key(2), (2, 16, 16, 3), model.dtype)
+    return model, jax.jit(functools.partial(model.init, train=False))(KEYS, images), images
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("googlenet", {}, 13_378_280),
+        ("googlenet", {"aux_heads": False}, 6_998_552),
+        ("googlenet_bn", {}, 13_385_816),
+        ("googlenet_torchvision", {}, 13_004_888),
+        ("googlenet_torchvision", {"aux_heads": False}, 6_624_904),
+        ("googlenet_plain", {"num_classes": 1000}, 6_994_392),
+    ],
+)
+def test_parameters_are_as_published(name, options, expected):
+    assert count(name, **options) == expected
+
+
+def test_the_separable_stem_has_the_tables_first_row():
+    tree = shapes("googlenet", stem="separable")[1]["params"]["conv1"]
+    assert tree["depthwise_kernel"].size + tree["kernel"].size == 2712
+
+
+@pytest.mark.parametrize("name", gj.list_models())
+def test_the_parameter_tree_is_pinned(name):
+    """Checkpoints, freeze patterns and converters name it: a change here breaks them all."""
+    flat = traverse_util.flatten_dict(shapes(name)[1], sep="/")
+    found = {path: list(leaf.shape) for path, leaf in sorted(flat.items())}
+    assert found == json.loads(TREES.read_text())[name]
+
+
+@pytest.mark.parametrize("name", gj.list_models())
+def test_output_in_evaluation_and_training(name):
+    model, variables, images = small(name)
+    aux = {"aux1", "aux2"} if model.aux_heads else set()
+    assert aux == {key for key in variables["params"] if key.startswith("aux")}
+    for compile_ in (lambda f: f, jax.jit):
+        run = compile_(functools.partial(model.apply, train=False))
+        output = run(variables, images)
+        chex.assert_shape(output.logits, (2, 7))
+        chex.assert_type(output.logits, jnp.float32)
+        assert output.aux_logits == {}
+    trained, _ = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"], rngs=KEYS))(variables, images)
+    assert set(trained.aux_logits) == aux
+    chex.assert_tree_all_finite(trained)
+    asked = model.apply(variables, images, train=False, aux=True)
+    assert set(asked.aux_logits) == aux
+    chex.assert_trees_all_close(asked.logits, output.logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", gj.list_models())
+def test_init_with_train_true_makes_the_same_parameters(name):
+    model = gj.create_model(name, width=0.1, stem="small")
+    images = jnp.zeros((2, 16, 16, 3))
+    trees = [jax.eval_shape(functools.partial(model.init, train=train), KEYS, images) for train in (True, False)]
+    chex.assert_trees_all_equal_shapes_and_dtypes(*trees)
+
+
+def test_frozen_statistics_in_training():
+    model, variables, images = small("googlenet_bn", dropout=0.0, aux_dropout=0.0)
+    frozen, updated = model.apply(variables, images, train=True, use_running_average=True, mutable=["batch_stats"])
+    chex.assert_trees_all_equal(updated["batch_stats"], variables["batch_stats"])
+    chex.assert_trees_all_close(frozen.logits, model.apply(variables, images, train=False).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+@pytest.mark.parametrize("name", ["googlenet", "googlenet_bn"])
+def test_dtypes(name, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        param_dtype = "float64" if dtype == "float64" else "float32"
+        model, variables, images = small(name, dtype=dtype, param_dtype=param_dtype)
+        chex.assert_tree_all_finite(variables)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {param_dtype}
+        assert model.apply(variables, images, train=False).logits.dtype.name == param_dtype
+        assert gj.endpoints(model, variables, images)["inception_4a"].dtype.name == dtype
+
+
+@pytest.mark.parametrize("name", gj.list_models())
+def test_the_smallest_size_works_and_smaller_ones_are_refused(name):
+    for stem in type(gj.create_model(name)).min_sizes:
+        model = gj.create_model(name, stem=stem, width=0.1)
+        size = model.min_size
+        assert shapes(name, size, stem=stem, width=0.1)[0].logits.shape == (1, model.num_classes)
+        if size > 1:
+            with pytest.raises(ValueError, match=f"at least {size} high and wide, found {size - 1}×{size}"):
+                jax.eval_shape(functools.partial(model.init, train=False), KEYS, jnp.zeros((1, size - 1, size, 3)))
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (np.zeros((1, 64, 64, 3), np.uint8), "must be normalised floats, found uint8"),
+        (np.zeros((64, 64, 3), np.float32), r"must be \[N, H, W, 3\], found shape \[64, 64, 3\]"),
+        (np.zeros((1, 3, 64, 64), np.float32), r"must be \[N, H, W, 3\], found shape \[1, 3, 64, 64\]"),
+    ],
+)
+def test_wrong_images_are_refused(images, words):
+    model = gj.create_model("googlenet")
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(functools.partial(model.init, train=False), KEYS, images)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("googlenet_nb", {}, r"unknown model 'googlenet_nb' \(did you mean 'googlenet_bn'\?\)"),
+        ("googlenet", {"drop_out": 0.1}, r"has no option 'drop_out' \(did you mean 'dropout'\?\)"),
+        ("googlenet", {"dropout": 1.0}, "'dropout' must be a rate from 0 to below 1, found 1.0"),
+        ("googlenet_bn", {"stem": "separable"}, "'stem' must be one of 'dense', 'small', found 'separable'"),
+        ("googlenet", {"num_classes": 0}, "'num_classes' must be a positive whole number, found 0"),
+        ("googlenet", {"width": float("nan")}, "'width' must be a positive number"),
+        ("googlenet", {"aux_heads": "no"}, "'aux_heads' must be true or false, found 'no'"),
+        ("googlenet", {"dtype": "int32"}, "'dtype' must be a float type"),
+        ("googlenet", {"dtype": "float64"}, "set JAX_ENABLE_X64=1"),
+    ],
+)
+def test_wrong_options_are_refused(name, options, words):
+    with pytest.raises(UserError, match=words):
+        gj.create_model(name, **options)
+
+
+@pytest.mark.parametrize("name", gj.list_models())
+def test_options_build_the_same_model_again(name):
+    model = gj.create_model(name, num_classes=3, width=0.5)
+    options = json.loads(json.dumps(model_options(model)))
+    assert gj.create_model(model_name(model), **options) == model
+
+
+def test_width_scales_every_layer_but_the_classifiers():
+    tree = shapes("googlenet", width=0.5, num_classes=10)[1]["params"]
+    assert tree["conv1"]["kernel"].shape == (7, 7, 3, 32)
+    assert tree["inception_3a"]["conv_3x3"]["kernel"].shape == (3, 3, 48, 64)
+    assert tree["aux1"]["fc"]["kernel"].shape == (4 * 4 * 64, 512)
+    assert tree["head"]["kernel"].shape == (512, 10)
+
+
+def test_a_fully_connected_head_reads_the_whole_map():
+    average = shapes("googlenet", 224)[1]["params"]["head"]["kernel"]
+    connected = shapes("googlenet", 224, fully_connected_head=True)[1]["params"]["head"]["kernel"]
+    assert average.shape == (1024, 1000)
+    assert connected.shape == (7 * 7 * 1024, 1000)
+
+
+def test_initialisation_is_caffes():
+    model = gj.create_model("googlenet", num_classes=50)
+    params = jax.jit(functools.partial(model.init, train=False))(KEYS, jnp.zeros((1, 32, 32, 3)))["params"]
+    kernel = np.asarray(params["inception_5b"]["conv_3x3"]["kernel"])
+    bound = np.sqrt(3 / (9 * 192))
+    assert np.abs(kernel).max() <= bound
+    assert kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.01)
+    assert (np.asarray(params["inception_5b"]["conv_3x3"]["bias"]) == np.float32(0.2)).all()
+    assert (np.asarray(params["head"]["bias"]) == 0).all()
+
+
+def test_transform_input_turns_imagenets_normalisation_into_plus_minus_one():
+    options = {"num_classes": 5, "width": 0.1, "stem": "small", "aux_heads": False}
+    with_it, without = (gj.create_model("googlenet_torchvision", transform_input=value, **options) for value in (True, False))
+    pixels = jax.random.uniform(jax.random.key(0), (1, 16, 16, 3))
+    mean, std = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+    variables = without.init(KEYS, pixels, train=False)
+    ours = with_it.apply(variables, (pixels - mean) / std, train=False).logits
+    chex.assert_trees_all_close(ours, without.apply(variables, pixels * 2 - 1, train=False).logits, atol=1e-6)
+
+
+def test_endpoints_stand_in_the_networks_order():
+    model, variables, images = small("googlenet")
+    named = gj.endpoints(model, variables, images)
+    top = [name for name in named if "/" not in name]
+    assert top[:7] == ["conv1", "pool1", "norm1", "conv2_reduce", "conv2", "norm2", "inception_3a"]
+    assert top[-4:] == ["inception_5a", "inception_5b", "pool5", "head"]
+    assert {"aux1", "aux2", "aux1/conv", "aux1/fc", "inception_4c/conv_5x5_reduce"} <= set(named)
+    chex.assert_trees_all_close(named["head"], model.apply(variables, images, train=False).logits, atol=1e-5)
+
+
+def test_dropout_has_its_rate_and_scale_and_differs_by_head_and_key():
+    model = gj.create_model("googlenet", num_classes=4, width=0.1, stem="small", dropout=0.4, aux_dropout=0.7)
+    images = jnp.ones((400, 8, 8, 3))
+    variables = model.init(KEYS, images[:1], train=False)
+
+    def dropped(key: int) -> dict[str, jax.Array]:
+        def watch(module, _):
+            return type(module).__name__ == "Dropout"
+
+        _, state = model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(key)}, capture_intermediates=watch, mutable=True)
+        flat = traverse_util.flatten_dict(state["intermediates"], sep="/")
+        return {path: leaf[0] for path, leaf in flat.items() if path.endswith("__call__")}
+
+    first, second = dropped(0), dropped(1)
+    assert len(first) == 3
+    clean = gj.endpoints(model, variables, images)
+    kept = {}
+    for path, value in first.items():
+        rate, source = (0.7, clean[path.split("/")[0] + "/fc"]) if path.startswith("aux") else (0.4, clean["pool5"])
+        alive = np.asarray(source) > 1e-6
+        kept[path] = (np.asarray(value) != 0)[alive]
+        assert kept[path].mean() == pytest.approx(1 - rate, abs=5 * np.sqrt(rate * (1 - rate) / alive.sum()))
+        scaled = np.where(np.asarray(value) != 0, np.asarray(source) / (1 - rate), 0)
+        np.testing.assert_allclose(np.asarray(value)[alive], scaled[alive], rtol=1e-4)
+        assert (kept[path] != (np.asarray(second[path]) != 0)[alive]).mean() > 0.2
+    aux = [np.asarray(value) != 0 for path, value in first.items() if path.startswith("aux")]
+    both = (np.asarray(clean["aux1/fc"]) > 1e-6) & (np.asarray(clean["aux2/fc"]) > 1e-6)
+    assert (aux[0] != aux[1])[both].mean() == pytest.approx(2 * 0.3 * 0.7, abs=0.05)
