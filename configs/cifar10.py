@@ -34,7 +34,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.preprocessing.resize = 32
     config.preprocessing.mean = (125.3, 123.0, 113.9)  # of the training images
     config.preprocessing.std = (63.0, 62.1, 66.7)
-    config.augment.area = (0.6, 1.0)
+    config.augment.size = 24
+    config.augment.area = (0.4, 0.8)  # objects look as large as in the whole image
     config.augment.aspect = (0.85, 1.18)
 
     config.batch_size = 128

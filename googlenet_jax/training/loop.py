@@ -27,7 +27,7 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import evaluate_source
 from googlenet_jax.models.registry import model_options
 from googlenet_jax.training.checkpoint import FOLDER, Checkpoints, RunDescription
-from googlenet_jax.training.config import build_model, changed_fields, is_due, steps, validate
+from googlenet_jax.training.config import build_model, changed_fields, is_due, steps, training_size, validate
 from googlenet_jax.training.mesh import check_batch_size, create_mesh, replicate, shard_batch
 from googlenet_jax.training.optimizer import create_optimizer
 from googlenet_jax.training.state import TrainState, create_state, eval_variables
@@ -209,7 +209,7 @@ def _batches(job: Job, start: int) -> Any:
     return train_batches(
         job.train_source,
         batch_size=job.config.batch_size,
-        preprocessing=job.preprocessing,
+        preprocessing=dataclasses.replace(job.preprocessing, size=training_size(job.config)),
         augment=job.config.augment,
         seed=job.config.seed,
         start_step=start,
