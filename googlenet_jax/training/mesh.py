@@ -41,11 +41,5 @@ def check_batch_size(batch_size: int, mesh: Mesh | AbstractMesh) -> None:
     """Raises UserError where a training batch cannot be split evenly over the devices."""
     devices = mesh.size
     if batch_size % devices:
-        padded = padded_batch_size(batch_size, mesh)
-        raise UserError(f"batch_size: {batch_size} examples do not divide among {devices} devices; take a multiple, such as {padded}")
-
-
-def padded_batch_size(batch_size: int, mesh: Mesh | AbstractMesh) -> int:
-    """Returns the smallest multiple of the number of devices that is at least `batch_size`: for evaluation, which pads its batches."""
-    devices = mesh.size
-    return -(-batch_size // devices) * devices
+        multiple = (batch_size // devices + 1) * devices
+        raise UserError(f"batch_size: {batch_size} examples do not divide among {devices} devices; take a multiple, such as {multiple}")

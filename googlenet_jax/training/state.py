@@ -31,7 +31,6 @@ def create_state(model: Network, config: ConfigDict, tx: optax.GradientTransform
     """
     images = jnp.zeros((1, image_size, image_size, 3), jnp.dtype(config.dtype))
 
-    @jax.jit
     def create(key: jax.Array) -> TrainState:
         params_key, dropout_key = jax.random.split(key)
         variables = model.init({"params": params_key, "dropout": dropout_key}, images, train=False)
@@ -39,7 +38,9 @@ def create_state(model: Network, config: ConfigDict, tx: optax.GradientTransform
         ema = {"params": params, "batch_stats": batch_stats} if config.ema.decay else None
         return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), ema)
 
-    return create(key)
+    # It runs once: on a CPU, optimising the code of some fifty random tensors takes four times as long as not.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(create, compiler_options=options)(key)
 
 
 def update_ema(ema: dict[str, Any], new: dict[str, Any], step: jax.Array, decay: float, start: int) -> dict[str, Any]:

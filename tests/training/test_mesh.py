@@ -1,12 +1,10 @@
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from jax.sharding import AbstractMesh
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.training.mesh import check_batch_size, create_mesh, padded_batch_size, replicate, shard_batch
+from googlenet_jax.training.mesh import check_batch_size, create_mesh, replicate, shard_batch
 
 
 def mesh_of(devices):
@@ -23,13 +21,6 @@ def test_training_batch_that_devices_do_not_divide_names_both():
     check_batch_size(32, mesh_of(8))
     with pytest.raises(UserError, match=r"^batch_size: 30 examples .* 8 devices; .*32"):
         check_batch_size(30, mesh_of(8))
-
-
-@given(st.integers(1, 10_000), st.integers(1, 64))
-def test_padded_batch_is_the_next_multiple(batch_size, devices):
-    padded = padded_batch_size(batch_size, mesh_of(devices))
-    assert batch_size <= padded < batch_size + devices
-    check_batch_size(padded, mesh_of(devices))
 
 
 def test_batch_and_state_arrive_unchanged():
