@@ -18,7 +18,7 @@ from flax import traverse_util
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.googlenet import Network
 from googlenet_jax.models.registry import create_model, model_name, model_options
-from googlenet_jax.weights.tree import COUNTERS, check_array, check_names, expected_shapes, flatten, shape_fits
+from googlenet_jax.weights.tree import check_array, check_names, counter_paths, expected_shapes, flatten, shape_fits
 
 FORMAT_VERSION = 1
 _KEY = "googlenet_jax"
@@ -143,7 +143,8 @@ def _read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def _check(source: str, model: Network, arrays: Mapping[str, np.ndarray]) -> None:
     shapes = expected_shapes(model)
-    weights = {name: array for name, array in arrays.items() if not name.startswith(f"{COUNTERS}/")}
+    counters = set(map("/".join, counter_paths(shapes)))
+    weights = {name: array for name, array in arrays.items() if name not in counters}
     check_names(source, model, weights, map("/".join, shapes))
     for parts, shape in shapes.items():
         array = weights["/".join(parts)]

@@ -16,7 +16,7 @@ from flax import traverse_util
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.googlenet import Network
 from googlenet_jax.models.registry import model_name
-from googlenet_jax.weights.tree import COUNTERS, HEAD, Path, check_array, check_names, expected_shapes, flatten, shape_fits
+from googlenet_jax.weights.tree import COUNTERS, HEAD, Path, check_array, check_names, counter_paths, expected_shapes, flatten, shape_fits
 
 _LOG = logging.getLogger(__name__)
 
@@ -74,12 +74,12 @@ def from_torch(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         )
     shapes = expected_shapes(model)
     names = _names(shapes)
-    counters = {name: path for path, name in _counter_names(shapes).items()}
+    counters = {torch_name(path): path for path in counter_paths(shapes)}
     given = _without_aux(model, state_dict)
     check_names("the state dict", model, set(given) - set(counters), names.values())
     variables = {path: _convert(model, shapes, path, name, given[name]) for path, name in names.items()}
     for name in given.keys() & counters.keys():
-        variables[counters[name]] = np.asarray(_numpy(name, given[name]), np.int64)
+        variables[counters[name]] = np.array(_numpy(name, given[name]), np.int64)
     return traverse_util.unflatten_dict(variables)
 
 
@@ -99,20 +99,14 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
         array = np.asarray(found[path])
         check_array("variables", model, "/".join(path), array, shape_fits(model, path, array.shape, shapes[path]), shapes[path])
         state_dict[name] = _to_torch_layout(array, _map_channels(shapes, path))
-    for path, name in _counter_names(shapes).items():
-        state_dict[name] = np.asarray(found.get(path, 0), np.int64)
+    for path in counter_paths(shapes):
+        state_dict[torch_name(path)] = np.asarray(found.get(path, 0), np.int64)
     return state_dict
 
 
 def _names(shapes: Mapping[Path, Any]) -> dict[Path, str]:
     naive = not any("conv_3x3_reduce" in path for path in shapes)
     return {path: torch_name(path, naive) for path in shapes}
-
-
-def _counter_names(shapes: Mapping[Path, Any]) -> dict[Path, str]:
-    """A counter for every batch norm."""
-    norms = {(COUNTERS, *path[1:-1], "count"): path for path in shapes if path[0] == "batch_stats" and path[-1] == "mean"}
-    return {counter: torch_name(counter) for counter in norms}
 
 
 def _without_aux(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,11 @@ def expected_shapes(model: Network) -> dict[Path, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in flatten(shapes).items() if path[0] in ("params", "batch_stats")}
 
 
+def counter_paths(shapes: Iterable[Path]) -> list[Path]:
+    """Returns where each batch norm's counter stands, if it is kept."""
+    return [(COUNTERS, *path[1:-1], "count") for path in shapes if path[0] == "batch_stats" and path[-1] == "mean"]
+
+
 def shape_fits(model: Network, path: Path, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     """Whether an entry has its expected shape; a fully connected head's kernel may stand for any square map."""
     if path == HEAD and model.fully_connected_head and len(found) == 2:

@@ -1,0 +1,202 @@
+"""The project's weight files: exact, atomic, and honest about files that are not."""
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax.traverse_util import flatten_dict
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import googlenet_jax as gj
+from googlenet_jax.errors import UserError
+from googlenet_jax.weights import read_metadata
+
+OPTIONS: dict[str, Any] = {"num_classes": 3, "width": 0.0625, "aux_heads": False}
+MODEL = gj.create_model("googlenet_bn", **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def variables() -> dict[str, Any]:
+    key = jax.random.key(0)
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    return jax.tree.map(np.asarray, jax.jit(lambda: MODEL.init({"params": key, "dropout": key}, images, train=False))())
+
+
+@pytest.fixture
+def path(tmp_path: Path, variables: dict[str, Any]) -> Path:
+    gj.save_weights(tmp_path / "model.safetensors", MODEL, variables, {"size": 32, "mean": [1.5, 2, 3]}, ["ant", "bee", "cat"])
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+def test_what_is_saved_is_loaded_to_the_bit(tmp_path: Path, variables: dict[str, Any], dtype: Any) -> None:
+    # Transposed views: the file must hold their values, not their memory.
+    saved = jax.tree.map(lambda x: np.asfortranarray(x.astype(dtype)), variables)
+    gj.save_weights(tmp_path / "w", MODEL, saved)
+    model, loaded = gj.load_weights(tmp_path / "w")
+    assert model == MODEL
+    before, after = flatten_dict(saved), flatten_dict(loaded)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert after[name].dtype == dtype
+        assert after[name].tobytes() == value.tobytes("C"), name
+
+
+def test_the_header_tells_the_model(path: Path) -> None:
+    metadata = read_metadata(path)
+    assert metadata["model"] == "googlenet_bn"
+    assert metadata["options"]["width"] == 0.0625
+    assert metadata["preprocessing"] == {"size": 32, "mean": [1.5, 2, 3]}
+    assert metadata["class_names"] == ["ant", "bee", "cat"]
+
+
+def test_pytorchs_counters_survive(tmp_path: Path, variables: dict[str, Any]) -> None:
+    state_dict = gj.weights.to_torch(MODEL, variables) | {"conv1.bn.num_batches_tracked": np.int64(12)}
+    gj.save_weights(tmp_path / "w", MODEL, gj.weights.from_torch(MODEL, state_dict))
+    model, loaded = gj.load_weights(tmp_path / "w")
+    assert gj.weights.to_torch(model, loaded)["conv1.bn.num_batches_tracked"] == 12
+
+
+def test_the_same_weights_make_the_same_file(path: Path, tmp_path: Path) -> None:
+    model, variables = gj.load_weights(path)
+    gj.save_weights(tmp_path / "again", model, variables, {"size": 32, "mean": [1.5, 2, 3]}, ["ant", "bee", "cat"])
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(path: Path, variables: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = path.read_bytes()
+
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="can't be written: No space left"):
+        gj.save_weights(path, MODEL, variables)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"class_names": ["one"]}, "class_names must be 3 names, found 1"),
+        ({"preprocessing": {"mean": np.zeros(3)}}, "plain JSON values"),
+        ({"preprocessing": {"mean": float("nan")}}, "plain JSON values"),
+    ],
+)
+def test_metadata_that_cannot_be_kept_is_refused(tmp_path: Path, variables: dict[str, Any], arguments: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        gj.save_weights(tmp_path / "w", MODEL, variables, **arguments)
+    assert not any(tmp_path.iterdir())
+
+
+def test_variables_of_another_model_are_refused(tmp_path: Path, variables: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"'params/head/kernel' must have shape|'params/.*' must have shape"):
+        gj.save_weights(tmp_path / "w", MODEL.clone(width=0.125), variables)
+    with pytest.raises(UserError, match="lacks"):
+        gj.save_weights(tmp_path / "w", MODEL.clone(aux_heads=True), variables)
+
+
+def error_of(path: Path) -> str:
+    with pytest.raises(UserError) as raised:
+        gj.load_weights(path)
+    assert "\n" not in str(raised.value)
+    assert str(path) in str(raised.value)
+    return str(raised.value)
+
+
+def rewrite(path: Path, tensors: dict[str, np.ndarray], header: Any) -> None:
+    text = header if isinstance(header, str) else json.dumps(header)
+    path.write_bytes(safetensors.numpy.save(tensors, {"googlenet_jax": text}))
+
+
+def test_files_that_are_missing_foreign_or_cut_short(path: Path, tmp_path: Path) -> None:
+    whole = path.read_bytes()
+    assert "no such file" in error_of(tmp_path / "nothing")
+    error_of(tmp_path)  # a folder
+    for part in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:part])
+        assert "not a whole safetensors file" in error_of(path)
+    path.write_bytes(whole + b"x")
+    error_of(path)
+    path.write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    error_of(path)
+    path.write_bytes(safetensors.numpy.save({"a": np.zeros(2)}))
+    assert "not of googlenet_jax" in error_of(path)
+
+
+def good_header(path: Path) -> dict[str, Any]:
+    return read_metadata(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "format version must be 1, found 2"),
+        ({"version": True}, "format version"),
+        ({"model": "googlenet_bm"}, r"unknown model 'googlenet_bm' \(did you mean 'googlenet_bn'\?\)"),
+        ({"model": ["googlenet_bn"]}, "'model' must be a name"),
+        ({"options": {"stem": ["dense"]}}, "'options' must be an object of plain values"),
+        ({"options": {"widht": 1}}, "has no option 'widht'"),
+        ({"options": {"width": 0.125, "num_classes": 3, "aux_heads": False}}, "must have shape"),
+        ({"options": {"width": 1e300}}, ""),
+        ({"options": {"num_classes": 10**30}}, ""),
+        ({"class_names": "abc"}, "'class_names' must be a list of names"),
+        ({"preprocessing": [1]}, "'preprocessing' must be an object"),
+    ],
+)
+def test_hostile_headers_get_one_line(path: Path, change: dict, message: str) -> None:
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in tensor_shapes(path).items()}
+    header = {**good_header(path), **change}
+    rewrite(path, tensors, header)
+    assert re.search(message, error_of(path))
+
+
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    with safetensors.safe_open(path, framework="np") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+
+
+def test_nested_or_broken_json_gets_one_line(path: Path) -> None:
+    for text in ("[" * 100_000, "{", "null", "[]", "\x00"):
+        rewrite(path, {"a": np.zeros(1)}, text)
+        assert "not a JSON object" in error_of(path)
+
+
+def test_missing_misshapen_and_integer_tensors_are_named(path: Path) -> None:
+    header = good_header(path)
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in tensor_shapes(path).items()}
+    without = {name: value for name, value in tensors.items() if name != "params/head/bias"}
+    rewrite(path, without, header)
+    assert "lacks 1 entry: 'params/head/bias'" in error_of(path)
+    rewrite(path, tensors | {"params/head/bias": np.zeros(4, np.float32)}, header)
+    assert "'params/head/bias' must have shape [3] for googlenet_bn, found [4]" in error_of(path)
+    rewrite(path, tensors | {"params/head/bias": np.zeros(3, np.int64)}, header)
+    assert "'params/head/bias' must hold floats" in error_of(path)
+    rewrite(path, tensors | {"params/head/bias": np.zeros(3, np.uint8)}, header)
+    assert "'params/head/bias' has dtype U8" in error_of(path)
+    for stray in ("params/head/bias/", "params", "num_batches_tracked/conv1"):
+        rewrite(path, tensors | {stray: np.zeros(3, np.float32)}, header)
+        assert f"unexpected 1 entry: '{stray}'" in error_of(path)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.integers(0, 3000), byte=st.integers(0, 255))
+def test_a_changed_header_byte_is_an_error_or_harmless(path: Path, position: int, byte: int) -> None:
+    whole = bytearray(path.read_bytes())
+    damaged = bytearray(whole)
+    damaged[position] = byte
+    other = path.with_name("damaged")
+    other.write_bytes(damaged)
+    try:
+        gj.load_weights(other)
+    except UserError as error:
+        assert "\n" not in str(error)
