@@ -26,6 +26,16 @@ def from_torch(x: torch.Tensor) -> np.ndarray:
     return x.detach().double().permute(0, 2, 3, 1).numpy()
 
 
+def with_gradient(f, x: jax.Array, dy=None) -> tuple[jax.Array, jax.Array]:
+    """f(x) and the gradient of its sum, or of its product with `dy`, compiled as one program."""
+
+    def run(x):
+        y, pull = jax.vjp(f, x)
+        return y, pull(jnp.ones_like(y) if dy is None else dy(y.shape))[0]
+
+    return jax.jit(run)(x)
+
+
 def quantised(rng: np.random.Generator, shape: tuple[int, ...], levels: int, dtype: str) -> jax.Array:
     """Values of a few levels, so that windows have ties."""
     return jnp.asarray(rng.integers(0, levels, shape), dtype)
@@ -49,21 +59,23 @@ def test_max_pool_and_its_gradient_are_pytorchs_ties_included(case):
         pads = {"padding": 0, "ceil_mode": True} if padding == "ceil" else {"padding": padding}
         theirs_in = to_torch(x)
         theirs = F.max_pool2d(theirs_in, window, stride, **pads)
-        ours, pull = jax.vjp(lambda x: layers.max_pool(x, window, stride, padding), x)
-        np.testing.assert_array_equal(np.asarray(ours, np.float64), from_torch(theirs))
         # Whole numbers: their sums are exact in every dtype.
-        dy = jnp.asarray(rng.integers(-3, 4, ours.shape), dtype)
+        dy = jnp.asarray(rng.integers(-3, 4, (shape[0], *theirs.shape[2:], shape[3])), dtype)
+        ours, dx = with_gradient(lambda x: layers.max_pool(x, window, stride, padding), x, lambda _: dy)
+        np.testing.assert_array_equal(np.asarray(ours, np.float64), from_torch(theirs))
         theirs.backward(to_torch(dy).detach())
-        np.testing.assert_array_equal(np.asarray(pull(dy)[0], np.float64), from_torch(theirs_in.grad))
+        np.testing.assert_array_equal(np.asarray(dx, np.float64), from_torch(theirs_in.grad))
 
 
 @pytest.mark.parametrize(("window", "stride", "pads"), [(3, 2, ((0, 1), (0, 1))), (3, 1, ((1, 1), (1, 1))), (2, 2, ((0, 0), (0, 0)))])
 def test_indexed_max_pool_is_the_plain_one(window, stride, pads):
     x = quantised(np.random.default_rng(0), (2, 8, 10, 3), 3, "float32")
-    forms = [functools.partial(form, window=window, stride=stride, pads=pads) for form in (kernels.plain_max_pool, kernels._indexed_max_pool)]
-    (plain, plain_pull), (indexed, indexed_pull) = (jax.vjp(form, x) for form in forms)
-    np.testing.assert_array_equal(plain, indexed)
-    np.testing.assert_array_equal(plain_pull(plain)[0], indexed_pull(plain)[0])
+    forms = [
+        functools.partial(form, window=window, stride=stride, pads=pads) for form in (kernels.plain_max_pool, kernels._indexed_max_pool)
+    ]
+    plain, indexed = (with_gradient(form, x) for form in forms)
+    for a, b in zip(plain, indexed, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_max_pool_passes_nan_on():
@@ -94,10 +106,10 @@ def test_lrn_and_its_gradient_are_pytorchs(channels, size, scale, seed):
         x = jnp.asarray(scale * np.random.default_rng(seed).normal(size=(2, 3, 2, channels)))
         theirs_in = to_torch(x)
         theirs = F.local_response_norm(theirs_in, size, alpha=1e-2, beta=0.75, k=1.0)
-        ours, pull = jax.vjp(lambda x: layers.local_response_norm(x, size, alpha=1e-2), x)
+        ours, dx = with_gradient(lambda x: layers.local_response_norm(x, size, alpha=1e-2), x)
         np.testing.assert_allclose(ours, from_torch(theirs), rtol=1e-12)
         theirs.sum().backward()
-        np.testing.assert_allclose(pull(jnp.ones_like(ours))[0], from_torch(theirs_in.grad), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(dx, from_torch(theirs_in.grad), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [7, 24])
