@@ -40,7 +40,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.batch_size = 128
     config.eval_batch_size = 500
-    config.duration = "10 epochs"
+    config.duration = "18 epochs"
+    config.eval_every = "2 epochs"
 
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4
