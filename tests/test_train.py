@@ -1,0 +1,112 @@
+"""The command line: what is wrong is one line on standard error with the right exit status; what is right trains."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+import train
+from googlenet_jax.training.writers import read_metrics
+
+ROOT = Path(__file__).parents[1]
+DIGITS = "--config=configs/digits.py"
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """Runs train.py's `parse_flags` and `main` in this process: (exit status, standard error)."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(train, "_prepare_jax", lambda config: None)  # it sets JAX up for a whole process
+
+    def run(*arguments):
+        argv = ["train.py", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)  # where config_flags looks for the fields
+        try:
+            status = train.main(train.parse_flags(argv))
+        except SystemExit as stop:
+            status = stop.code
+        return status, capsys.readouterr().err
+
+    yield run
+    flags.FLAGS.unparse_flags()
+    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+        delattr(flags.FLAGS, name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--config.batchsize=3"], "batchsize: a recipe has no such field (did you mean 'batch_size'?)"),
+        (
+            ["--config.schedule.learning_rat=3"],
+            "schedule.learning_rat: a recipe has no such field (did you mean 'schedule.learning_rate'?)",
+        ),
+        (["--config.batch_size=3.5"], "batch_size: expected a value such as 256, found '3.5'"),
+        (["--config.schedule.learning_rate", "fast"], "schedule.learning_rate: expected a value such as 0.1, found 'fast'"),
+        (["--config.augment.flip=maybe"], "augment.flip: expected a value such as True, found 'maybe'"),
+        (["--config.data=digits"], "data: expected one of its fields, such as --config.data.name=digits, found 'digits'"),
+        (["--config.model.options.dropout=0"], "model.options.dropout: the command line changes only options that the recipe sets"),
+        (["--config.optimizer.momentum=2"], "optimizer.momentum: expected a number of at least 0 and below 1, found 2.0"),
+        (["--config.schedule.name=cosin"], "found 'cosin' (did you mean 'cosine'?)"),
+        (["--config.model.name=googlnet"], "unknown model 'googlnet' (did you mean 'googlenet'?)"),
+        (["--config.data.name=nowhere", "--config.data.dir=nowhere"], "data set 'nowhere': not prepared in"),
+    ],
+)
+def test_what_a_recipe_does_not_allow_is_one_line(command, tmp_path, arguments, line):
+    status, message = command(DIGITS, f"--workdir={tmp_path}/run", *arguments)
+    assert status == 1
+    assert message.startswith("train.py: ") and message.count("\n") == 1 and line in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "line"),
+    [
+        ("configs/digit.py", "--config: there is no file 'configs/digit.py' (did you mean 'configs/digits.py'?)"),
+        ("configs/digits.py:big", "configs/digits.py takes no argument, found 'big'"),
+        ("{tmp}/broken.py", "--config: the recipe does not load: ZeroDivisionError"),
+    ],
+)
+def test_a_recipe_that_does_not_load_is_one_line(command, tmp_path, recipe, line):
+    (tmp_path / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
+    status, message = command(f"--config={recipe.format(tmp=tmp_path)}", f"--workdir={tmp_path}/run")
+    assert (status, message.count("\n")) == (1, 1) and line in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([DIGITS], "--workdir is missing; usage: "),
+        (["--workdir=run"], "--config is missing; usage: "),
+        ([DIGITS, "--workdir=run", "--workdri=x"], "Unknown command line flag 'workdri'. Did you mean: workdir ?"),
+        ([DIGITS, "--workdir=run", "more"], "'more' is no flag"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_status_2(command, arguments, line):
+    status, message = command(*arguments)
+    assert (status, message.count("\n")) == (2, 1) and line in message
+
+
+def test_debug_shows_the_traceback(command, tmp_path):
+    status, message = command(DIGITS, f"--workdir={tmp_path}/run", "--config.optimizer.momentum=2", "--debug")
+    assert status == 1 and "Traceback" in message and "UserError: optimizer.momentum" in message
+
+
+@pytest.mark.slow
+def test_the_first_command_trains_and_says_what_it_does(tmp_path):
+    """configs/digits.py with the smallest network, in a process of its own; then once more, when it is finished."""
+    fields = {"data.dir": tmp_path, "duration": "3 steps", "schedule.warmup": "1 step", "log_every": "1 step"}
+    fields |= {"model.name": "googlenet_plain", "model.options.width": 0.0625, "preprocessing.size": 8, "preprocessing.resize": 8}
+    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
+    command = [sys.executable, "train.py", DIGITS, f"--workdir={tmp_path}/run", *overrides]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    first, second = (subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True) for _ in range(2))
+    assert (first.returncode, first.stdout) == (0, ""), first.stderr
+    assert "compiling…" in first.stderr and "images/s" in first.stderr and "test, ema: loss" in first.stderr
+    lines = [(line["step"], line["split"], line.get("weights")) for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert lines == [(1, "train", None), (2, "train", None), (3, "train", None), (3, "test", "raw"), (3, "test", "ema")]
+    assert any((tmp_path / "cache" / "googlenet_jax").glob("compiled-*/*"))
+    assert second.returncode == 0 and second.stderr == f"{tmp_path}/run: this run is finished, all 3 steps are done\n"
