@@ -1,0 +1,84 @@
+"""Every recipe in configs/: valid, and one step of it at its smallest trains."""
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from googlenet_jax.data.preprocessing import Preprocessing
+from googlenet_jax.errors import UserError
+from googlenet_jax.training.config import build_model, steps, validate
+from googlenet_jax.training.mesh import create_mesh, shard_batch
+from googlenet_jax.training.optimizer import create_optimizer
+from googlenet_jax.training.state import create_state
+from googlenet_jax.training.step import make_train_step
+
+RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+CASES = [(path, arg) for path in RECIPES for arg in (("", "tune") if path.stem == "cifar10" else ("",))]
+
+
+def get_config(path, arg=""):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
+
+
+def test_there_are_recipes():
+    assert {path.stem for path in RECIPES} >= {"digits", "cifar10", "imagenet_googlenet", "imagenet_googlenet_bn"}
+
+
+@pytest.mark.parametrize(("path", "arg"), CASES, ids=lambda value: getattr(value, "stem", value))
+def test_recipe_is_valid(path, arg):
+    validate(get_config(path, arg))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_docstring_holds_command_hardware_and_result(path):
+    text = path.read_text()
+    for part in (f"python train.py --config=configs/{path.name} --workdir=runs/{path.stem}", "Hardware:", "Result:"):
+        assert part in text
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_unknown_argument_is_named(path):
+    with pytest.raises(UserError, match=f"{path.name}.*'tine'"):
+        get_config(path, "tine")
+
+
+def test_tuning_never_sees_the_test_set():
+    data = get_config(next(path for path in RECIPES if path.stem == "cifar10"), "tune").data
+    assert (data.train_split, data.eval_splits) == ("train[:45000]", ("train[45000:]",))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_one_step_at_the_smallest_size(path):
+    config = get_config(path)
+    config.model.options.width = 0.05
+    model = build_model(config, num_classes=10)
+    size = max(model.min_size, 8)
+    total_steps = steps(config.duration, 10)
+    preprocessing = Preprocessing.from_dict({**config.preprocessing.to_dict(), "size": size, "resize": size})
+
+    params = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), jnp.zeros((1, size, size, 3)))["params"]
+    tx, schedule = create_optimizer(config, params, 10, total_steps)
+    state = create_state(model, config, tx, jax.random.key(0), size)
+    before = jax.tree.map(np.array, state.params)
+    rng, mesh = np.random.default_rng(0), create_mesh()
+    batch = {"image": rng.integers(0, 256, (4, size, size, 3), dtype=np.uint8), "label": np.arange(4, dtype=np.int32)}
+    batch, key = shard_batch(batch, mesh), jax.random.key(1)
+    train_step: Any = make_train_step(model, config, tx, schedule, preprocessing, mesh, 10)
+    # One step is not worth optimised code, which takes twice as long to compile.
+    compiled = train_step.lower(state, batch, key).compile(compiler_options={"xla_backend_optimization_level": 0})
+    state, metrics = compiled(state, batch, key)
+
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics.keys() >= {"loss", "loss_main", "top1", "top5", "learning_rate", "grad_norm"}
+    assert np.any(before["head"]["kernel"] != state.params["head"]["kernel"])
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats))} == {jnp.dtype("float32")}
