@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.threads = 2
     config.preprocessing.size = 32
     config.preprocessing.resize = 32
-    config.preprocessing.mean = (77.8, 77.8, 77.8)  # of the training images; grey is fed as RGB
+    config.preprocessing.mean = (77.9, 77.9, 77.9)  # of the training images; grey is fed as RGB
     config.preprocessing.std = (95.9, 95.9, 95.9)
     config.augment.area = (0.7, 1.0)
     config.augment.aspect = (0.8, 1.25)
@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.batch_size = 64
     config.eval_batch_size = 120
-    config.duration = "10 epochs"
+    config.duration = "6 epochs"
     config.checkpoint_every = "2 epochs"
     config.log_every = "5 steps"
 

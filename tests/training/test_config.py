@@ -72,6 +72,7 @@ def test_whole_numbers_count_as_numbers_and_lists_as_tuples():
         ({"model__name": "googlenet_b"}, r"^model: .*did you mean 'googlenet_bn'"),
         ({"model__options": {"widht": 0.5}}, r"^model: .*did you mean 'width'"),
         ({"model__options": {"width": -1}}, r"^model: .*width"),
+        ({"model__options": {"bn_groups": 3}, "batch_size": 8}, r"^batch_size: .*multiple of model.options.bn_groups, 3, found 8"),
         ({"model__options": {"num_classes": 10}}, r"^model.options.num_classes: "),
     ],
 )  # fmt: skip
