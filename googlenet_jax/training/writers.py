@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from googlenet_jax.errors import UserError
 from googlenet_jax.training.curves import draw_curves
 
@@ -79,6 +77,8 @@ class TensorBoardWriter(Writer):
     """Writes TensorBoard events, tags such as "loss/train" and "top1/test_ema"; TensorBoard hides older events of steps after `step`."""
 
     def __init__(self, folder: Path, step: int) -> None:
+        from tensorboardX import SummaryWriter  # here, since it imports PyTorch where that is installed, which takes seconds
+
         self._events = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, line: Line) -> None:
