@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the predictions; returns 0."""
     import numpy as np
 
-    from googlenet_jax.data.pipeline import _eval_image as eval_image
+    from googlenet_jax.data.pipeline import eval_image
     from googlenet_jax.errors import UserError
     from googlenet_jax.evaluation.pictures import draw_grid, read_picture
     from googlenet_jax.evaluation.predict import predict, top_predictions

@@ -111,7 +111,7 @@ def eval_batches(
     def read(number: int) -> Batch:
         positions = np.arange(number * batch_size, (number + 1) * batch_size)[rows]
         indices = positions[positions < len(source)]
-        batch = _read(source, indices, lambda image, row: _eval_image(image, preprocessing), preprocessing.size)
+        batch = _read(source, indices, lambda image, row: eval_image(image, preprocessing), preprocessing.size)
         batch["weight"] = np.ones(len(indices), np.float32)
         return {key: _pad(value, len(positions), -1 if key == "index" else 0) for key, value in batch.items()}
 
@@ -138,7 +138,7 @@ def _read(source: Source, indices: np.ndarray, transform: Callable[[np.ndarray, 
 
 def _train_image(image: np.ndarray, preprocessing: Preprocessing, augment: Augment | None, draws: np.ndarray) -> np.ndarray:
     if augment is None:
-        return _eval_image(image, preprocessing)
+        return eval_image(image, preprocessing)
     top, left, height, width = random_crop(image.shape[0], image.shape[1], augment, draws.tolist())
     return _scale(image[top : top + height, left : left + width], preprocessing.size, preprocessing.size)
 
@@ -167,7 +167,7 @@ def random_crop(height: int, width: int, augment: Augment, draws: Sequence[Seque
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def _eval_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+def eval_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Short side to `resize`, centre crop of `size`; sizes and offsets are rounded as torchvision's Resize and CenterCrop do."""
     height, width = image.shape[:2]
     short = min(height, width)

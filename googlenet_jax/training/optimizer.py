@@ -38,7 +38,7 @@ def create_optimizer(
 
 def is_kernel(path: tuple[str, ...]) -> bool:
     """Whether a path in the parameter tree, such as ("inception_3a", "conv_1x1", "kernel"), names a layer's weights."""
-    return path[-1] == "kernel"
+    return path[-1] in ("kernel", "depthwise_kernel")
 
 
 def is_layer_bias(path: tuple[str, ...]) -> bool:

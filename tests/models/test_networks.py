@@ -13,6 +13,7 @@ from flax import traverse_util
 
 import googlenet_jax as gj
 from googlenet_jax.errors import UserError
+from googlenet_jax.models.googlenet import AuxHead
 from googlenet_jax.models.registry import model_name, model_options
 
 KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
@@ -224,6 +225,19 @@ def test_endpoints_stand_in_the_networks_order():
     assert top[-4:] == ["inception_5a", "inception_5b", "pool5", "head"]
     assert {"aux1", "aux2", "aux1/conv", "aux1/fc", "inception_4c/conv_5x5_reduce"} <= set(named)
     chex.assert_trees_all_close(named["head"], run(model, variables, images, train=False).logits, rtol=1e-4)
+
+
+def test_only_the_papers_network_pools_5x5_with_stride_3_before_its_aux_heads():
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 14, 14, 8)), jnp.float32)
+    paper, torchvision = (gj.create_model(name, num_classes=5, width=0.1) for name in ("googlenet", "googlenet_bn"))
+    assert paper.aux_settings == {"paper_pool": True}
+    assert "paper_pool" not in torchvision.aux_settings
+    heads = [AuxHead(5, paper.unit, paper.dense, paper.classifier, (4, 6), paper_pool=answer) for answer in (True, False)]
+    variables = heads[0].init(KEYS, images, False, True)
+    by_paper, adaptive = (head.apply(variables, images, False, True) for head in heads)
+    assert float(jnp.abs(by_paper - adaptive).max()) > 1e-3
+    elsewhere = [head.apply(variables, images[:, :13, :13], False, True) for head in heads]
+    chex.assert_trees_all_equal(*elsewhere)
 
 
 def test_dropout_has_its_rate_and_scale_and_differs_by_head_and_key():
