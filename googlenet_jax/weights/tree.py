@@ -54,9 +54,9 @@ def shape_fits(model: Network, path: Path, found: tuple[int, ...], expected: tup
     return found == expected
 
 
-def check_names(source: str, model: Network, found: Iterable[str], expected: Iterable[str]) -> None:
+def check_names(source: str, model: Network, found: Iterable[Any], expected: Iterable[str]) -> None:
     """Raises UserError that names the missing and the extra entries of `source`, each with the nearest of the other side."""
-    found, expected = set(found), set(expected)
+    found, expected = set(map(str, found)), set(expected)  # a foreign dictionary's keys may be anything
     missing, extra = sorted(expected - found), sorted(found - expected)
     complaints = [
         f"{what} {len(names)} entr{'y' if len(names) == 1 else 'ies'}: {', '.join(repr(n) + nearest(n, others) for n in names[:3])}"

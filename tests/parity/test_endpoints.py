@@ -26,7 +26,7 @@ def test_every_endpoint_equals_pytorchs(name: str, size: int) -> None:
     [
         ("googlenet", 97, {"stem": "separable"}),
         ("googlenet", 97, {"aux_heads": False}),
-        ("googlenet_torchvision", 97, {"transform_input": True, "stem": "small"}),
+        ("googlenet_torchvision", 33, {"transform_input": True, "stem": "small"}),
         ("googlenet_torchvision", 64, {"side": 2}),
         ("googlenet", 80, {"side": 2}),
         ("googlenet_plain", 64, {"base_dim": 48, "side": 2}),

@@ -1,7 +1,7 @@
 """The six reference networks. Every one runs its layers in the order of GoogLeNet; what differs is set out in its class.
 
 Options common to all: `num_classes`; `width`, a multiplier of every layer's channels but the classifiers'; `stem="small"`, a 3×3/1 in place
-of the 7×7/2 and its pool; `side`, with which the classifier reads the whole side×side map in place of its average.
+of the 7×7/2, and no pool2; `side`, with which the classifier reads the whole side×side map in place of its average.
 """
 
 from collections.abc import Callable
@@ -46,10 +46,13 @@ class Network(nn.Module):
         return round(channels * self.width)
 
     def add_first(self, unit: Callable[..., nn.Module], pool: nn.Module, channels: int = 64, **options) -> None:
-        if self.stem == "small":
-            self.conv1 = unit(3, self.scaled(channels), 3, 1, **options)
-        else:
-            self.conv1, self.pool1 = unit(3, self.scaled(channels), 7, 2, **options), pool
+        kernel, stride = (3, 1) if self.stem == "small" else (7, 2)
+        self.conv1, self.pool1 = unit(3, self.scaled(channels), kernel, stride, **options), pool
+
+    def add_pools(self, pool2: nn.Module, pool3: nn.Module, pool4: nn.Module) -> None:
+        if self.stem != "small":
+            self.pool2 = pool2
+        self.pool3, self.pool4 = pool3, pool4
 
     def add_modules(self, inputs: int, make: Callable[[int, tuple[int, ...]], nn.Module]) -> None:
         """Adds inception3a … 5b as `make(inputs, columns)` gives them, then the head."""
@@ -103,7 +106,7 @@ class Googlenet(Network):
         self.norm1, self.norm2 = _lrn(), _lrn()
         self.conv2 = Unit(self.scaled(64), self.scaled(64), 1)
         self.conv3 = Unit(self.scaled(64), self.scaled(192), 3)
-        self.pool2, self.pool3, self.pool4 = _ceil_pool(), _ceil_pool(), _ceil_pool()
+        self.add_pools(_ceil_pool(), _ceil_pool(), _ceil_pool())
         self.add_modules(192, self.make_module)
         if aux_heads:
             self.add_aux(Unit, PaperAuxPool(), (0.0, aux_dropout))
@@ -138,7 +141,7 @@ class GooglenetBN(Network):
         self.add_first(unit, _padded_pool())
         self.conv2 = unit(self.scaled(64), self.scaled(64), 1)
         self.conv3 = unit(self.scaled(64), self.scaled(192), 3)
-        self.pool2, self.pool3, self.pool4 = _padded_pool(), _padded_pool(), _padded_pool()
+        self.add_pools(_padded_pool(), _padded_pool(), _padded_pool())
         self.add_modules(192, lambda inputs, columns: Inception(inputs, columns, unit, _module_pool()))
         if aux_heads:
             self.add_aux(unit, nn.AdaptiveAvgPool2d(4), (aux_dropout, aux_dropout))
@@ -165,7 +168,7 @@ class GooglenetTorchvision(Network):
         self.add_first(unit, _ceil_pool())
         self.conv2 = unit(self.scaled(64), self.scaled(64), 1)
         self.conv3 = unit(self.scaled(64), self.scaled(192), 3)
-        self.pool2, self.pool3, self.pool4 = _ceil_pool(), _ceil_pool(), nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.add_pools(_ceil_pool(), _ceil_pool(), nn.MaxPool2d(2, 2, ceil_mode=True))
         self.add_modules(192, lambda inputs, columns: Inception(inputs, columns, unit, _module_pool(), five=3))
         if aux_heads:
             self.add_aux(unit, nn.AdaptiveAvgPool2d(4), (0.0, aux_dropout))
@@ -190,7 +193,7 @@ class GooglenetSlim(Network):
         self.add_first(unit, pool(3, 2))
         self.conv2 = unit(self.scaled(64), self.scaled(64), 1)
         self.conv3 = unit(self.scaled(64), self.scaled(192), 3)
-        self.pool2, self.pool3, self.pool4 = pool(3, 2), pool(3, 2), pool(2, 2)
+        self.add_pools(pool(3, 2), pool(3, 2), pool(2, 2))
         self.add_modules(192, lambda inputs, columns: Inception(inputs, columns, unit, pool(3, 1), five=3))
 
 
@@ -203,5 +206,5 @@ class GooglenetPlain(Network):
         super().__init__(num_classes, width, stem, side, dropout)
         self.add_first(Unit, _padded_pool(), base_dim, relu=False)
         self.conv3 = Unit(self.scaled(base_dim), self.scaled(3 * base_dim), 3, relu=False)
-        self.pool2, self.pool3, self.pool4 = _padded_pool(), _padded_pool(), _padded_pool()
+        self.add_pools(_padded_pool(), _padded_pool(), _padded_pool())
         self.add_modules(3 * base_dim, lambda inputs, columns: Inception(inputs, columns, Unit, _module_pool()))

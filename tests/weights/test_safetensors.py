@@ -99,7 +99,7 @@ def test_metadata_that_cannot_be_kept_is_refused(tmp_path: Path, variables: dict
 
 
 def test_variables_of_another_model_are_refused(tmp_path: Path, variables: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"'params/head/kernel' must have shape|'params/.*' must have shape"):
+    with pytest.raises(UserError, match=r"'batch_stats/conv1/bn/mean' must have shape \[8\] for googlenet_bn, found \[4\]"):
         gj.save_weights(tmp_path / "w", MODEL.clone(width=0.125), variables)
     with pytest.raises(UserError, match="lacks"):
         gj.save_weights(tmp_path / "w", MODEL.clone(aux_heads=True), variables)
