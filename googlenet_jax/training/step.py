@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from googlenet_jax.data.preprocessing import Preprocessing, flip, normalize
-from googlenet_jax.models.googlenet import Network
+from googlenet_jax.models.googlenet import Network, Output
 from googlenet_jax.training.config import steps
 from googlenet_jax.training.losses import cross_entropy, weighted_loss
 from googlenet_jax.training.mesh import data_sharding, replicated
@@ -70,8 +70,8 @@ def make_train_step(
 
     def loss_fn(params: Any, state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
         variables = {"params": params, "batch_stats": state.batch_stats}
-        applied: Any = model.apply(variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
-        output, updated = applied
+        applied = model.apply(variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
+        output, updated = cast(tuple[Output, dict[str, Any]], applied)
         loss, parts = weighted_loss(output, labels, config.loss.aux_weight, config.loss.label_smoothing)
         return loss, (parts, output.logits, updated.get("batch_stats", {}))
 
@@ -108,7 +108,7 @@ def make_eval_step(model: Network, preprocessing: Preprocessing, mesh: Mesh) -> 
 
     def eval_step(variables: dict[str, Any], batch: Batch) -> Metrics:
         images, labels, weights = batch["image"], batch["label"], batch["weight"]
-        output = model.apply(variables, normalize(images, preprocessing, model.dtype), train=False)
+        output = cast(Output, model.apply(variables, normalize(images, preprocessing, model.dtype), train=False))
         is_example = weights > 0
         hits = {name: (hit & is_example).sum(dtype=jnp.int32) for name, hit in _hits(output.logits, labels).items()}
         loss = jnp.where(is_example, cross_entropy(output.logits, labels), 0).sum()
