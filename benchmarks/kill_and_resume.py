@@ -1,6 +1,6 @@
 """Runs of configs/digits.py (shortened), each killed with SIGKILL once and started again, beside one that was never killed. Prints JSON.
 
-    python benchmarks/kill_and_resume.py [--runs 10] [--steps 40] [--seed 0]
+    python benchmarks/kill_and_resume.py [--runs 10] [--steps 40] [--seed 0] [--config.field=value …]
 
 Every other run is killed while a checkpoint is being written (up to 30 ms after its temporary folder appears), the others up to a second
 after a random line of metrics.jsonl. Of each it is checked that all arrays of the final state (parameters, momenta, statistics, averages)
@@ -35,16 +35,16 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    args = parser.parse_args()
-    rng = random.Random(args.seed)
+    args, fields = parser.parse_known_args()
+    rng, command = random.Random(args.seed), shortened(args.steps, fields)
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder, "whole")
-        train(whole, args.steps)
+        train(whole, command)
         runs = []
         for number in range(args.runs):
             workdir = Path(folder, f"run{number}")
-            killed = kill(workdir, args.steps, rng, during_save=number % 2 == 1)
-            train(workdir, args.steps)
+            killed = kill(workdir, command, args.steps, rng, during_save=number % 2 == 1)
+            train(workdir, command)
             runs.append({**killed, **compare(workdir, whole, args.steps)})
             print(f"{number + 1} of {args.runs}: {runs[-1]}", file=sys.stderr)
     identical = sum(run["state_identical"] and run["lines_identical"] and run["each_line_once"] for run in runs)
@@ -53,24 +53,28 @@ def main() -> int:
     return 0 if identical == len(runs) else 1
 
 
-def start(workdir: Path, steps: int) -> subprocess.Popen:
-    """Starts the command that a person would."""
+def shortened(steps: int, more: list[str]) -> list[str]:
+    """The command that a person would give, without --workdir; `more` are further fields of the recipe."""
     fields = {"duration": f"{steps} steps", "schedule.warmup": "5 steps", "log_every": "3 steps"}
     fields |= {"checkpoint_every": "5 steps", "eval_every": "10 steps"}
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
-    command = [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={workdir}", *overrides]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    return [sys.executable, "train.py", "--config=configs/digits.py", *overrides, *more]
 
 
-def train(workdir: Path, steps: int) -> None:
+def start(workdir: Path, command: list[str]) -> subprocess.Popen:
+    """Starts the command in a folder."""
+    return subprocess.Popen([*command, f"--workdir={workdir}"], cwd=ROOT, stderr=subprocess.DEVNULL)
+
+
+def train(workdir: Path, command: list[str]) -> None:
     """Trains to the end, or goes on to it."""
-    if start(workdir, steps).wait():
-        raise SystemExit(f"the run in {workdir} failed")
+    if start(workdir, command).wait():
+        raise SystemExit(f"the run in {workdir} failed; try: {' '.join(command)}")
 
 
-def kill(workdir: Path, steps: int, rng: random.Random, *, during_save: bool) -> dict[str, Any]:
+def kill(workdir: Path, command: list[str], steps: int, rng: random.Random, *, during_save: bool) -> dict[str, Any]:
     """Starts a run and kills it at a random moment. Returns what it left."""
-    process = start(workdir, steps)
+    process = start(workdir, command)
     if during_save:
         step, delay = rng.randrange(5, steps + 1, 5), rng.uniform(0, 0.03)
         wait(process, lambda: any(workdir.glob(f"checkpoints/{step}.*tmp*")))
