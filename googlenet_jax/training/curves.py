@@ -17,7 +17,7 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     """Draws a picture of three panels into `path` (PNG, PDF or SVG by its suffix).
 
     `runs` maps a name to the lines of its metrics.jsonl. One run has a colour for each split, several have a colour each; dotted is
-    training, dashed the raw weights, drawn through their average ("ema"). Top-1 is in percent.
+    training, dashed the raw weights, drawn through their average ("ema"). Loss is on a logarithmic scale, top-1 in percent.
     """
     figure = Figure(figsize=(15, 4.6), dpi=110)
     FigureCanvasAgg(figure)  # Agg draws without a display
@@ -33,6 +33,7 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
             _plot(loss, _curve(own, "loss"), look)
             _plot(top1, _curve(own, "top1", 100), look)
             _plot(rate, _curve(own, "learning_rate"), {**look, "label": name, "linestyle": "-"})
+    loss.set_yscale("log")  # the first evaluations of a batch-normalised network can be far off, and would flatten all else
     for axes, title in ((loss, "loss"), (top1, "top-1, %"), (rate, "learning rate")):
         _finish(axes, title, legend=axes is not rate or len(runs) > 1)
     figure.savefig(path)
