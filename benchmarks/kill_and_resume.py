@@ -47,7 +47,7 @@ def main() -> int:
             train(workdir, command)
             runs.append({**killed, **compare(workdir, whole, args.steps)})
             print(f"{number + 1} of {args.runs}: {runs[-1]}", file=sys.stderr)
-    identical = sum(run["state_identical"] and run["lines_identical"] and run["each_line_once"] for run in runs)
+    identical = sum(run["killed"] and run["state_identical"] and run["lines_identical"] and run["each_line_once"] for run in runs)
     during_save = sum(run["killed_during_save"] for run in runs)
     print(json.dumps({"runs": len(runs), "killed_during_save": during_save, "identical": identical, "each": runs}, indent=2))
     return 0 if identical == len(runs) else 1
@@ -83,9 +83,10 @@ def kill(workdir: Path, command: list[str], steps: int, rng: random.Random, *, d
         wait(process, lambda: last_step(workdir) >= step)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    status = process.wait()
     checkpoints = workdir / "checkpoints"
     return {
+        "killed": status == -signal.SIGKILL,
         "killed_during_save": any(checkpoints.glob("*tmp*")),
         "last_line_step": last_step(workdir),
         "last_checkpoint_step": max((int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()), default=0),

@@ -15,7 +15,7 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.training.config import build_model, steps, validate
 from googlenet_jax.training.mesh import create_mesh, shard_batch
 from googlenet_jax.training.optimizer import create_optimizer
-from googlenet_jax.training.state import create_state
+from googlenet_jax.training.state import make_create_state
 from googlenet_jax.training.step import make_train_step
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -68,7 +68,7 @@ def test_one_step_at_the_smallest_size(path):
 
     params = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), jnp.zeros((1, size, size, 3)))["params"]
     tx, schedule = create_optimizer(config, params, 10, total_steps)
-    state = create_state(model, config, tx, jax.random.key(0), size)
+    state = make_create_state(model, config, tx, size)(jax.random.key(0))
     before = jax.tree.map(np.array, state.params)
     rng, mesh = np.random.default_rng(0), create_mesh()
     batch = {"image": rng.integers(0, 256, (4, size, size, 3), dtype=np.uint8), "label": np.arange(4, dtype=np.int32)}

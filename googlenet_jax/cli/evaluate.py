@@ -12,6 +12,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--run", required=True, metavar="DIR", help="the run's folder (train.py's --workdir)")
     parser.add_argument("--split", metavar="S", help="such as test or train[90%%:] (default: the run's first evaluation split)")
     parser.add_argument("--weights", choices=("raw", "ema"), help="default: ema where the run has it")
+    parser.add_argument("--step", type=int, metavar="K", help="which of the kept checkpoints (default: the newest)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="over all devices (default: the run's eval_batch_size)")
     parser.add_argument("--data-dir", metavar="D", help="where prepared data sets lie (default: the run's)")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.training.run import load_trained
     from googlenet_jax.training.step import make_eval_step
 
-    trained = load_trained(args.run, args.weights)
+    trained = load_trained(args.run, args.weights, args.step)
     data, mesh = trained.config["data"], create_mesh()
     source = load_source(data["name"], args.split or data["eval_splits"][0], args.data_dir or data["dir"] or None)
     if source.num_classes != trained.model.num_classes:

@@ -12,6 +12,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
     parser.add_argument("--run", required=True, metavar="DIR", help="the run's folder (train.py's --workdir)")
     parser.add_argument("--weights", choices=("raw", "ema"), help="default: ema where the run has it")
+    parser.add_argument("--step", type=int, metavar="K", help="which of the kept checkpoints (default: the newest)")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to show for each picture (default: 5)")
     parser.add_argument("--grid", metavar="FILE.png", help="draw the pictures with their predictions into this file")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     if args.top < 1:
         raise UserError(f"--top: expected at least 1, found {args.top}")
     pictures = [read_picture(path) for path in args.images]
-    trained = load_trained(args.run, args.weights)
+    trained = load_trained(args.run, args.weights, args.step)
     crops = [eval_image(picture, trained.preprocessing) for picture in pictures]
     probabilities = predict(trained.model, trained.variables, np.stack(crops), trained.preprocessing)
     predictions = [top_predictions(each, trained.class_names, args.top) for each in probabilities]

@@ -35,8 +35,8 @@ def train_batches(
     source: Source,
     *,
     batch_size: int,
-    preprocessing: Preprocessing,
-    augment: Augment | None,
+    size: int,
+    augment: Augment,
     seed: int,
     start_step: int = 0,
     threads: int = DEFAULT_THREADS,
@@ -51,8 +51,8 @@ def train_batches(
     Args:
         source: the examples.
         batch_size: of the global batch.
-        preprocessing: gives `size`; with no `augment`, `resize` too.
-        augment: the random crop's ranges; None takes the evaluation's centre crop.
+        size: S, of the images.
+        augment: the random crop's ranges.
         seed: from 0 to 2³² − 1.
         start_step: the number of the first batch.
         threads: on the host, a batch each; 0 reads in the caller's thread.
@@ -68,15 +68,15 @@ def train_batches(
     rows = _share(batch_size, process_index, process_count)
     _check_whole("start_step", start_step, 0)
     _check_whole("threads", threads, 0)
+    _check_whole("size", size, 1)
     _check_whole("seed", seed, 0, 2**32 - 1)
-    if augment is not None:
-        _check_range("augment.area", augment.area, largest=1.0)
-        _check_range("augment.aspect", augment.aspect)
+    _check_range("augment.area", augment.area, largest=1.0)
+    _check_range("augment.aspect", augment.aspect)
 
     def read(indices: np.ndarray, rng: np.random.Generator) -> Batch:
         # Drawn for the whole global batch, so that a row's crop doesn't depend on how many processes share it.
         draws = rng.random((batch_size, CROP_TRIES + 1, 2))[rows]
-        return _read(source, indices[rows], lambda image, row: _train_image(image, preprocessing, augment, draws[row]), preprocessing.size)
+        return _read(source, indices[rows], lambda image, row: _train_image(image, size, augment, draws[row]), size)
 
     batches = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True).random_map(read)
     return _iterate(batches, start_step, threads)
@@ -136,11 +136,9 @@ def _read(source: Source, indices: np.ndarray, transform: Callable[[np.ndarray, 
     return {"image": images, "label": labels, "index": indices.astype(np.int64)}
 
 
-def _train_image(image: np.ndarray, preprocessing: Preprocessing, augment: Augment | None, draws: np.ndarray) -> np.ndarray:
-    if augment is None:
-        return eval_image(image, preprocessing)
+def _train_image(image: np.ndarray, size: int, augment: Augment, draws: np.ndarray) -> np.ndarray:
     top, left, height, width = random_crop(image.shape[0], image.shape[1], augment, draws.tolist())
-    return _scale(image[top : top + height, left : left + width], preprocessing.size, preprocessing.size)
+    return _scale(image[top : top + height, left : left + width], size, size)
 
 
 def random_crop(height: int, width: int, augment: Augment, draws: Sequence[Sequence[float]]) -> Box:

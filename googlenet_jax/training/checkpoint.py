@@ -80,9 +80,12 @@ class Checkpoints:
     """The checkpoints of one run, for the process that trains it: the last `keep` and the best by top-1 stay, older ones are deleted."""
 
     def __init__(self, workdir: str | Path, description: RunDescription, keep: int) -> None:
-        """Opens `workdir`/checkpoints, which need not exist; folders left by a save that was cut short are removed."""
+        """Opens `workdir`/checkpoints, which need not exist; what a save that was cut short has left there is named and removed."""
         self.folder = Path(workdir).absolute() / FOLDER
         self._description = description
+        if jax.process_index() == 0:
+            _tidy(self.folder)
+        multihost_utils.sync_global_devices("the folder of checkpoints is tidy")
         policies = [
             preservation_policy.LatestN(keep),
             preservation_policy.BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False),
@@ -122,11 +125,12 @@ class Checkpoints:
         """The newest checkpoint that is whole, or None where there is no checkpoint at all.
 
         `state` gives structure, shapes, dtypes and shardings (arrays or ShapeDtypeStructs). A damaged checkpoint is named in one line on
-        standard error and moved aside (`checkpoints/damaged-STEP`), and the one before it is taken. Raises UserError for a checkpoint of
-        another model or other options, for parameters that are missing, left over or misshapen (all before any array is read), and where
-        every checkpoint is damaged.
+        standard error and the one before it is taken; once that is read, the damaged one is moved aside (`checkpoints/damaged-STEP`).
+        Raises UserError for a checkpoint of another model or other options, for parameters that are missing, left over or misshapen (all
+        before any array is read), and where every checkpoint is damaged, which then stay as they are.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged = []
         for step in steps:
             try:
                 content = _read_metadata(self._manager, step)
@@ -134,8 +138,10 @@ class Checkpoints:
                 _refuse_other_arrays(self.folder / str(step), content["arrays"], _flatten(state))
                 arrays = _read_arrays(self._manager, step, content["arrays"], _flatten(state))
             except _Damaged as error:
-                self._move_aside(step, str(error))
+                damaged.append(step)
+                _report_damage(self.folder / str(step), error)
             else:
+                self._move_aside(damaged)
                 return Restored(step, _unflatten(arrays, state), content["interval"])
         if steps:
             raise UserError(
@@ -175,36 +181,70 @@ class Checkpoints:
                 f"{where}: the checkpoint's {ours['model_name']} has other options: {', '.join(changed)}; train in another folder"
             )
 
-    def _move_aside(self, step: int, why: str) -> None:
-        print(f"googlenet_jax: checkpoint {self.folder / str(step)} is damaged ({why}); trying the one before it", file=sys.stderr)
-        multihost_utils.sync_global_devices("every process has read the damaged checkpoint")
+    def _move_aside(self, steps: list[int]) -> None:
+        if not steps:
+            return
+        multihost_utils.sync_global_devices("every process has read the checkpoints")
         if jax.process_index() == 0:
-            names = (f"damaged-{step}{suffix}" for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
-            (self.folder / str(step)).rename(next(self.folder / name for name in names if not (self.folder / name).exists()))
-        multihost_utils.sync_global_devices("the damaged checkpoint is moved aside")
+            for step in steps:
+                _move_aside(self.folder / str(step))
+        multihost_utils.sync_global_devices("the damaged checkpoints are moved aside")
         self._manager.reload()
 
 
-def load_run(workdir: str | Path, *, weights: str | None = None, which: str = "latest") -> Run:
+def _tidy(folder: Path) -> None:
+    """Names what Orbax is about to remove, and moves aside the checkpoints whose metrics would stop it from opening the folder."""
+    for path in sorted(folder.glob("*.orbax-checkpoint-tmp*")):
+        print(f"googlenet_jax: {path} is a checkpoint that was never finished; it is removed, the one before it counts", file=sys.stderr)
+    for checkpoint, error in _with_damaged_metrics(folder):
+        _report_damage(checkpoint, error)
+        _move_aside(checkpoint)
+
+
+def _with_damaged_metrics(folder: Path) -> list[tuple[Path, _Damaged]]:
+    """The checkpoints whose metrics can't be read: Orbax reads all of them as it opens the folder."""
+    found = []
+    for path in sorted(folder.glob("[0-9]*/metrics/metrics")):
+        try:
+            _top1(json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError) as error:
+            found.append((path.parent.parent, _Damaged(f"its metrics can't be read: {_first_line(error)}")))
+    return found
+
+
+def _move_aside(checkpoint: Path) -> None:
+    names = (f"damaged-{checkpoint.name}{suffix}" for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
+    checkpoint.rename(next(checkpoint.parent / name for name in names if not (checkpoint.parent / name).exists()))
+
+
+def _report_damage(checkpoint: Path, error: _Damaged) -> None:
+    print(f"googlenet_jax: checkpoint {checkpoint} is damaged ({error}); trying the one before it", file=sys.stderr)
+
+
+def load_run(workdir: str | Path, *, weights: str | None = None, step: int | None = None) -> Run:
     """Reads a run's weights for evaluation, prediction or conversion; changes nothing in the folder, which may belong to a run under way.
 
-    `weights` is "raw" or "ema", None for "ema" where the run has it; `which` is "latest" or "best" (top-1 on the first evaluation split).
+    `weights` is "raw" or "ema", None for "ema" where the run has it; `step` is one of the checkpoints' steps, None for the newest.
     Arrays come to the default device. A damaged newest checkpoint is reported on standard error and the one before it is taken.
-    Raises UserError where there is no checkpoint, none that is whole, or no average although "ema" was asked for.
+    Raises UserError where there is no checkpoint, none of that step, none that is whole, or no average although "ema" was asked for.
     """
     folder = Path(workdir).absolute() / FOLDER
     if not folder.is_dir():
         raise UserError(f"{workdir}: no folder {FOLDER!r} in it; give the --workdir of a run that train.py has begun")
-    options = ocp.CheckpointManagerOptions(best_fn=_top1, read_only=True)
+    for checkpoint, error in _with_damaged_metrics(folder):
+        raise UserError(f"{checkpoint}: the checkpoint is damaged ({error}); move this folder elsewhere, or resume the run, which does")
+    options = ocp.CheckpointManagerOptions(read_only=True)
     with ocp.CheckpointManager(folder, options=options, item_names=("state", "metadata")) as manager:
         steps = sorted(manager.all_steps(), reverse=True)
-        if which == "best" and manager.best_step() is not None:
-            steps.sort(key=lambda step: step != manager.best_step())
-        for step in steps:
+        if step is not None and step not in steps:
+            raise UserError(f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, reversed(steps))) or 'none'}")
+        for candidate in steps if step is None else [step]:
             try:
-                return _read_run(manager, step, weights)
+                return _read_run(manager, candidate, weights)
             except _Damaged as error:
-                print(f"googlenet_jax: checkpoint {folder / str(step)} is damaged ({error}); trying the one before it", file=sys.stderr)
+                if step is not None:
+                    raise UserError(f"{folder / str(step)}: the checkpoint is damaged: {error}") from error
+                _report_damage(folder / str(candidate), error)
     raise UserError(f"{folder}: no {'whole ' if steps else ''}checkpoint in it{'' if steps else ' yet'}")
 
 
@@ -238,6 +278,7 @@ def _read_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     try:
         metadata = manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())).metadata
     except Exception as error:  # whatever Orbax, JSON or the file system makes of damaged files
+        _refuse_if_no_damage(manager, step, error)
         raise _Damaged(f"its metadata can't be read: {_first_line(error)}") from error
     content = metadata.get("content") if isinstance(metadata, dict) else None
     if not isinstance(content, dict) or metadata.get("crc32") != _crc32_of_json(content):
@@ -258,11 +299,19 @@ def _read_arrays(manager: ocp.CheckpointManager, step: int, stored: Mapping[str,
     try:
         arrays = manager.restore(step, args=ocp.args.Composite(state=arguments)).state
     except Exception as error:  # Orbax and TensorStore raise nearly anything for damaged files
+        _refuse_if_no_damage(manager, step, error)
         raise _Damaged(f"its arrays can't be read: {_first_line(error)}") from error
     for name, array in arrays.items():
         if _crc32(array) != stored[name]["crc32"]:
             raise _Damaged(f"{name} does not have the checksum it was written with")
     return arrays
+
+
+def _refuse_if_no_damage(manager: ocp.CheckpointManager, step: int, error: Exception) -> None:
+    """Raises UserError where it was not the checkpoint's fault that it could not be read."""
+    outside = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied", "Out of memory")
+    if isinstance(error, PermissionError | MemoryError) or any(words in str(error) for words in outside):
+        raise UserError(f"{manager.directory}/{step}: can't be read: {_first_line(error)}; free memory or mend the permissions") from error
 
 
 def _refuse_other_arrays(where: Path, stored: Mapping[str, Any], targets: Mapping[str, Any]) -> None:

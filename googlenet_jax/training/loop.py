@@ -28,11 +28,11 @@ from googlenet_jax.evaluation.evaluate import evaluate_source
 from googlenet_jax.models.registry import model_options
 from googlenet_jax.training.checkpoint import FOLDER, Checkpoints, RunDescription
 from googlenet_jax.training.config import build_model, changed_fields, is_due, steps, training_size, validate
-from googlenet_jax.training.mesh import check_batch_size, create_mesh, replicate, shard_batch
+from googlenet_jax.training.mesh import check_batch_size, create_mesh, replicate, replicated, shard_batch
 from googlenet_jax.training.optimizer import create_optimizer
-from googlenet_jax.training.state import TrainState, create_state, eval_variables
+from googlenet_jax.training.state import TrainState, eval_variables, make_create_state
 from googlenet_jax.training.step import Metrics, make_eval_step, make_train_step
-from googlenet_jax.training.writers import METRICS_FILE, Writer, create_writer, cut_back, write_atomically
+from googlenet_jax.training.writers import METRICS_FILE, Writer, create_writer, cut_back, draw_if_stale, write_atomically
 
 CONFIG_FILE = "config.json"
 
@@ -87,11 +87,13 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
     workdir = Path(workdir)
     validate(config)
     _check_workdir(workdir, config)
-    job, state = _set_up(config)
+    job, first_state, shapes = _set_up(config)
     _write_config(workdir, config)
     with contextlib.closing(Checkpoints(workdir, job.description, config.checkpoint.keep)) as checkpoints:
-        start, state, interval = _restore(checkpoints, state, workdir)
+        start, state, interval = _restore(checkpoints, first_state, shapes, workdir)
         if start >= job.plan.total_steps:
+            if jax.process_index() == 0:
+                draw_if_stale(workdir)
             _say(f"{workdir}: this run is finished, all {job.plan.total_steps} steps are done")
             return
         if start:
@@ -104,7 +106,7 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
             try:
                 _loop(job, state, start, batches, checkpoints, log, writer)
             except _NotFinite as error:
-                raise UserError(f"{error}; {_where_to_go_on(checkpoints)}") from error
+                raise UserError(f"{error}, at learning rate {log.rate:.6g}; {_where_to_go_on(checkpoints)}") from error
 
 
 def _loop(
@@ -120,10 +122,10 @@ def _loop(
     for step in range(start, job.plan.total_steps + 1):
         top1 = None
         if job.plan.evaluates(step) and step > start:
-            log.flush()
+            log.flush("evaluating (the first time compiles…)")
             top1 = _evaluate(job, state, step, writer)
         if job.plan.saves(step) and step > start:
-            log.flush()
+            log.flush("saving")
             writer.flush()
             _check_finite(state, step)
             checkpoints.save(step, state, top1=top1, interval=log.interval)
@@ -134,8 +136,8 @@ def _loop(
         log.push(step + 1, metrics)
 
 
-def _set_up(config: ConfigDict) -> tuple[Job, TrainState]:
-    """Opens the data and builds model, optimizer, steps and the state before the first step."""
+def _set_up(config: ConfigDict) -> tuple[Job, Callable[[], TrainState], TrainState]:
+    """Opens the data and builds model, optimizer and steps; what makes the state before the first step, and that state's shapes."""
     mesh = create_mesh()
     check_batch_size(config.batch_size, mesh)
     splits = (config.data.train_split, *config.data.eval_splits)
@@ -165,7 +167,10 @@ def _set_up(config: ConfigDict) -> tuple[Job, TrainState]:
         eval_step=make_eval_step(model, preprocessing, mesh),
         key=replicate(step_key, mesh),
     )
-    return job, replicate(create_state(model, config, optimizer, init_key, preprocessing.size), mesh)
+    create_state = make_create_state(model, config, optimizer, preprocessing.size)
+    whole = replicated(mesh)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), create_state.eval_shape(init_key))
+    return job, lambda: replicate(create_state(init_key), mesh), shapes
 
 
 def _check_workdir(workdir: Path, config: ConfigDict) -> None:
@@ -195,13 +200,18 @@ def _write_config(workdir: Path, config: ConfigDict) -> None:
         raise UserError(f"--workdir: can't write in {workdir}: {error.strerror}; choose another folder") from error
 
 
-def _restore(checkpoints: Checkpoints, state: TrainState, workdir: Path) -> tuple[int, TrainState, dict[str, Any]]:
+def _restore(
+    checkpoints: Checkpoints, first_state: Callable[[], TrainState], shapes: TrainState, workdir: Path
+) -> tuple[int, TrainState, dict[str, Any]]:
     """Where the run stands: step, state and the begun interval of the training log, with `metrics.jsonl` cut back to that step."""
-    restored = checkpoints.restore_latest(state)
+    restored = checkpoints.restore_latest(shapes)
     start = restored.step if restored else 0
     if jax.process_index() == 0:
         cut_back(workdir / METRICS_FILE, start)
-    return (start, restored.state, restored.interval) if restored else (0, state, {})
+    if restored:
+        return start, restored.state, restored.interval
+    _say("drawing the first parameters (compiling…)")
+    return 0, first_state(), {}
 
 
 def _batches(job: Job, start: int) -> Any:
@@ -209,7 +219,7 @@ def _batches(job: Job, start: int) -> Any:
     return train_batches(
         job.train_source,
         batch_size=job.config.batch_size,
-        preprocessing=dataclasses.replace(job.preprocessing, size=training_size(job.config)),
+        size=training_size(job.config),
         augment=job.config.augment,
         seed=job.config.seed,
         start_step=start,
@@ -259,6 +269,8 @@ class TrainingLog:
         self._sums: dict[str, float] = dict(interval.get("sums", {}))
         self._waiting: tuple[int, Metrics] | None = None
         self._timed_steps, self._seconds, self._line_time = 0, 0.0, time.perf_counter()
+        self._own_steps = 0  # taken by this process since the last line, timed or not
+        self.rate = math.nan  # of the last step whose metrics have been fetched
         self._fetched_at: float | None = None  # None where what comes next is not to be timed: compilation, evaluation, saving
         self._bar = tqdm(
             desc="compiling…",
@@ -280,9 +292,10 @@ class TrainingLog:
         self._fetch()
         self._waiting = step, metrics
 
-    def flush(self) -> None:
-        """Waits for the last step's metrics; what follows until the next step is not timed. Raises _NotFinite for its loss."""
+    def flush(self, what: str) -> None:
+        """Waits for the last step's metrics and shows `what` follows, which is not timed. Raises _NotFinite for the step's loss."""
         self._fetch()
+        self._bar.set_description(what)
         self._fetched_at = None
 
     def close(self) -> None:
@@ -299,25 +312,26 @@ class TrainingLog:
             self._timed_steps += 1
             self._seconds += now - self._fetched_at
         self._fetched_at = now
-        rate = values.pop("learning_rate")
+        self.rate = values.pop("learning_rate")
         if not math.isfinite(values["loss"]):
-            raise _NotFinite(f"step {step}: the loss is {values['loss']}, at learning rate {rate:.6g}")
+            raise _NotFinite(f"step {step}: the loss is {values['loss']}")
         self._steps += 1
+        self._own_steps += 1
         self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
         self._bar.set_description("training", refresh=False)
         self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
         self._bar.update()
         if self._plan.logs(step):
-            self._write(step, rate, now)
+            self._write(step, now)
 
-    def _write(self, step: int, rate: float, now: float) -> None:
+    def _write(self, step: int, now: float) -> None:
         means = {name: total / self._steps for name, total in self._sums.items()}
         # Where no step of the interval was timed (a line each step), all of its time counts.
-        timed, seconds = (self._timed_steps, self._seconds) if self._timed_steps else (self._steps, now - self._line_time)
-        speed = {"learning_rate": rate, "images_per_second": timed * self._batch_size / seconds}
+        timed, seconds = (self._timed_steps, self._seconds) if self._timed_steps else (self._own_steps, now - self._line_time)
+        speed = {"learning_rate": self.rate, "images_per_second": timed * self._batch_size / seconds}
         self._writer.write({"step": step, "epoch": step / self._plan.steps_per_epoch, "split": "train", **means, **speed})
         self._steps, self._sums = 0, {}
-        self._timed_steps, self._seconds, self._line_time = 0, 0.0, now
+        self._timed_steps, self._own_steps, self._seconds, self._line_time = 0, 0, 0.0, now
 
 
 @jax.jit

@@ -29,15 +29,15 @@ class Trained:
     weights: str
 
 
-def load_trained(folder: str | Path, weights: str | None = None) -> Trained:
-    """Reads the newest whole checkpoint of the run in `folder`, and changes nothing there.
+def load_trained(folder: str | Path, weights: str | None = None, step: int | None = None) -> Trained:
+    """Reads a checkpoint of the run in `folder`, and changes nothing there.
 
-    `weights` is "raw" or "ema" (the average), None for "ema" where the run has it.
+    `weights` is "raw" or "ema" (the average), None for "ema" where the run has it; `step` None is the newest whole checkpoint.
 
     Raises:
-      UserError: there is no checkpoint, none that is whole, or no average although "ema" was asked for.
+      UserError: there is no checkpoint, none of that step, none that is whole, or no average although "ema" was asked for.
     """
-    run = load_run(folder, weights=weights)
+    run = load_run(folder, weights=weights, step=step)
     about = run.description
     return Trained(
         model=create_model(about.model_name, **about.model_options),

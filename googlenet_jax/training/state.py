@@ -24,10 +24,10 @@ class TrainState:
     ema: dict[str, Any] | None
 
 
-def create_state(model: Network, config: ConfigDict, tx: optax.GradientTransformation, key: jax.Array, image_size: int) -> TrainState:
-    """Returns the state before the first step, its parameters drawn with `key` for images [N, image_size, image_size, 3].
+def make_create_state(model: Network, config: ConfigDict, tx: optax.GradientTransformation, image_size: int) -> Any:
+    """Returns the compiled function key -> TrainState: the state before the first step, for images [N, image_size, image_size, 3].
 
-    The same key gives the same bits.
+    The same key gives the same bits. Its `eval_shape(key)` gives shapes and dtypes without compiling.
     """
     images = jnp.zeros((1, image_size, image_size, 3), jnp.dtype(config.dtype))
 
@@ -40,7 +40,7 @@ def create_state(model: Network, config: ConfigDict, tx: optax.GradientTransform
 
     # It runs once: on a CPU, optimising the code of some fifty random tensors takes four times as long as not.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(create, compiler_options=options)(key)
+    return jax.jit(create, compiler_options=options)
 
 
 def update_ema(ema: dict[str, Any], new: dict[str, Any], step: jax.Array, decay: float, start: int) -> dict[str, Any]:

@@ -114,6 +114,13 @@ class CurvesWriter(Writer):
         self._drawn_at = time.monotonic()
 
 
+def draw_if_stale(workdir: Path) -> None:
+    """Draws `curves.png` where it is missing or older than `metrics.jsonl`: the run was killed between the two."""
+    curves, metrics = workdir / CURVES_FILE, workdir / METRICS_FILE
+    if metrics.exists() and not (curves.exists() and curves.stat().st_mtime >= metrics.stat().st_mtime):
+        CurvesWriter(workdir).close()
+
+
 def create_writer(workdir: Path, step: int, process_index: int) -> Writer:
     """The writers of a run that goes on after `step` steps: all of them in process 0, one that does nothing in the others."""
     if process_index:
@@ -147,7 +154,8 @@ def cut_back(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in read_metrics(path) if line["step"] <= step)
-    write_atomically(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+    if path.read_text(encoding="utf-8") != kept:
+        write_atomically(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -38,7 +38,7 @@ def take(batches, count):
 
 
 def training(source, **options):
-    return train_batches(source, **{"batch_size": 8, "preprocessing": SMALL, "augment": Crop(), "seed": 0, "threads": 0} | options)
+    return train_batches(source, **{"batch_size": 8, "size": SMALL.size, "augment": Crop(), "seed": 0, "threads": 0} | options)
 
 
 def joined(parts):
@@ -93,7 +93,7 @@ def test_an_example_is_cropped_anew_in_each_epoch(digits):
 
 
 def test_a_batch_holds_its_examples(digits):
-    (batch,) = take(training(digits, augment=None, preprocessing=Preprocessing(size=8, resize=8)), 1)
+    (batch,) = take(training(digits, augment=Crop(area=(1.0, 1.0), aspect=(1.0, 1.0)), size=8), 1)
     assert {key: (values.dtype.name, values.shape) for key, values in batch.items()} == {
         "image": ("uint8", (8, 8, 8, 3)),
         "label": ("int32", (8,)),
@@ -109,7 +109,7 @@ def test_a_crop_is_a_window_of_the_image_anywhere_and_never_mirrored(make_data_s
     ramp[..., 0], ramp[..., 1], ramp[..., 2] = np.arange(64)[:, None], np.arange(64), 200
     source = load_source("pictures", "train", make_data_set([png(ramp)]))
     quarter = Crop(area=(0.25, 0.25), aspect=(1.0, 1.0))  # 32 × 32 pixels: no scaling
-    (batch,) = take(training(source, batch_size=400, augment=quarter, preprocessing=Preprocessing(size=32, resize=32)), 1)
+    (batch,) = take(training(source, batch_size=400, augment=quarter, size=32), 1)
     corners = batch["image"][:, 0, 0, :2].astype(int)
     for image, (top, left) in zip(batch["image"], corners, strict=True):
         np.testing.assert_array_equal(image, ramp[top : top + 32, left : left + 32])

@@ -186,10 +186,10 @@ def test_never_imports_tensorflow_and_ends_with_a_batch_iterator_open(digits_dir
     code = """
 import sys
 from googlenet_jax.data.pipeline import train_batches
-from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.data.sources import load_source
+from googlenet_jax.training.config import default_config
 source = load_source("digits", "train", sys.argv[1])
-batches = train_batches(source, batch_size=64, preprocessing=Preprocessing(size=16, resize=16), augment=None, seed=0, threads=3)
+batches = train_batches(source, batch_size=64, size=16, augment=default_config().augment, seed=0, threads=3)
 assert next(batches)["image"].shape == (64, 16, 16, 3)
 print("tensorflow" in sys.modules)
 """

@@ -108,7 +108,7 @@ def test_the_last_and_the_best_are_kept_over_restarts(tmp_path):
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [1, 5, 6]
 
 
-def test_load_run_takes_latest_or_best_raw_or_ema(tmp_path):
+def test_load_run_takes_any_step_raw_or_ema(tmp_path):
     checkpoints = Checkpoints(tmp_path, DESCRIPTION, keep=3)
     for step in (1, 2):
         variables = {"params": {"head": {"kernel": jnp.full((2,), step)}}, "batch_stats": {"bn": {"mean": jnp.full((1,), step)}}}
@@ -121,8 +121,10 @@ def test_load_run_takes_latest_or_best_raw_or_ema(tmp_path):
         "params": {"head": {"kernel": [12, 12]}},
         "batch_stats": {"bn": {"mean": [12]}},
     }
-    best = load_run(tmp_path, weights="raw", which="best")
-    assert (best.step, best.variables["params"]["head"]["kernel"].tolist()) == (1, [1, 1])
+    first = load_run(tmp_path, weights="raw", step=1)
+    assert (first.step, first.variables["params"]["head"]["kernel"].tolist()) == (1, [1, 1])
+    with pytest.raises(UserError, match="no checkpoint of step 3; there are 1, 2"):
+        load_run(tmp_path, step=3)
 
 
 def test_load_run_refuses_what_is_not_there(tmp_path):
@@ -186,8 +188,31 @@ def test_all_damaged_is_an_error_and_nothing_is_overwritten(tmp_path):
     write(tmp_path, [1, 2])
     for step in "12":
         shutil.rmtree(tmp_path / "checkpoints" / step / "state")
-    with pytest.raises(UserError, match="each of its 2 checkpoints is damaged"):
+    for _ in range(2):  # the second start, too
+        with pytest.raises(UserError, match="each of its 2 checkpoints is damaged"):
+            restore(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", '{"top', "{}", "[]"])
+def test_damaged_metrics_stop_neither_resuming_nor_reading(tmp_path, capsys, content):
+    write(tmp_path, [1, 2], top1={1: 0.5, 2: 0.6})
+    (tmp_path / "checkpoints" / "2" / "metrics" / "metrics").write_text(content)
+    with pytest.raises(UserError, match=r"checkpoints/2: the checkpoint is damaged .its metrics can't be read"):
+        load_run(tmp_path, weights="raw")
+    assert restore(tmp_path).step == 1
+    assert "checkpoints/2 is damaged (its metrics can't be read" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    write(tmp_path, [1, 2])
+
+    def refuse(*args, **kwargs):
+        raise ValueError("PERMISSION_DENIED: opening checkpoints/2/state")
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.restore", refuse)
+    with pytest.raises(UserError, match=r"can't be read: .*PERMISSION_DENIED.*; free memory or mend the permissions"):
         restore(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
 
 
 def test_a_damaged_step_can_be_saved_again(tmp_path, capsys):
@@ -200,10 +225,11 @@ def test_a_damaged_step_can_be_saved_again(tmp_path, capsys):
     assert bits_of(restore(tmp_path).state) == bits_of(make_state(2))
 
 
-def test_a_folder_left_by_a_killed_save_is_ignored(tmp_path):
+def test_a_folder_left_by_a_killed_save_is_named_and_not_used(tmp_path, capsys):
     write(tmp_path, [1])
     shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp")
     assert restore(tmp_path).step == 1
+    assert "2.orbax-checkpoint-tmp is a checkpoint that was never finished" in capsys.readouterr().err
     write(tmp_path, [2])
     assert restore(tmp_path).step == 2
 

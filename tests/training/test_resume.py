@@ -52,7 +52,7 @@ def test_a_killed_run_ends_as_one_never_killed(tmp_path, data_dir, compiled_dir)
         while process.poll() is None and not moment(killed):
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
     assert start(killed, data_dir, compiled_dir).wait() == 0
 
     ours, theirs = final_state(killed), final_state(whole)

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.googlenet import Output
+from googlenet_jax.models.layers import BatchNorm, max_pool
 from googlenet_jax.training.config import default_config
 from googlenet_jax.training.losses import cross_entropy
 from googlenet_jax.training.mesh import create_mesh, replicate, shard_batch
 from googlenet_jax.training.optimizer import create_optimizer
-from googlenet_jax.training.state import TrainState, create_state, eval_variables
+from googlenet_jax.training.state import TrainState, eval_variables, make_create_state
 from googlenet_jax.training.step import label_ranks, make_eval_step, make_train_step
 
 PREPROCESSING = Preprocessing(size=8, resize=8)
@@ -30,16 +31,21 @@ KEY = jax.random.key(7)
 
 
 class Tiny(nn.Module):
-    """A network in miniature: convolution, batch norm, dropout, an auxiliary head; `images` matter by position, so flips show."""
+    """A network in miniature, of the project's layers: convolution, batch norm, pool, dropout, an auxiliary head.
+
+    `images` matter by position, so flips show.
+    """
 
     num_classes: int = 6
     dropout: float = 0.0
+    bn_groups: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images, train):
         x = nn.Conv(8, (3, 3), dtype=self.dtype, name="conv1")(images)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn")(x))
+        x = BatchNorm(groups=self.bn_groups, dtype=self.dtype, name="bn")(x, not train, relu=True)
+        x = max_pool(x, 3, 1, 1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
         aux = {"aux1": nn.Dense(self.num_classes, name="aux1")(x)} if train or self.is_initializing() else {}
         return Output(nn.Dense(self.num_classes, name="head")(x), aux)
@@ -63,7 +69,7 @@ class Run:
         images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
         params = jax.eval_shape(lambda x: self.model.init(KEY, x, train=False), images)["params"]
         tx, schedule = create_optimizer(config, params, steps_per_epoch=10, total_steps=100)
-        self.state = replicate(create_state(self.model, config, tx, KEY, image_size=8), self.mesh)
+        self.state = replicate(make_create_state(self.model, config, tx, image_size=8)(KEY), self.mesh)
         self.compiled = make_train_step(self.model, config, tx, schedule, PREPROCESSING, self.mesh, steps_per_epoch=10)
 
     def step(self, batch, key=KEY):
@@ -194,9 +200,13 @@ def test_logits_that_are_not_numbers_hit_nothing():
 
 
 def trained_on_every_device():
-    run = Run(Tiny(dropout=0.5), augment={"flip": True}, ema={"decay": 0.9})
-    losses = [run.step(batch_of(16, seed=step))["loss"] for step in range(3)]
-    return {"losses": np.array(losses), **run.params()}
+    results = {}
+    for groups in (1, 2):
+        run = Run(Tiny(dropout=0.5, bn_groups=groups), augment={"flip": True}, ema={"decay": 0.9})
+        losses = [run.step(batch_of(16, seed=step))["loss"] for step in range(3)]
+        arrays = {"losses": np.array(losses), **run.params(), "var": np.array(run.state.batch_stats["bn"]["var"])}
+        results |= {f"{name}, {groups} groups": array for name, array in arrays.items()}
+    return results
 
 
 def test_eight_devices_train_as_one(tmp_path):
