@@ -17,7 +17,13 @@ from ml_collections import ConfigDict, config_flags
 
 from googlenet_jax.errors import UserError, nearest
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="the recipe, such as configs/digits.py; NAME.py:ARG hands it an argument")
+# New fields are let through: `validate` names the unknown ones, and a model's options need not stand in the recipe.
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    help_string="the recipe, such as configs/digits.py; NAME.py:ARG hands it an argument",
+    lock_config=False,
+    accept_new_attributes=True,
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder: config, metrics, checkpoints and curves")
 _DEBUG = flags.DEFINE_bool("debug", False, "show the traceback of what goes wrong")
 
@@ -71,15 +77,14 @@ def parse_flags(argv: list[str]) -> list[str]:
 def _explain(error: Exception, argv: list[str]) -> tuple[int, str]:
     """The exit status and the line for an error that came while flags were parsed and the recipe was read."""
     field = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error))
-    unknown = _unknown_field(argv)
     if isinstance(error, UserError):
         return 1, str(error)
     if field and isinstance(error, flags.IllegalFlagValueError):
-        default = _fields().get(field[1])
-        expected = "one of its fields, such as --config.data.name=digits" if default is None else f"a value such as {default!r}"
+        fields = _fields()
+        expected = f"a value such as {fields[field[1]]!r}" if field[1] in fields else "another kind of value"
+        if any(name.startswith(f"{field[1]}.") for name in fields):
+            expected = "one of its fields, such as --config.data.name=digits"
         return 1, f"{field[1]}: expected {expected}, found {field[2]!r}"
-    if unknown and isinstance(error, AttributeError):
-        return 1, unknown
     if isinstance(error, flags.Error):
         return WRONG_USAGE, " ".join(str(error).split())
     return 1, f"--config: the recipe does not load: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)"
@@ -98,19 +103,6 @@ def _fields() -> dict[str, object]:
     from googlenet_jax.training.config import default_config
 
     return flatten_dict(default_config().to_dict(), sep=".")
-
-
-def _unknown_field(argv: list[str]) -> str | None:
-    """What to say of the first `--config.field` that no recipe has, or None."""
-    fields = _fields()
-    for arg in argv:
-        name = arg.lstrip("-").split("=")[0]
-        if name.startswith("config.model.options."):
-            return f"{name.removeprefix('config.')}: the command line changes only options that the recipe sets; add it to the recipe"
-        if name.startswith("config.") and name.removeprefix("config.") not in fields:
-            name = name.removeprefix("config.")
-            return f"{name}: a recipe has no such field{nearest(name, fields)}"
-    return None
 
 
 def _prepare_jax(config: ConfigDict) -> None:
