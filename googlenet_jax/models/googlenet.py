@@ -1,6 +1,7 @@
 """The networks of 2014: GoogLeNet as published (arXiv 1409.4842) and its well-known variants.
 
-Every class reads like the paper's Table 1, top to bottom; the widths of its nine modules stand in `MODULES`.
+`MODULES` and `Network.inception_layers` are the paper's Table 1 from inception_3a down; each class states its stem and what it does
+otherwise.
 """
 
 import functools

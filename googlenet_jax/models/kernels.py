@@ -1,7 +1,8 @@
 """The forms that XLA compiles best, chosen here and nowhere else; beside each stands the plain form that the tests compare it with.
 
-On a CPU the gradients that XLA derives for pooling, convolution and batch norm are slow (`benchmarks/train_speed.py` measures them), so
-they are written out. Elsewhere the plain forms are used. Every form computes the same mathematics, ties in pooling included.
+On a CPU the gradients that XLA derives for pooling and convolution are slow (`benchmarks/train_speed.py` measures the sum of it), so they
+are written out, and elsewhere the plain forms are used. Batch norm's gradient and 1×1 convolutions as products serve every platform. Every
+form computes the same mathematics, ties in pooling included.
 """
 
 import functools

@@ -176,7 +176,7 @@ class BatchNorm(nn.Module):
 
         if use_running_average or self.is_initializing():
             factor = gamma * lax.rsqrt(var.value.astype(compute) + self.epsilon)
-            y = x.astype(compute) * factor + (beta - mean.value.astype(compute) * factor)
+            y = (x.astype(compute) - mean.value.astype(compute)) * factor + beta
             return (nn.relu(y) if relu else y).astype(self.dtype)
 
         if x.shape[0] % self.groups:

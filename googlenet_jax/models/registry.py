@@ -25,7 +25,7 @@ def list_models() -> list[str]:
     return sorted(_MODELS)
 
 
-def create_model(name: str, **options: Any) -> Network:
+def create_model(name: str, /, **options: Any) -> Network:
     """Makes a network, without parameters.
 
     Args:
@@ -74,7 +74,7 @@ def _check_option(name: str, option: str, value: Any, default: Any) -> None:
         _check_dtype(name, option, value)
     elif option == "stem":
         stems = _MODELS[name].min_sizes
-        expect(value in stems, "one of " + ", ".join(map(repr, stems)))
+        expect(isinstance(value, str) and value in stems, "one of " + ", ".join(map(repr, stems)))
     elif isinstance(default, bool):
         expect(isinstance(value, bool), "true or false")
     elif isinstance(default, int):

@@ -202,7 +202,7 @@ def test_initialisation_is_caffes():
     params = init(KEYS, jnp.zeros((1, 32, 32, 3)))["params"]
     kernel = np.asarray(params["inception_5b"]["conv_3x3"]["kernel"])
     bound = np.sqrt(3 / (9 * 192))
-    assert np.abs(kernel).max() <= bound
+    assert np.abs(kernel).max() <= bound * (1 + 1e-6)
     assert kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.01)
     assert (np.asarray(params["inception_5b"]["conv_3x3"]["bias"]) == np.float32(0.2)).all()
     assert (np.asarray(params["head"]["bias"]) == 0).all()
