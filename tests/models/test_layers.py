@@ -112,6 +112,16 @@ def test_lrn_and_its_gradient_are_pytorchs(channels, size, scale, seed):
         np.testing.assert_allclose(dx, from_torch(theirs_in.grad), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-6), ("bfloat16", 2.0**-8)])
+def test_lrn_rounds_once(dtype, rounding):
+    """bfloat16 is computed in float32: one rounding of the result."""
+    x = jnp.asarray(30 * np.random.default_rng(0).normal(size=(2, 3, 4, 12)), dtype)
+    ours = layers.local_response_norm(x)
+    theirs = from_torch(F.local_response_norm(torch.tensor(np.asarray(x, np.float64)).permute(0, 3, 1, 2), 5, alpha=1e-4, beta=0.75, k=1.0))
+    assert ours.dtype == dtype
+    np.testing.assert_allclose(np.asarray(ours, np.float64), theirs, rtol=rounding)
+
+
 @pytest.mark.parametrize("size", [7, 24])
 def test_convolutions_and_their_gradients_are_the_plain_ones(size):
     """24 is above the size from which the weight gradient is made of products, 7 below."""

@@ -31,11 +31,9 @@ class Tiny(Network):
         return Output(nn.Dense(self.num_classes, name="head")(x), aux)
 
 
-registry._MODELS["tiny"] = Tiny
-
-
 def tiny_config(data_dir: Path) -> ConfigDict:
     """24 steps of 100 of 400 examples: 4 steps an epoch, a training line every 3, an evaluation every 4, a checkpoint every 4."""
+    registry._MODELS["tiny"] = Tiny  # here and not on import: tests that are parametrised by the registry must not see it
     prepare_digits(data_dir)
     config = default_config()
     config.model.name = "tiny"
