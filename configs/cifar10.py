@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.batch_size = 128
     config.eval_batch_size = 500
-    config.duration = "18 epochs"
+    config.duration = "28 epochs"
     config.eval_every = "2 epochs"
 
     config.optimizer.nesterov = True
