@@ -78,6 +78,17 @@ def test_indexed_max_pool_is_the_plain_one(window, stride, pads):
         np.testing.assert_array_equal(a, b)
 
 
+def test_on_a_cpu_pools_do_not_scatter_and_1x1_convolutions_are_products():
+    x, kernel = jnp.zeros((1, 9, 9, 2)), jnp.zeros((1, 1, 2, 3))
+
+    def loss(x, kernel):
+        return kernels.conv(layers.max_pool(x), kernel, 1, ((0, 0), (0, 0))).sum()
+
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).as_text()
+    assert "stablehlo.dot_general" in compiled
+    assert "select_and_scatter" not in compiled and "stablehlo.convolution" not in compiled
+
+
 def test_max_pool_passes_nan_on():
     x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 1, 0].set(jnp.nan)
     assert jnp.isnan(layers.max_pool(x)).any()

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -238,6 +239,30 @@ def test_only_the_papers_network_pools_5x5_with_stride_3_before_its_aux_heads():
     assert float(jnp.abs(by_paper - adaptive).max()) > 1e-3
     elsewhere = [head.apply(variables, images[:, :13, :13], False, True) for head in heads]
     chex.assert_trees_all_equal(*elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("googlenet", [0.7, 0.7, 0.4]),
+        ("googlenet_bn", [0.4, 0.4, 0.4, 0.4, 0.4]),  # twice in each auxiliary head
+        ("googlenet_torchvision", [0.7, 0.7, 0.2]),
+        ("googlenet_plain", [0.4]),
+        ("googlenet_slim", [0.2]),
+    ],
+)
+def test_dropout_rates_are_as_published(name, rates):
+    found = []
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, nn.Dropout) and context.method_name == "__call__":
+            found.append(context.module.rate)
+        return call(*args, **kwargs)
+
+    model = gj.create_model(name, width=0.1, stem="small")
+    with nn.intercept_methods(note):
+        jax.eval_shape(functools.partial(model.init, train=True), KEYS, jnp.zeros((2, 16, 16, 3)))
+    assert found == rates
 
 
 def test_dropout_has_its_rate_and_scale_and_differs_by_head_and_key():
