@@ -69,12 +69,12 @@ def parse_flags(argv: list[str]) -> list[str]:
     except Exception as error:
         if "--debug" in argv:
             traceback.print_exc()
-        status, text = _explain(error, argv)
+        status, text = _explain(error)
         print(f"train.py: {text}", file=sys.stderr)
         sys.exit(status)
 
 
-def _explain(error: Exception, argv: list[str]) -> tuple[int, str]:
+def _explain(error: Exception) -> tuple[int, str]:
     """The exit status and the line for an error that came while flags were parsed and the recipe was read."""
     field = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error))
     if isinstance(error, UserError):
