@@ -146,9 +146,7 @@ def _set_up(config: ConfigDict) -> tuple[Job, Callable[[], TrainState], TrainSta
     preprocessing = Preprocessing.from_dict(config.preprocessing.to_dict())
     model = build_model(config, train_source.num_classes)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    images = jnp.zeros((1, preprocessing.size, preprocessing.size, 3), config.dtype)
-    variables = jax.eval_shape(lambda key: model.init({"params": key, "dropout": key}, images, train=False), init_key)
-    optimizer, schedule = create_optimizer(config, variables["params"], plan.steps_per_epoch, plan.total_steps)
+    optimizer, schedule = create_optimizer(config, plan.steps_per_epoch, plan.total_steps)
     job = Job(
         config=config,
         plan=plan,

@@ -1,5 +1,7 @@
 """Stochastic gradient descent as PyTorch's, out of Optax's pieces, and the learning rate's schedules."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,12 +12,8 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.training.config import steps
 
 
-def create_optimizer(
-    config: ConfigDict, params: Any, steps_per_epoch: float, total_steps: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def create_optimizer(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns a recipe's optimizer, and its schedule from the step (0 is the first) to the learning rate.
-
-    `params` is the model's tree of parameters; shapes (`jax.eval_shape`) are enough.
 
     As PyTorch's SGD: d = gradient + weight_decay · p; buffer = momentum · buffer + d; p −= rate · buffer, or rate · (d + momentum ·
     buffer) under Nesterov. The buffer holds no learning rate, so a change of rate acts at once; Caffe's holds rate · d, so there a
@@ -28,9 +26,9 @@ def create_optimizer(
     """
     schedule = create_schedule(config, steps_per_epoch, total_steps)
     optimizer = optax.chain(
-        optax.add_decayed_weights(config.optimizer.weight_decay, mask=_where(is_kernel, params)),
+        optax.add_decayed_weights(config.optimizer.weight_decay, mask=_where(is_kernel)),
         optax.trace(config.optimizer.momentum, nesterov=config.optimizer.nesterov),
-        optax.masked(optax.scale(config.optimizer.bias_rate_multiplier), _where(is_layer_bias, params)),
+        optax.masked(optax.scale(config.optimizer.bias_rate_multiplier), _where(is_layer_bias)),
         optax.scale_by_learning_rate(schedule),
     )
     return optimizer, schedule
@@ -46,9 +44,9 @@ def is_layer_bias(path: tuple[str, ...]) -> bool:
     return path[-1] == "bias" and path[-2:-1] != ("bn",)
 
 
-def _where(matches: Any, params: Any) -> Any:
-    """Returns a tree like `params` of the answers of `matches` to each path."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: matches(tuple(entry.key for entry in path)), params)
+def _where(matches: Callable[[tuple[str, ...]], bool]) -> Callable[[Any], Any]:
+    """Returns Optax's form of a mask: from a tree of parameters to one of the answers of `matches` to each path."""
+    return functools.partial(jax.tree_util.tree_map_with_path, lambda path, _: matches(tuple(entry.key for entry in path)))
 
 
 def create_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> optax.Schedule:

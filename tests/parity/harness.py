@@ -149,7 +149,7 @@ class Ours:
     def __init__(self, model: Network, variables: Any, config: ConfigDict) -> None:
         self.model = model
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        tx, schedule = create_optimizer(config, params, 1.0, 10)
+        tx, schedule = create_optimizer(config, 1.0, 10)
         mesh = create_mesh(jax.devices()[:1])
         # A copy of the average: the step uses its state up.
         average = jax.tree.map(np.copy, {"params": params, "batch_stats": batch_stats})

@@ -40,7 +40,7 @@ def train_optax(config, start, gradients):
     with jax.enable_x64(True):
         nest = lambda flat: flax.traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in flat.items()}, sep=".")  # noqa: E731
         params = nest(start)
-        tx, _ = create_optimizer(config, params, steps_per_epoch=5, total_steps=10)
+        tx, _ = create_optimizer(config, steps_per_epoch=5, total_steps=10)
         opt_state = tx.init(params)
         for gradient in gradients:
             updates, opt_state = tx.update(nest(gradient), opt_state, params)

@@ -66,9 +66,7 @@ class Run:
         config.schedule.update({"name": "step", "learning_rate": 0.01})
         for group, fields in groups.items():
             config[group].update(fields) if isinstance(fields, dict) else config.update({group: fields})
-        images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
-        params = jax.eval_shape(lambda x: self.model.init(KEY, x, train=False), images)["params"]
-        tx, schedule = create_optimizer(config, params, steps_per_epoch=10, total_steps=100)
+        tx, schedule = create_optimizer(config, steps_per_epoch=10, total_steps=100)
         self.state = replicate(make_create_state(self.model, config, tx, image_size=8)(KEY), self.mesh)
         self.compiled = make_train_step(self.model, config, tx, schedule, PREPROCESSING, self.mesh, steps_per_epoch=10)
 
