@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 Curve = tuple[list[float], list[float]]
 
@@ -34,6 +35,9 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
             _plot(top1, _curve(own, "top1", 100), look)
             _plot(rate, _curve(own, "learning_rate"), {**look, "label": name, "linestyle": "-"})
     loss.set_yscale("log")  # the first evaluations of a batch-normalised network can be far off, and would flatten all else
+    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    loss.yaxis.set_major_formatter("{x:g}")  # the scale's own powers of ten do not fit the margin
+    loss.yaxis.set_minor_formatter(NullFormatter())
     for axes, title in ((loss, "loss"), (top1, "top-1, %"), (rate, "learning rate")):
         _finish(axes, title, legend=axes is not rate or len(runs) > 1)
     figure.savefig(path)
