@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from googlenet_jax.data.mesh import create_mesh, shard_batch
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError
 from googlenet_jax.training.config import build_model, steps, validate
-from googlenet_jax.training.mesh import create_mesh, shard_batch
 from googlenet_jax.training.optimizer import create_optimizer
 from googlenet_jax.training.state import make_create_state
 from googlenet_jax.training.step import make_train_step

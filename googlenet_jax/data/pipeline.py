@@ -1,10 +1,11 @@
 """Batches of uint8 images on the host, by grain: which examples make up batch k, and how they are cropped, depends on (seed, k) alone."""
 
 import contextlib
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import grain
@@ -21,14 +22,16 @@ DEFAULT_THREADS = min(os.cpu_count() or 1, 8)
 CROP_TRIES = 10  # torchvision's number, before it takes the central fallback
 
 
-class Augment(Protocol):
-    """The ranges of a random crop, as in the GoogLeNet paper (section 6): 8–100 % of the area, aspect ratio (width / height) 3/4–4/3."""
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """The ranges of a random crop, as in the GoogLeNet paper (arXiv 1409.4842, section 6).
 
-    @property
-    def area(self) -> Sequence[float]: ...
+    Attributes:
+      area: smallest and largest share of the image's area. aspect: smallest and largest width / height.
+    """
 
-    @property
-    def aspect(self) -> Sequence[float]: ...
+    area: Sequence[float] = (0.08, 1.0)
+    aspect: Sequence[float] = (3 / 4, 4 / 3)
 
 
 def train_batches(
@@ -36,7 +39,7 @@ def train_batches(
     *,
     batch_size: int,
     size: int,
-    augment: Augment,
+    augment: RandomCrop,
     seed: int,
     start_step: int = 0,
     threads: int = DEFAULT_THREADS,
@@ -136,12 +139,12 @@ def _read(source: Source, indices: np.ndarray, transform: Callable[[np.ndarray, 
     return {"image": images, "label": labels, "index": indices.astype(np.int64)}
 
 
-def _train_image(image: np.ndarray, size: int, augment: Augment, draws: np.ndarray) -> np.ndarray:
+def _train_image(image: np.ndarray, size: int, augment: RandomCrop, draws: np.ndarray) -> np.ndarray:
     top, left, height, width = random_crop(image.shape[0], image.shape[1], augment, draws.tolist())
     return _scale(image[top : top + height, left : left + width], size, size)
 
 
-def random_crop(height: int, width: int, augment: Augment, draws: Sequence[Sequence[float]]) -> Box:
+def random_crop(height: int, width: int, augment: RandomCrop, draws: Sequence[Sequence[float]]) -> Box:
     """torchvision's RandomResizedCrop: area uniform, aspect ratio log-uniform, ten tries, then the largest central box.
 
     Args:

@@ -91,17 +91,16 @@ def normalize(images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLike 
     """
     if images.dtype != jnp.uint8 or images.shape[-1] != 3:
         raise UserError(f"normalize: expected uint8 images [N, S, S, 3], found {images.dtype} {list(images.shape)}; pass them undivided")
+    return standardize(images, preprocessing, dtype)
+
+
+def standardize(images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """`normalize` without its check: images [N, S, S, 3] may also be floats, in units of 0–255, as augmentation leaves them."""
     compute = jnp.promote_types(dtype, jnp.float32)
     if preprocessing.channel_order == "bgr":
         images = images[..., ::-1]
     mean, std = jnp.asarray(preprocessing.mean, compute), jnp.asarray(preprocessing.std, compute)
     return ((images.astype(compute) - mean) / std).astype(dtype)
-
-
-def flip(images: jax.Array, key: jax.Array) -> jax.Array:
-    """Mirrors each image left to right with probability ½, independently; [N, H, W, C] in and out, any dtype."""
-    mirrored = jax.random.bernoulli(key, 0.5, (images.shape[0],))
-    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1, :], images)
 
 
 def _pixels(field: str, value: Any) -> int:

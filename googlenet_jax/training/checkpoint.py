@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from googlenet_jax.errors import UserError
+from googlenet_jax.models.registry import create_model, list_models, model_options
 
 FORMAT_VERSION = 1
 FOLDER = "checkpoints"
@@ -67,7 +68,7 @@ class Restored:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Weights:
     """A run read for use: `variables` (`params` and, with batch norm, `batch_stats`) after `step` steps; `weights` is "raw" or "ema"."""
 
     step: int
@@ -77,33 +78,46 @@ class Run:
 
 
 class Checkpoints:
-    """The checkpoints of one run, for the process that trains it: the last `keep` and the best by top-1 stay, older ones are deleted."""
+    """The checkpoints of one run, for the process that trains it: the last `keep` and the best stay, older ones are deleted."""
 
-    def __init__(self, workdir: str | Path, description: RunDescription, keep: int) -> None:
-        """Opens `workdir`/checkpoints, which need not exist; what a save that was cut short has left there is named and removed."""
+    def __init__(
+        self,
+        workdir: str | Path,
+        description: RunDescription,
+        keep: int,
+        *,
+        best: str = "top1",
+        best_mode: str = "max",
+    ) -> None:
+        """Opens `workdir`/checkpoints, which need not exist; what a save that was cut short has left there is named and removed.
+
+        `best` is the name of the metric that decides which is the best, and `best_mode` whether its highest value ("max") or its lowest
+        ("min") is that.
+        """
         self.folder = Path(workdir).absolute() / FOLDER
-        self._description = description
+        self._description, self._best = description, best
         if jax.process_index() == 0:
             _tidy(self.folder)
         multihost_utils.sync_global_devices("the folder of checkpoints is tidy")
         policies = [
             preservation_policy.LatestN(keep),
-            preservation_policy.BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False),
+            preservation_policy.BestN(get_metric_fn=_metric, reverse=best_mode == "min", n=1, keep_checkpoints_without_metrics=False),
         ]
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                best_fn=_top1,  # without it the manager writes no metrics, and would not know the best after a restart
+                best_fn=_metric,  # without it the manager writes no metrics, and would not know the best after a restart
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=True,
             ),
             item_names=("state", "metadata"),
         )
 
-    def save(self, step: int, state: Any, *, top1: float | None, interval: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: Any, *, metric: float | None, interval: Mapping[str, Any]) -> None:
         """Starts saving `state` after `step` steps, and returns as soon as the arrays are copied to the host.
 
-        `top1` is the first evaluation split's, where this step was evaluated; `interval` is JSON that the loop wants back on resuming.
+        `metric` is the value that decides which is the best, where this step was evaluated; `interval` is JSON that the loop wants back
+        on resuming.
         Raises UserError where the disk refuses, also for a save begun earlier.
         """
         arrays = _flatten(state)
@@ -116,8 +130,9 @@ class Checkpoints:
         }
         metadata = {"content": content, "crc32": _crc32_of_json(content)}
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), metadata=ocp.args.JsonSave(metadata))
+        metrics = None if metric is None else {self._best: metric}
         try:
-            self._manager.save(step, args=items, metrics=None if top1 is None else {"top1": top1}, force=True)
+            self._manager.save(step, args=items, metrics=metrics, force=True)
         except (OSError, ValueError) as error:
             raise UserError(f"{self.folder / str(step)}: could not save the checkpoint: {_first_line(error)}") from error
 
@@ -170,7 +185,10 @@ class Checkpoints:
             raise UserError(
                 f"{where}: the checkpoint is of model {content['model_name']}, not {ours['model_name']}; train in another folder"
             )
-        theirs, options = content["model_options"], ours["model_options"]
+        # An option that an older checkpoint lacks has its default.
+        name = ours["model_name"]
+        defaults = model_options(create_model(name)) if name in list_models() else {}
+        theirs, options = ({**defaults, **each["model_options"]} for each in (content, ours))
         changed = [
             f"{name}={theirs.get(name)!r} (now {options.get(name)!r})"
             for name in sorted({*theirs, *options})
@@ -206,8 +224,8 @@ def _with_damaged_metrics(folder: Path) -> list[tuple[Path, _Damaged]]:
     found = []
     for path in sorted(folder.glob("[0-9]*/metrics/metrics")):
         try:
-            _top1(json.loads(path.read_text()))
-        except (ValueError, KeyError, TypeError) as error:
+            _metric(json.loads(path.read_text()))
+        except (ValueError, AttributeError) as error:
             found.append((path.parent.parent, _Damaged(f"its metrics can't be read: {_first_line(error)}")))
     return found
 
@@ -221,7 +239,7 @@ def _report_damage(checkpoint: Path, error: _Damaged) -> None:
     print(f"googlenet_jax: checkpoint {checkpoint} is damaged ({error}); trying the one before it", file=sys.stderr)
 
 
-def load_run(workdir: str | Path, *, weights: str | None = None, step: int | None = None) -> Run:
+def read_run(workdir: str | Path, *, weights: str | None = None, step: int | None = None) -> Weights:
     """Reads a run's weights for evaluation, prediction or conversion; changes nothing in the folder, which may belong to a run under way.
 
     `weights` is "raw" or "ema", None for "ema" where the run has it; `step` is one of the checkpoints' steps, None for the newest.
@@ -240,7 +258,7 @@ def load_run(workdir: str | Path, *, weights: str | None = None, step: int | Non
             raise UserError(f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, reversed(steps))) or 'none'}")
         for candidate in steps if step is None else [step]:
             try:
-                return _read_run(manager, candidate, weights)
+                return _read_weights(manager, candidate, weights)
             except _Damaged as error:
                 if step is not None:
                     raise UserError(f"{folder / str(step)}: the checkpoint is damaged: {error}") from error
@@ -248,7 +266,7 @@ def load_run(workdir: str | Path, *, weights: str | None = None, step: int | Non
     raise UserError(f"{folder}: no {'whole ' if steps else ''}checkpoint in it{'' if steps else ' yet'}")
 
 
-def _read_run(manager: ocp.CheckpointManager, step: int, weights: str | None) -> Run:
+def _read_weights(manager: ocp.CheckpointManager, step: int, weights: str | None) -> Weights:
     content = _read_metadata(manager, step)
     has_average = any(name.startswith("ema/") for name in content["arrays"])
     if weights == "ema" and not has_average:
@@ -270,7 +288,7 @@ def _read_run(manager: ocp.CheckpointManager, step: int, weights: str | None) ->
         for parent in parents:
             place = place.setdefault(parent, {})
         place[leaf] = array
-    return Run(step, weights, variables, RunDescription.from_json(content))
+    return Weights(step, weights, variables, RunDescription.from_json(content))
 
 
 def _read_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
@@ -351,8 +369,10 @@ def _crc32_of_json(content: Any) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def _top1(metrics: Mapping[str, float]) -> float:
-    return metrics["top1"]
+def _metric(metrics: Mapping[str, float]) -> float:
+    """The one value of a checkpoint's metrics, whatever its name."""
+    (value,) = metrics.values()
+    return value
 
 
 def _first_line(error: BaseException) -> str:

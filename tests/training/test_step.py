@@ -15,13 +15,13 @@ from flax.traverse_util import flatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from googlenet_jax.data.mesh import create_mesh, replicate, shard_batch
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.googlenet import Output
 from googlenet_jax.models.layers import BatchNorm, max_pool
 from googlenet_jax.training.config import default_config
 from googlenet_jax.training.losses import cross_entropy
-from googlenet_jax.training.mesh import create_mesh, replicate, shard_batch
 from googlenet_jax.training.optimizer import create_optimizer
 from googlenet_jax.training.state import TrainState, eval_variables, make_create_state
 from googlenet_jax.training.step import label_ranks, make_eval_step, make_train_step
