@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.models.registry import create_model, list_models, model_options
+from googlenet_jax.models.registry import create_model, list_models, model_options, option_defaults
 
 FORMAT_VERSION = 1
 FOLDER = "checkpoints"
@@ -185,10 +185,7 @@ class Checkpoints:
             raise UserError(
                 f"{where}: the checkpoint is of model {content['model_name']}, not {ours['model_name']}; train in another folder"
             )
-        # An option that an older checkpoint lacks has its default.
-        name = ours["model_name"]
-        defaults = model_options(create_model(name)) if name in list_models() else {}
-        theirs, options = ({**defaults, **each["model_options"]} for each in (content, ours))
+        theirs, options = (_complete(ours["model_name"], each["model_options"]) for each in (content, ours))
         changed = [
             f"{name}={theirs.get(name)!r} (now {options.get(name)!r})"
             for name in sorted({*theirs, *options})
@@ -208,6 +205,14 @@ class Checkpoints:
                 _move_aside(self.folder / str(step))
         multihost_utils.sync_global_devices("the damaged checkpoints are moved aside")
         self._manager.reload()
+
+
+def _complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's options with those that an older checkpoint lacks, at their defaults."""
+    if name not in list_models():
+        return dict(options)
+    known = {option: value for option, value in options.items() if option in option_defaults(name)}
+    return {**model_options(create_model(name, **known)), **options}
 
 
 def _tidy(folder: Path) -> None:

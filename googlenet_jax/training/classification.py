@@ -64,6 +64,11 @@ def open_task(config: ConfigDict, mesh: Mesh) -> Task:
     data = config.data
     splits = (data.train_split, *data.eval_splits)
     source, *eval_sources = (load_source(data.name, split, data.dir or None) for split in splits)
+    return make_task(config, mesh, source, eval_sources)
+
+
+def make_task(config: ConfigDict, mesh: Mesh, source: Source, eval_sources: Sequence[Source]) -> Task:
+    """Returns the task of training a checked recipe's model on `source` and evaluating it on the others."""
     preprocessing = Preprocessing.from_dict(config.preprocessing.to_dict())
     model = build_model(config, source.num_classes)
     metrics = _metrics(config.metrics)
@@ -82,7 +87,7 @@ def open_task(config: ConfigDict, mesh: Mesh) -> Task:
             size=config.augment.size or size,
             augment=RandomCrop(tuple(config.augment.area), tuple(config.augment.aspect)),
             seed=config.seed,
-            threads=data.threads,
+            threads=config.data.threads,
         ),
         prepare=functools.partial(apply_transforms, _transforms(config, source.num_classes)),
         loss=create_loss(**config.loss.to_dict()),
@@ -93,7 +98,7 @@ def open_task(config: ConfigDict, mesh: Mesh) -> Task:
             batch_size=config.eval_batch_size,
             preprocessing=preprocessing,
             mesh=mesh,
-            threads=data.threads,
+            threads=config.data.threads,
         ),
         description={
             "model_name": config.model.name,

@@ -14,7 +14,6 @@ from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.data.sources import load_source
 from googlenet_jax.errors import UserError
 
-
 SMALL = Preprocessing(size=12, resize=14)
 few = settings(max_examples=15, deadline=None)
 

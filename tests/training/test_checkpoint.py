@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from googlenet_jax.errors import UserError
+from googlenet_jax.models.registry import create_model, model_options
 from googlenet_jax.training.checkpoint import Checkpoints, RunDescription, read_run
 
 DESCRIPTION = RunDescription(
@@ -234,13 +235,14 @@ def test_a_folder_left_by_a_killed_save_is_named_and_not_used(tmp_path, capsys):
     assert restore(tmp_path).step == 2
 
 
-def refuse_to_read(*args, **kwargs):
-    raise AssertionError("an array was read")
+def without_arrays(workdir):
+    """Takes the arrays away: what is refused before any is read is not called damaged."""
+    shutil.rmtree(workdir / "checkpoints" / "1" / "state" / "d")
 
 
-def test_another_model_or_other_options_are_refused_before_reading(tmp_path, monkeypatch):
+def test_another_model_or_other_options_are_refused_before_reading(tmp_path):
     write(tmp_path, [1])
-    monkeypatch.setattr("googlenet_jax.training.checkpoint._read_arrays", refuse_to_read)
+    without_arrays(tmp_path)
     with pytest.raises(UserError, match="is of model googlenet, not googlenet_bn"):
         restore(tmp_path, description=dataclasses.replace(DESCRIPTION, model_name="googlenet_bn"))
     options = {"width": 1.0, "aux_heads": True}
@@ -248,9 +250,9 @@ def test_another_model_or_other_options_are_refused_before_reading(tmp_path, mon
         restore(tmp_path, description=dataclasses.replace(DESCRIPTION, model_options=options))
 
 
-def test_missing_misshapen_and_left_over_parameters_are_named(tmp_path, monkeypatch):
+def test_missing_misshapen_and_left_over_parameters_are_named(tmp_path):
     write(tmp_path, [1])
-    monkeypatch.setattr("googlenet_jax.training.checkpoint._read_arrays", refuse_to_read)
+    without_arrays(tmp_path)
     state = make_state()
     state["params"]["conv1"]["kernel"] = jnp.zeros((3, 3, 2, 5))
     with pytest.raises(UserError, match=r"params/conv1/kernel is float32 \[3, 3, 2, 4\], expected float32 \[3, 3, 2, 5\]"):
@@ -263,3 +265,20 @@ def test_missing_misshapen_and_left_over_parameters_are_named(tmp_path, monkeypa
     del state["batch_stats"]
     with pytest.raises(UserError, match="batch_stats/conv1/mean is in the checkpoint, but not"):
         restore(tmp_path, state)
+
+
+def test_an_option_that_an_older_checkpoint_lacks_has_its_default(tmp_path):
+    write(tmp_path, [1])
+    whole = {**model_options(create_model("googlenet")), **DESCRIPTION.model_options}
+    assert restore(tmp_path, description=dataclasses.replace(DESCRIPTION, model_options=whole)).step == 1
+    other = {**whole, "dropout": 0.1}
+    with pytest.raises(UserError, match=r"dropout=0\.4 \(now 0\.1\)"):
+        restore(tmp_path, description=dataclasses.replace(DESCRIPTION, model_options=other))
+
+
+def test_the_best_may_be_the_lowest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, DESCRIPTION, 1, best="loss", best_mode="min")
+    for step, loss in enumerate((0.5, 0.2, 0.9, 0.7), start=1):
+        checkpoints.save(step, make_state(step), metric=loss, interval={})
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]

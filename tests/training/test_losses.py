@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from googlenet_jax.evaluation.metrics import cross_entropy
 from googlenet_jax.models.googlenet import Output
-from googlenet_jax.training.losses import cross_entropy, weighted_loss
+from googlenet_jax.training.losses import create_loss
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -20,7 +21,8 @@ def test_loss_and_gradient_are_pytorchs(smoothing):
     expected.backward()
 
     def loss(logits):
-        return weighted_loss(Output(logits["main"], {name: logits[name] for name in ("aux1", "aux2")}), jnp.asarray(labels), 0.3, smoothing)
+        output = Output(logits["main"], {name: logits[name] for name in ("aux1", "aux2")})
+        return create_loss(aux_weight=0.3, label_smoothing=smoothing)(output, {"label": jnp.asarray(labels)})
 
     with jax.enable_x64(True):
         (total, ours), gradients = jax.value_and_grad(loss, has_aux=True)({name: jnp.asarray(x) for name, x in logits.items()})
