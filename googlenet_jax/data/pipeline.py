@@ -5,7 +5,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import cv2
 import grain
@@ -13,7 +12,7 @@ import numpy as np
 
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.data.sources import Source
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, check_range, check_whole
 
 Batch = dict[str, np.ndarray]
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
@@ -28,10 +27,16 @@ class RandomCrop:
 
     Attributes:
       area: smallest and largest share of the image's area. aspect: smallest and largest width / height.
+    Raises:
+      UserError: a pair that is not in ascending order and above 0, or an area above 1.
     """
 
     area: Sequence[float] = (0.08, 1.0)
     aspect: Sequence[float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        check_range("augment.area", self.area, largest=1.0)
+        check_range("augment.aspect", self.aspect)
 
 
 def train_batches(
@@ -69,12 +74,10 @@ def train_batches(
         UserError: if a number is impossible, or (while iterating) an example can't be read.
     """
     rows = _share(batch_size, process_index, process_count)
-    _check_whole("start_step", start_step, 0)
-    _check_whole("threads", threads, 0)
-    _check_whole("size", size, 1)
-    _check_whole("seed", seed, 0, 2**32 - 1)
-    _check_range("augment.area", augment.area, largest=1.0)
-    _check_range("augment.aspect", augment.aspect)
+    check_whole("start_step", start_step, 0)
+    check_whole("threads", threads, 0)
+    check_whole("size", size, 1)
+    check_whole("seed", seed, 0, 2**32 - 1)
 
     def read(indices: np.ndarray, rng: np.random.Generator) -> Batch:
         # Drawn for the whole global batch, so that a row's crop doesn't depend on how many processes share it.
@@ -109,7 +112,7 @@ def eval_batches(
         UserError: if a number is impossible, or (while iterating) an example can't be read.
     """
     rows = _share(batch_size, process_index, process_count)
-    _check_whole("threads", threads, 0)
+    check_whole("threads", threads, 0)
 
     def read(number: int) -> Batch:
         positions = np.arange(number * batch_size, (number + 1) * batch_size)[rows]
@@ -192,24 +195,12 @@ def _pad(values: np.ndarray, length: int, filler: int) -> np.ndarray:
 
 def _share(batch_size: int, process_index: int, process_count: int) -> slice:
     """The rows of the global batch that are this process's."""
-    _check_whole("batch_size", batch_size, 1)
-    _check_whole("process_count", process_count, 1)
-    _check_whole("process_index", process_index, 0, process_count - 1)
+    check_whole("batch_size", batch_size, 1)
+    check_whole("process_count", process_count, 1)
+    check_whole("process_index", process_index, 0, process_count - 1)
     if batch_size % process_count:
         raise UserError(
             f"batch_size: {batch_size} examples don't divide among {process_count} processes; choose a multiple of {process_count}"
         )
     rows = batch_size // process_count
     return slice(process_index * rows, (process_index + 1) * rows)
-
-
-def _check_whole(name: str, value: Any, smallest: int, largest: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not smallest <= value <= largest:
-        limits = f"of at least {smallest}" if largest == math.inf else f"from {smallest} to {largest}"
-        raise UserError(f"{name}: expected a whole number {limits}, found {value!r}")
-
-
-def _check_range(name: str, limits: Sequence[float], largest: float = math.inf) -> None:
-    if len(limits) != 2 or not 0 < limits[0] <= limits[1] <= largest:
-        at_most = "" if largest == math.inf else f" and at most {largest:g}"
-        raise UserError(f"{name}: expected two numbers above 0{at_most}, the smaller first, found {tuple(limits)}")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.errors import UserError, check_whole, nearest
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 
@@ -39,7 +39,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         for field in ("size", "resize"):
-            object.__setattr__(self, field, _pixels(field, getattr(self, field)))
+            object.__setattr__(self, field, check_whole(f"preprocessing.{field}", getattr(self, field), 1))
         for field in ("mean", "std"):
             object.__setattr__(self, field, _three_numbers(field, getattr(self, field)))
         if self.resize < self.size:
@@ -101,12 +101,6 @@ def standardize(images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLik
         images = images[..., ::-1]
     mean, std = jnp.asarray(preprocessing.mean, compute), jnp.asarray(preprocessing.std, compute)
     return ((images.astype(compute) - mean) / std).astype(dtype)
-
-
-def _pixels(field: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise UserError(f"preprocessing.{field}: expected a whole number of pixels above 0, found {value!r}")
-    return int(value)
 
 
 def _three_numbers(field: str, value: Any) -> tuple[float, ...]:

@@ -40,7 +40,9 @@ def build_model(config: ConfigDict, num_classes: int) -> Network:
 
 def check(config: ConfigDict) -> None:
     """Raises UserError for a model, image sizes, augmentations, a loss or metrics that can't be."""
-    Preprocessing.from_dict(config.preprocessing.to_dict())  # which checks its own values
+    # These check their own values.
+    Preprocessing.from_dict(config.preprocessing.to_dict())
+    RandomCrop(config.augment.area, config.augment.aspect)
     model = build_model(config, num_classes=1000)
     training_size = config.augment.size or config.preprocessing.size
     for name, size in (("preprocessing.size", config.preprocessing.size), ("augment.size", training_size)):

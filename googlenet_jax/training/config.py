@@ -204,12 +204,6 @@ def _duration(low: float) -> tuple[Check, str]:
     return lambda value: _parse_duration(value)[0] > 0 or not low, f"{expected} such as '60 epochs', '0.5 epochs' or '5000 steps'"
 
 
-def _range(low: float, high: float) -> tuple[Check, str]:
-    return lambda pair: len(pair) == 2 and low < pair[0] <= pair[1] <= high, f"two numbers in ascending order, above {low:g}" + (
-        f" and at most {high:g}" if math.isfinite(high) else ""
-    )
-
-
 _NAME: tuple[Check, str] = (lambda value: value != "", "a name")
 _POSITIVE: tuple[Check, str] = (lambda value: value > 0, "a number above 0")
 _NOT_NEGATIVE: tuple[Check, str] = (lambda value: value >= 0, "a number of at least 0")
@@ -226,8 +220,6 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "augment.size": _at_least(0),
     "augment.mixup": _NOT_NEGATIVE,
     "augment.cutmix": _NOT_NEGATIVE,
-    "augment.area": _range(0, 1),
-    "augment.aspect": _range(0, math.inf),
     "batch_size": _at_least(1),
     "eval_batch_size": _at_least(1),
     "duration": _duration(1),

@@ -219,14 +219,25 @@ def test_a_corrupt_image_in_a_batch_names_the_example(make_data_set, threads):
         ({"seed": -1}, "seed: .* found -1"),
         ({"start_step": -1}, "start_step: .* found -1"),
         ({"threads": -1}, "threads: .* found -1"),
-        ({"augment": RandomCrop(area=(0.5, 0.1))}, "augment.area: .* found"),
-        ({"augment": RandomCrop(area=(0.5, 1.5))}, "augment.area: .* at most 1"),
-        ({"augment": RandomCrop(aspect=(0.0, 1.0))}, "augment.aspect: .* found"),
     ],
 )
 def test_an_impossible_number_names_the_argument_before_anything_is_read(digits, options, message):
     with pytest.raises(UserError, match=message):
         training(digits, **options)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        ({"area": (0.5, 0.1)}, r"augment.area: .* found \(0.5, 0.1\)"),
+        ({"area": (0.5, 1.5)}, "augment.area: .* at most 1"),
+        ({"aspect": (0.0, 1.0)}, "augment.aspect: .* found"),
+        ({"area": (0.5,)}, "augment.area: .* found"),
+    ],
+)
+def test_an_impossible_range_is_named(ranges, message):
+    with pytest.raises(UserError, match=message):
+        RandomCrop(**ranges)
 
 
 def test_closing_ends_the_threads(digits):
