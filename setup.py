@@ -1,4 +1,6 @@
-"""Packages the recipes of configs/ as googlenet_jax.configs; all else is in pyproject.toml, which has no words for both."""
+"""Packages the recipes of configs/ as googlenet_jax.configs; all else is in pyproject.toml, which
+has no words for both.
+"""
 
 from setuptools import find_packages, setup
 

@@ -1,6 +1,7 @@
 """Trains a network: `python train.py --config=NAME[:ARG] --workdir=DIR [--config.field=value]`.
 
-It is the command `googlenet-jax train`; the same command again goes on where the run in DIR stands. `--help` says more.
+It is the command `googlenet-jax train`; the same command again goes on where the run in DIR stands.
+`--help` says more.
 """
 
 import sys

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from googlenet_jax.training.task import register_task
     from googlenet_jax.weights.safetensors import load_weights, save_weights
 
-# Public name -> where it lives: imported on first use, so that `import googlenet_jax` costs nothing.
+# Public name -> where it lives: imported on first use, so that `import googlenet_jax` costs
+# nothing.
 _HOMES = {
     "create_model": "googlenet_jax.models.registry",
     "list_models": "googlenet_jax.models.registry",

@@ -18,15 +18,28 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 def check_whole(name: str, value: Any, smallest: int, largest: float = math.inf) -> int:
-    """Returns a whole number as Python's; raises UserError where `value` is none or not from `smallest` to `largest`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not smallest <= int(value) <= largest:
-        limits = f"of at least {smallest}" if largest == math.inf else f"from {smallest} to {largest}"
+    """Returns a whole number as Python's; raises UserError where `value` is none or not from
+    `smallest` to `largest`.
+    """
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Integral)
+        or not smallest <= int(value) <= largest
+    ):
+        limits = (
+            f"of at least {smallest}" if largest == math.inf else f"from {smallest} to {largest}"
+        )
         raise UserError(f"{name}: expected a whole number {limits}, found {value!r}")
     return int(value)
 
 
 def check_range(name: str, limits: Sequence[float], largest: float = math.inf) -> None:
-    """Raises UserError unless `limits` are two numbers above 0 and at most `largest`, the smaller first."""
+    """Raises UserError unless `limits` are two numbers above 0 and at most `largest`, the smaller
+    first.
+    """
     if len(limits) != 2 or not 0 < limits[0] <= limits[1] <= largest:
         at_most = "" if largest == math.inf else f" and at most {largest:g}"
-        raise UserError(f"{name}: expected two numbers in ascending order, above 0{at_most}, found {tuple(limits)}")
+        raise UserError(
+            f"{name}: expected two numbers in ascending order, above 0{at_most}, found "
+            f"{tuple(limits)}"
+        )

@@ -10,18 +10,25 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Things of one kind by name. A recipe holds the name; what is registered stays with the process that registered it."""
+    """Things of one kind by name.
+
+    A recipe holds the name; what is registered stays with the process that registered it.
+    """
 
     def __init__(self, kind: str, things: dict[str, T]) -> None:
         """`kind` is what error messages call one of them, such as "loss"."""
         self._kind, self._things = kind, dict(things)
 
     def register(self, name: str, thing: T) -> None:
-        """Adds one. The same thing may be registered twice; raises UserError where the name already belongs to another."""
+        """Adds one. The same thing may be registered twice; raises UserError where the name already
+        belongs to another.
+        """
         if not isinstance(name, str) or not name:
             raise UserError(f"register {self._kind}: expected a name, found {name!r}")
         if self._things.setdefault(name, thing) is not thing:
-            raise UserError(f"register {self._kind}: there is a {name!r} already; choose another name")
+            raise UserError(
+                f"register {self._kind}: there is a {name!r} already; choose another name"
+            )
 
     def __getitem__(self, name: str) -> T:
         """Returns what has that name; raises UserError, with the nearest name, where nothing has."""
@@ -51,24 +58,34 @@ def arguments(
 
     Args:
       what: what error messages call the function, such as "loss 'focal'".
-      group: the recipe's, such as "loss": its general fields stand in it, the function's own in `options`.
+      group: the recipe's, such as "loss": its general fields stand in it, the function's own in
+        `options`.
       fields: name -> (value, default). The function gets those that it takes.
       options: name -> value. The function must take every one.
       own: parameters that the caller gives, and no recipe sets.
     Raises:
-      UserError: a field that the function has no use for although it is not at its default, or an option that it does not take.
+      UserError: a field that the function has no use for although it is not at its default, or an
+        option that it does not take.
     """
     parameters = inspect.signature(function).parameters.values()
-    takes = {each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
+    takes = {
+        each.name
+        for each in parameters
+        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    }
     for name, (value, default) in fields.items():
         if name not in takes and value != default:
-            raise UserError(f"{group}.{name}: {what} has no use for it; leave it at {default!r}, found {value!r}")
+            raise UserError(
+                f"{group}.{name}: {what} has no use for it; leave it at {default!r}, found "
+                f"{value!r}"
+            )
     for name in options:
         if name in fields:
             raise UserError(f"{group}.options.{name}: set {group}.{name} instead")
         if name not in takes - set(own):
             known = sorted(takes - set(own) - fields.keys())
             raise UserError(
-                f"{group}.options.{name}: {what} has no such option{nearest(name, known)}; its options are {', '.join(known) or 'none'}"
+                f"{group}.options.{name}: {what} has no such option{nearest(name, known)}; its "
+                f"options are {', '.join(known) or 'none'}"
             )
     return {name: value for name, (value, _) in fields.items() if name in takes} | dict(options)

@@ -25,7 +25,7 @@ NARROW = ("--config.model.options.width=0.05", "--config.model.options.aux_heads
 def folder(monkeypatch, tmp_path, data_dir, compiled_dir):
     """A folder with the page's files, in which its commands are given."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(process, "prepare", lambda deterministic: None)  # it sets JAX up for a whole process
+    monkeypatch.setattr(process, "prepare", lambda: None)  # it sets JAX up for a whole process
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)

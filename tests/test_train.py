@@ -20,7 +20,7 @@ DIGITS = "--config=configs/digits.py"
 def command(monkeypatch, capsys):
     """Runs `googlenet-jax train` in this process: (exit status, standard error)."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(process, "prepare", lambda deterministic: None)  # it sets JAX up for a whole process
+    monkeypatch.setattr(process, "prepare", lambda: None)  # it sets JAX up for a whole process
 
     def run(*arguments):
         try:

@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     for folder, lines in last.items():
         for line in lines:
             what = " ".join([line["split"], *([line["weights"]] if "weights" in line else [])])
-            print(f"{folder}  epoch {line['epoch']:g}  {what}: loss {line['loss']:.4f}, top-1 {100 * line['top1']:.2f} %")
+            top1 = f", top-1 {100 * line['top1']:.2f} %" if "top1" in line else ""
+            print(f"{folder}  epoch {line['epoch']:g}  {what}: loss {line['loss']:.4f}{top1}")
     print(f"wrote {output}")
     return 0

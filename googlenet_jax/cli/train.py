@@ -12,7 +12,10 @@ INTERRUPTED = 130  # 128 + SIGINT
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds the subcommand's arguments. `--config.field=value` are left over by the parser, in `args.fields`."""
+    """Adds the subcommand's arguments.
+
+    `--config.field=value` are left over by the parser, in `args.fields`.
+    """
     parser = subparsers.add_parser(
         "train",
         help="train a network, or go on with a run",
@@ -26,7 +29,12 @@ def add_parser(subparsers: Any) -> None:
         metavar="NAME[:ARG]",
         help="a recipe's name, such as digits, or its file; :ARG hands it an argument",
     )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder: config, metrics, checkpoints and curves")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="the run's folder: config, metrics, checkpoints and curves",
+    )
     parser.set_defaults(takes_fields=True)
 
 
@@ -35,21 +43,28 @@ def run(args: argparse.Namespace) -> int:
     config = read_recipe(args.config, args.fields)
     from googlenet_jax.training.process import prepare
 
-    prepare(deterministic=config.get("deterministic") is True)
+    prepare()
     from googlenet_jax.training.loop import train
 
     try:
         train(config, args.workdir)
     except KeyboardInterrupt:
-        print("googlenet-jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "googlenet-jax: interrupted; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     return 0
 
 
 def recipe_folder() -> Path:
-    """Where the package's recipes lie: inside an installed package, or beside it where it runs from its sources."""
+    """Where the package's recipes lie: inside an installed package, or beside it where it runs from
+    its sources.
+    """
     package = Path(__file__).parents[1]
-    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+    return next(
+        folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()
+    )
 
 
 def read_recipe(recipe: str, fields: list[str]) -> Any:
@@ -70,9 +85,14 @@ def read_recipe(recipe: str, fields: list[str]) -> Any:
     path = f"{_recipe_path(name)}{colon}{argument}"
     values = flags.FlagValues()
     arguments = ["train", f"--config={path}", *fields]
-    # New fields are let through: the check of the whole recipe names them, and a model's options need not stand in it.
+    # New fields are let through: the check of the whole recipe names them, and a model's options
+    # need not stand in it.
     holder = config_flags.DEFINE_config_file(
-        "config", flag_values=values, lock_config=False, accept_new_attributes=True, sys_argv=arguments
+        "config",
+        flag_values=values,
+        lock_config=False,
+        accept_new_attributes=True,
+        sys_argv=arguments,
     )
     try:
         rest = values(arguments)
@@ -81,7 +101,9 @@ def read_recipe(recipe: str, fields: list[str]) -> Any:
     except Exception as error:
         raise UserError(_explain(error)) from error
     if len(rest) > 1:
-        raise UserError(f"{rest[1]!r} is no field; fields of the recipe are set with --config.field=value")
+        raise UserError(
+            f"{rest[1]!r} is no field; fields of the recipe are set with --config.field=value"
+        )
     return holder.value
 
 
@@ -94,7 +116,10 @@ def _recipe_path(name: str) -> Path:
     if name.endswith(".py") or "/" in name:
         files = [*map(str, sorted(Path("configs").glob("*.py"))), *recipes]
         raise UserError(f"--config: there is no file {name!r}{nearest(name, files)}")
-    raise UserError(f"--config: there is no recipe {name!r}{nearest(name, recipes)}: one of {', '.join(recipes)}, or a file")
+    raise UserError(
+        f"--config: there is no recipe {name!r}{nearest(name, recipes)}: one of "
+        f"{', '.join(recipes)}, or a file"
+    )
 
 
 def _explain(error: Exception) -> str:
@@ -108,10 +133,16 @@ def _explain(error: Exception) -> str:
     field = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
     if field and isinstance(error, flags.IllegalFlagValueError):
         fields = flatten_dict(default_config().to_dict(), sep=".")
-        expected = f"a value such as {fields[field[1]]!r}" if field[1] in fields else "another kind of value"
+        expected = (
+            f"a value such as {fields[field[1]]!r}"
+            if field[1] in fields
+            else "another kind of value"
+        )
         if any(name.startswith(f"{field[1]}.") for name in fields):
             expected = "one of its fields, such as --config.data.name=digits"
         return f"{field[1]}: expected {expected}, found {field[2]!r}"
     if isinstance(error, flags.Error):
         return text
-    return f"--config: the recipe does not load: {type(error).__name__}: {text} (--debug shows where)"
+    return (
+        f"--config: the recipe does not load: {type(error).__name__}: {text} (--debug shows where)"
+    )

@@ -20,25 +20,38 @@ Sums = Mapping[str, jax.Array]
 
 
 def make_eval_step(
-    model: Any, preprocessing: Preprocessing, mesh: Mesh, metrics: Mapping[str, Metric] | None = None
+    model: Any,
+    preprocessing: Preprocessing,
+    mesh: Mesh,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Callable[[dict[str, Any], Batch], Sums]:
     """Returns the compiled step (variables, batch) -> sums over the batch's examples.
 
-    batch: image uint8 [B, S, S, 3], label int32 [B], weight float32 [B] (1 an example, 0 padding) and whatever else the metrics use, split
-    over the mesh. The sums are scalars: loss (the main head's plain cross entropy), each of `metrics` (top1 and top5 by default; top5
-    is absent below five classes) and examples; counts are int32. Add up batches in Python's numbers: float32 loses counts above 2^24.
+    batch: image uint8 [B, S, S, 3], label int32 [B], weight float32 [B] (1 an example, 0 padding)
+      and whatever else the metrics use, split
+    over the mesh. The sums are scalars: loss (the main head's plain cross entropy), each of
+    `metrics` (top1 and top5 by default; top5 is absent below five classes) and examples; counts are
+    int32. Add up batches in Python's numbers: float32 loses counts above 2^24.
     """
     chosen = {name: METRICS[name] for name in ("top1", "top5")} if metrics is None else metrics
 
     def eval_step(variables: dict[str, Any], batch: Batch) -> Sums:
         is_example = batch["weight"] > 0
-        output: Any = model.apply(variables, normalize(batch["image"], preprocessing, model.dtype), train=False)
+        output: Any = model.apply(
+            variables, normalize(batch["image"], preprocessing, model.dtype), train=False
+        )
         values = {name: metric(output, batch) for name, metric in chosen.items()}
-        sums = {name: _sum_of(value, is_example) for name, value in values.items() if value is not None}
+        sums = {
+            name: _sum_of(value, is_example) for name, value in values.items() if value is not None
+        }
         loss = jnp.where(is_example, cross_entropy(output.logits, batch["label"]), 0).sum()
         return {"loss": loss, **sums, "examples": is_example.sum(dtype=jnp.int32)}
 
-    return jax.jit(eval_step, in_shardings=(replicated(mesh), data_sharding(mesh)), out_shardings=replicated(mesh))
+    return jax.jit(
+        eval_step,
+        in_shardings=(replicated(mesh), data_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )
 
 
 def _sum_of(values: jax.Array, is_example: jax.Array) -> jax.Array:
@@ -58,13 +71,16 @@ def evaluate_source(
     threads: int = DEFAULT_THREADS,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Evaluates every example of `source` exactly once, whatever the batch size and the number of devices.
+    """Evaluates every example of `source` exactly once, whatever the batch size and the number of
+    devices.
 
     Args:
       eval_step: (variables, batch) -> sums over the batch's examples: loss, metrics and examples.
       variables: the model's, whole on every device of `mesh`.
-      batch_size: over all devices and processes; a batch is padded to the next multiple of the devices.
-      threads: that decode images. progress: whether a bar with the time left stands on standard error.
+      batch_size: over all devices and processes; a batch is padded to the next multiple of the
+        devices.
+      threads: that decode images. progress: whether a bar with the time left stands on standard
+        error.
     Returns:
       The means of all sums (top5 is absent below five classes), and examples, their number.
     Raises:
@@ -84,11 +100,14 @@ def evaluate_source(
     )
     hidden = not progress or jax.process_index() > 0
     count = -(-len(source) // padded)
-    bar = tqdm(batches, f"evaluating {source.split}", count, unit="batch", leave=False, disable=hidden)
+    bar = tqdm(
+        batches, f"evaluating {source.split}", count, unit="batch", leave=False, disable=hidden
+    )
     totals: dict[str, float] = {}
     waiting: Sums = {}
     for batch in bar:
-        # The sums are fetched one batch late, so that the device has the next one while the host adds.
+        # The sums are fetched one batch late, so that the device has the next one while the host
+        # adds.
         computing = eval_step(variables, shard_batch(batch, mesh))
         _add(totals, waiting)
         waiting = computing

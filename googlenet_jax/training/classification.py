@@ -1,4 +1,6 @@
-"""Image classification, the default kind of task: a data set's images and labels, and a network of `models`."""
+"""Image classification, the default kind of task: a data set's images and labels, and a network of
+`models`.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -25,11 +27,17 @@ from googlenet_jax.training.task import TASKS, Task, TaskKind
 
 
 def build_model(config: ConfigDict, num_classes: int) -> Network:
-    """Builds a recipe's model. Raises UserError where the recipe's `model` or `dtype` do not make one."""
+    """Builds a recipe's model.
+
+    Raises UserError where the recipe's `model` or `dtype` do not make one.
+    """
     options = config.model.options.to_dict()
     for name in ("num_classes", "dtype", "param_dtype"):
         if name in options:
-            raise UserError(f"model.options.{name}: not an option of a recipe's model (the data set fixes the classes, `dtype` the types)")
+            raise UserError(
+                f"model.options.{name}: not an option of a recipe's model (the data set fixes "
+                "the classes, `dtype` the types)"
+            )
     options |= {"num_classes": num_classes, "dtype": jnp.dtype(config.dtype)}
     options["param_dtype"] = jnp.float64 if config.dtype == "float64" else jnp.float32
     try:
@@ -45,37 +53,60 @@ def check(config: ConfigDict) -> None:
     RandomCrop(config.augment.area, config.augment.aspect)
     model = build_model(config, num_classes=1000)
     training_size = config.augment.size or config.preprocessing.size
-    for name, size in (("preprocessing.size", config.preprocessing.size), ("augment.size", training_size)):
+    for name, size in (
+        ("preprocessing.size", config.preprocessing.size),
+        ("augment.size", training_size),
+    ):
         if size < model.min_size:
-            raise UserError(f"{name}: {config.model.name} takes images of at least {model.min_size} pixels, found {size}")
+            raise UserError(
+                f"{name}: {config.model.name} takes images of at least {model.min_size} "
+                f"pixels, found {size}"
+            )
     if getattr(model, "fully_connected_head", False) and training_size != config.preprocessing.size:
-        raise UserError(f"augment.size: a fully connected head takes one size, {config.preprocessing.size}, found {training_size}")
+        raise UserError(
+            "augment.size: a fully connected head takes one size, "
+            f"{config.preprocessing.size}, found {training_size}"
+        )
     groups = getattr(model, "bn_groups", 1)
     if config.batch_size % groups:
-        raise UserError(f"batch_size: expected a multiple of model.options.bn_groups, {groups}, found {config.batch_size}")
+        raise UserError(
+            f"batch_size: expected a multiple of model.options.bn_groups, {groups}, found "
+            f"{config.batch_size}"
+        )
     create_loss(**config.loss.to_dict())
     metrics = _metrics(config.metrics)
     if config.checkpoint.best not in ("loss", *metrics):
         names = ", ".join(map(repr, ("loss", *metrics)))
-        raise UserError(f"checkpoint.best: expected one of {names}, found {config.checkpoint.best!r}")
+        raise UserError(
+            f"checkpoint.best: expected one of {names}, found {config.checkpoint.best!r}"
+        )
     _transforms(config, num_classes=1000)
 
 
 def open_task(config: ConfigDict, mesh: Mesh) -> Task:
-    """Opens the recipe's data set and builds its model. Raises UserError where there is no such data or split."""
+    """Opens the recipe's data set and builds its model.
+
+    Raises UserError where there is no such data or split.
+    """
     data = config.data
     splits = (data.train_split, *data.eval_splits)
     source, *eval_sources = (load_source(data.name, split, data.dir or None) for split in splits)
     return make_task(config, mesh, source, eval_sources)
 
 
-def make_task(config: ConfigDict, mesh: Mesh, source: Source, eval_sources: Sequence[Source]) -> Task:
-    """Returns the task of training a checked recipe's model on `source` and evaluating it on the others."""
+def make_task(
+    config: ConfigDict, mesh: Mesh, source: Source, eval_sources: Sequence[Source]
+) -> Task:
+    """Returns the task of training a checked recipe's model on `source` and evaluating it on the
+    others.
+    """
     preprocessing = Preprocessing.from_dict(config.preprocessing.to_dict())
     model = build_model(config, source.num_classes)
     metrics = _metrics(config.metrics)
     if config.checkpoint.best == "top5" and source.num_classes < 5:
-        raise UserError(f"checkpoint.best: {source.name} has {source.num_classes} classes, too few for 'top5'")
+        raise UserError(
+            f"checkpoint.best: {source.name} has {source.num_classes} classes, too few for 'top5'"
+        )
     size = preprocessing.size
     return Task(
         model=model,
@@ -140,9 +171,13 @@ def _batches(source: Source, start_step: int, **options: Any) -> Any:
     return train_batches(source, start_step=start_step, **options, **processes)
 
 
-def _evaluations(eval_step: Any, sources: Sequence[Source], **options: Any) -> dict[str, Callable[[Any], dict[str, float]]]:
+def _evaluations(
+    eval_step: Any, sources: Sequence[Source], **options: Any
+) -> dict[str, Callable[[Any], dict[str, float]]]:
     def evaluation(source: Source) -> Callable[[Any], dict[str, float]]:
-        return lambda variables: evaluate_source(eval_step, variables, source, progress=shows_progress(), **options)
+        return lambda variables: evaluate_source(
+            eval_step, variables, source, progress=shows_progress(), **options
+        )
 
     return {source.split: evaluation(source) for source in sources}
 

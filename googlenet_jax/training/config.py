@@ -1,4 +1,6 @@
-"""Every field of a recipe with its default, and the checks that a recipe passes before anything is compiled or downloaded."""
+"""Every field of a recipe with its default, and the checks that a recipe passes before anything is
+compiled or downloaded.
+"""
 
 import dataclasses
 import math
@@ -16,28 +18,45 @@ from googlenet_jax.training.task import TASKS, TaskKind
 DTYPES = ("float32", "bfloat16", "float64")
 SCHEDULES = ("step", "polynomial", "cosine")
 
-# Fields that a resumed run may change: none of them reaches the parameters. `duration` may change too, but only under the "step"
-# schedule, whose rates don't depend on the end; the polynomial and the cosine end where the run ends, so it would bend their past.
+# Fields that a resumed run may change: none of them reaches the parameters. `duration` may change
+# too, but only under the "step" schedule, whose rates don't depend on the end; the polynomial and
+# the cosine end where the run ends, so it would bend their past.
 MAY_CHANGE = frozenset(
-    {"data.dir", "data.threads", "eval_batch_size", "eval_every", "checkpoint_every", "log_every", "checkpoint.keep"}
-)  # fmt: skip
+    {
+        "data.dir",
+        "data.threads",
+        "eval_batch_size",
+        "eval_every",
+        "checkpoint_every",
+        "log_every",
+        "checkpoint.keep",
+    }
+)
 
 
 def default_config() -> ConfigDict:
-    """Returns a recipe with every field there is. Durations are strings: "60 epochs", "0.5 epochs", "2400000 steps".
+    """Returns a recipe with every field there is. Durations are strings: "60 epochs", "0.5 epochs",
+    "2400000 steps".
 
     The fields are not type-checked as they are set: `validate` names every wrong one.
     """
     config = ConfigDict(type_safe=False)
 
     config.task = "classification"  # what is trained: a registered task
-    config.seed = 0  # of the initial parameters, the order of the examples, crops, flips and dropout
-    config.dtype = "float32"  # of the computation, one of DTYPES; parameters and statistics are float32 (float64 under "float64")
-    config.deterministic = False  # the same bits in every run on a GPU too, at some cost in speed; a CPU is always so
+    config.seed = (
+        0  # of the initial parameters, the order of the examples, crops, flips and dropout
+    )
+    # Of the computation, one of DTYPES; parameters and statistics are float32, or float64 under it.
+    config.dtype = "float32"
+    config.deterministic = (
+        False  # the same bits in every run on a GPU too, at some cost in speed; a CPU is always so
+    )
 
     config.model = ConfigDict(type_safe=False)
     config.model.name = "googlenet_bn"  # a name of list_models()
-    config.model.options = ConfigDict(type_safe=False)  # of that model, as create_model takes them: {"width": 0.5, "stem": "small"}
+    config.model.options = ConfigDict(
+        type_safe=False
+    )  # of that model, as create_model takes them: {"width": 0.5, "stem": "small"}
 
     config.data = ConfigDict(type_safe=False)
     config.data.name = "imagenet2012"  # a TFDS classification set, or "digits"
@@ -48,19 +67,34 @@ def default_config() -> ConfigDict:
 
     config.preprocessing = ConfigDict(type_safe=False)
     config.preprocessing.size = 224  # height and width of the network's input, in pixels
-    config.preprocessing.resize = 256  # short side before the centre crop of an evaluation, in pixels
-    config.preprocessing.mean = (123.675, 116.28, 103.53)  # by channel in channel_order, in units of 0–255
+    config.preprocessing.resize = (
+        256  # short side before the centre crop of an evaluation, in pixels
+    )
+    config.preprocessing.mean = (
+        123.675,
+        116.28,
+        103.53,
+    )  # by channel in channel_order, in units of 0–255
     config.preprocessing.std = (58.395, 57.12, 57.375)
     config.preprocessing.channel_order = "rgb"  # what the network sees: "rgb", or "bgr" as Caffe's
 
     config.augment = ConfigDict(type_safe=False)
-    config.augment.size = 0  # height and width of the images to train on; 0 is preprocessing.size. Smaller is faster (arXiv 1906.06423)
-    config.augment.area = (0.08, 1.0)  # smallest and largest share of the image's area that a random crop takes
+    # Height and width of the images to train on; 0 is preprocessing.size. Smaller is faster
+    # (arXiv 1906.06423).
+    config.augment.size = 0
+    config.augment.area = (
+        0.08,
+        1.0,
+    )  # smallest and largest share of the image's area that a random crop takes
     config.augment.aspect = (3 / 4, 4 / 3)  # smallest and largest width ÷ height of a random crop
     config.augment.flip = True  # mirror half of the images
-    config.augment.transforms = ()  # registered augmentations, on the device after the flip, in this order
-    config.augment.mixup = 0.0  # α of MixUp's Beta distribution (arXiv 1710.09412: 0.1–0.4 on ImageNet)
-    config.augment.cutmix = 0.0  # α of CutMix's (arXiv 1905.04899: 1); with both, a fair coin a batch
+    config.augment.transforms = ()  # registered ones, on the device after the flip, in this order
+    config.augment.mixup = (
+        0.0  # α of MixUp's Beta distribution (arXiv 1710.09412: 0.1–0.4 on ImageNet)
+    )
+    config.augment.cutmix = (
+        0.0  # α of CutMix's (arXiv 1905.04899: 1); with both, a fair coin a batch
+    )
 
     config.batch_size = 256  # of a training step, over all devices
     config.eval_batch_size = 256
@@ -75,7 +109,8 @@ def default_config() -> ConfigDict:
     config.optimizer.options = ConfigDict(type_safe=False)  # as Optax names them: {"b2": 0.95}
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = False
-    # Of the kernels of convolutions and linear layers only; L2 in sgd and rmsprop, otherwise decoupled.
+    # Of the kernels of convolutions and linear layers only; L2 in sgd and rmsprop, otherwise
+    # decoupled.
     config.optimizer.weight_decay = 1e-4
     # On the update of the biases of convolutions and linear layers; Caffe's is 2.
     config.optimizer.bias_rate_multiplier = 1.0
@@ -84,7 +119,9 @@ def default_config() -> ConfigDict:
     config.schedule = ConfigDict(type_safe=False)
     config.schedule.name = "cosine"  # one of SCHEDULES
     config.schedule.learning_rate = 0.1  # the highest
-    config.schedule.warmup = "0 epochs"  # of a linear rise to the highest rate, before the schedule proper
+    config.schedule.warmup = (
+        "0 epochs"  # of a linear rise to the highest rate, before the schedule proper
+    )
     config.schedule.factor = 0.96  # step: the rate is multiplied by this …
     config.schedule.every = "8 epochs"  # … each time that this has passed
     config.schedule.power = 0.5  # polynomial: rate × (1 − progress) ^ power
@@ -104,7 +141,9 @@ def default_config() -> ConfigDict:
     config.checkpoint.keep = 3  # so many of the last ones, besides the best
     # What decides which is the best, on the first evaluation split: "loss" or one of `metrics` …
     config.checkpoint.best = "top1"
-    config.checkpoint.best_mode = "max"  # … and whether the highest value is the best or the lowest, "min"
+    config.checkpoint.best_mode = (
+        "max"  # … and whether the highest value is the best or the lowest, "min"
+    )
 
     return config
 
@@ -116,14 +155,18 @@ def _parse_duration(duration: str) -> tuple[float, bool]:
     """Returns a duration's number, and whether it counts epochs."""
     match = _DURATION.fullmatch(duration)
     if match is None or (match[2].startswith("step") and "." in match[1]):
-        raise UserError(f"expected a duration such as '60 epochs', '0.5 epochs' or '5000 steps', found {duration!r}")
+        raise UserError(
+            "expected a duration such as '60 epochs', '0.5 epochs' or '5000 steps', found "
+            f"{duration!r}"
+        )
     return float(match[1]), match[2].startswith("epoch")
 
 
 def steps(duration: str, steps_per_epoch: float) -> int:
     """Converts a duration ("60 epochs", "0.5 epochs", "2400000 steps") into training steps.
 
-    A part of a step is rounded, and a duration above zero is at least one step. Raises UserError where `duration` does not parse.
+    A part of a step is rounded, and a duration above zero is at least one step. Raises UserError
+    where `duration` does not parse.
     """
     number, is_epochs = _parse_duration(duration)
     if number == 0:
@@ -143,8 +186,9 @@ def period(duration: str, steps_per_epoch: float) -> float:
 def is_due(period: float, step: int) -> bool:
     """Whether something that happens every `period` steps happens after `step` steps.
 
-    Each multiple is rounded by itself: with 22.45 steps to an epoch, "1 epoch" is due after 22, 45, 67, … steps
-    and "2 epochs" after every second of these. Multiples of a rounded duration would drift apart.
+    Each multiple is rounded by itself: with 22.45 steps to an epoch, "1 epoch" is due after 22, 45,
+    67, … steps and "2 epochs" after every second of these. Multiples of a rounded duration would
+    drift apart.
     """
     count = round(step / period)
     return count > 0 and round(count * period) == step
@@ -152,9 +196,11 @@ def is_due(period: float, step: int) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Durations:
-    """A recipe's durations in steps; an epoch is not whole where the batch size does not divide the examples.
+    """A recipe's durations in steps; an epoch is not whole where the batch size does not divide the
+    examples.
 
-    `eval_every`, `checkpoint_every` and `log_every` are periods for `is_due`, the others whole numbers of steps.
+    `eval_every`, `checkpoint_every` and `log_every` are periods for `is_due`, the others whole
+    numbers of steps.
     """
 
     epoch: float
@@ -175,7 +221,10 @@ def in_steps(config: ConfigDict, examples: int) -> Durations:
     epoch = examples / config.batch_size
     total, warmup = steps(config.duration, epoch), steps(config.schedule.warmup, epoch)
     if warmup >= total:
-        raise UserError(f"schedule.warmup: {config.schedule.warmup!r} is {warmup} steps, expected fewer than the run's {total}")
+        raise UserError(
+            f"schedule.warmup: {config.schedule.warmup!r} is {warmup} steps, expected fewer "
+            f"than the run's {total}"
+        )
     return Durations(
         epoch=epoch,
         total=total,
@@ -201,7 +250,10 @@ def _one_of(names: tuple[str, ...]) -> tuple[Check, str]:
 
 def _duration(low: float) -> tuple[Check, str]:
     expected = "a duration above zero" if low else "a duration"
-    return lambda value: _parse_duration(value)[0] > 0 or not low, f"{expected} such as '60 epochs', '0.5 epochs' or '5000 steps'"
+    return (
+        lambda value: _parse_duration(value)[0] > 0 or not low,
+        f"{expected} such as '60 epochs', '0.5 epochs' or '5000 steps'",
+    )
 
 
 _NAME: tuple[Check, str] = (lambda value: value != "", "a name")
@@ -215,7 +267,10 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "dtype": _one_of(DTYPES),
     "data.name": _NAME,
     "data.train_split": _NAME,
-    "data.eval_splits": (lambda splits: len(splits) > 0 and all(splits), "at least one split, such as ('test',)"),
+    "data.eval_splits": (
+        lambda splits: len(splits) > 0 and all(splits),
+        "at least one split, such as ('test',)",
+    ),
     "data.threads": _at_least(1),
     "augment.size": _at_least(0),
     "augment.mixup": _NOT_NEGATIVE,
@@ -246,11 +301,12 @@ _CHECKS: dict[str, tuple[Check, str]] = {
 
 
 def resolve(config: ConfigDict | Mapping[str, Any]) -> tuple[ConfigDict, TaskKind]:
-    """Checks a recipe without compiling, reading or downloading anything; returns it whole, and its kind of task.
+    """Checks a recipe without compiling, reading or downloading anything; returns it whole, and its
+    kind of task.
 
-    A field that the recipe lacks, as one written by an older version may, has its default. Raises UserError for an
-    unknown field, a wrong type, an impossible value, two fields that contradict each other, and whatever the kind of
-    task refuses.
+    A field that the recipe lacks, as one written by an older version may, has its default. Raises
+    UserError for an unknown field, a wrong type, an impossible value, two fields that contradict
+    each other, and whatever the kind of task refuses.
     """
     given = _fields(config.to_dict() if isinstance(config, ConfigDict) else config)
     try:
@@ -281,7 +337,9 @@ def _fields(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_type(value: Any, expected: type) -> bool:
-    """Whether `value` can stand for a field of that type: a whole number for a number, a list for a tuple, but no bool for a number."""
+    """Whether `value` can stand for a field of that type: a whole number for a number, a list for a
+    tuple, but no bool for a number.
+    """
     if isinstance(value, bool) or expected is bool:
         return isinstance(value, bool) and expected is bool
     if expected is float:
@@ -289,17 +347,28 @@ def _is_type(value: Any, expected: type) -> bool:
     return isinstance(value, list | tuple if expected is tuple else expected)
 
 
-_TYPE_NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a string", tuple: "a tuple", dict: "a dictionary"}
+_TYPE_NAMES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    tuple: "a tuple",
+    dict: "a dictionary",
+}
 
 
 def _check_type(name: str, value: Any, default: Any) -> None:
     kind = type(default)
     if not _is_type(value, kind):
-        raise UserError(f"{name}: expected {_TYPE_NAMES[kind]} such as {default!r}, found {value!r}")
+        raise UserError(
+            f"{name}: expected {_TYPE_NAMES[kind]} such as {default!r}, found {value!r}"
+        )
     item_kind = type(default[0]) if kind is tuple and default else str
     if kind is tuple and not all(_is_type(item, item_kind) for item in value):
         example = f", as in {default!r}" if default else ""
-        raise UserError(f"{name}: each item should be {_TYPE_NAMES[item_kind]}{example}, found {value!r}")
+        raise UserError(
+            f"{name}: each item should be {_TYPE_NAMES[item_kind]}{example}, found {value!r}"
+        )
 
 
 def _check_value(name: str, value: Any) -> None:
@@ -319,27 +388,44 @@ def _check_together(config: ConfigDict) -> None:
     """Checks fields against each other."""
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise UserError("optimizer.nesterov: needs optimizer.momentum above 0, found 0")
-    create_optimizer(lambda step: step, **config.optimizer.to_dict())  # which checks its own options
+    create_optimizer(
+        lambda step: step, **config.optimizer.to_dict()
+    )  # which checks its own options
     warmup, warmup_is_epochs = _parse_duration(config.schedule.warmup)
     duration, duration_is_epochs = _parse_duration(config.duration)
     if warmup_is_epochs == duration_is_epochs and warmup >= duration:
-        raise UserError(f"schedule.warmup: expected less than duration, {config.duration!r}, found {config.schedule.warmup!r}")
+        raise UserError(
+            f"schedule.warmup: expected less than duration, {config.duration!r}, found "
+            f"{config.schedule.warmup!r}"
+        )
 
 
-def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """Returns what keeps a run of the recipe `old` from being resumed with `new`, as "schedule.power: 0.5 → 1.0"; empty if nothing does.
+def changed_fields(
+    old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> list[str]:
+    """Returns what keeps a run of the recipe `old` from being resumed with `new`, as
+    "schedule.power: 0.5 → 1.0"; empty if nothing does.
 
-    All are nested dictionaries, as `ConfigDict.to_dict` or a config.json gives them; a field that `old` or `new` lacks
-    has its default. The fields of MAY_CHANGE are passed over, and so is `duration` where both use the "step" schedule.
+    All are nested dictionaries, as `ConfigDict.to_dict` or a config.json gives them; a field that
+    `old` or `new` lacks has its default. The fields of MAY_CHANGE are passed over, and so is
+    `duration` where both use the "step" schedule.
     """
-    before, after = ({**flatten_dict(defaults, sep="."), **flatten_dict(tree, sep=".")} for tree in (old, new))
+    before, after = (
+        {**flatten_dict(defaults, sep="."), **flatten_dict(tree, sep=".")} for tree in (old, new)
+    )
     passed = set(MAY_CHANGE)
     if before.get("schedule.name") == after.get("schedule.name") == "step":
         passed.add("duration")
     absent = object()
     changed = []
     for name in sorted((before.keys() | after.keys()) - passed):
-        a, b = (list(value) if isinstance(value, tuple) else value for value in (before.get(name, absent), after.get(name, absent)))
+        a, b = (
+            list(value) if isinstance(value, tuple) else value
+            for value in (before.get(name, absent), after.get(name, absent))
+        )
         if a != b:
-            changed.append(f"{name}: {'not set' if a is absent else repr(a)} → {'not set' if b is absent else repr(b)}")
+            changed.append(
+                f"{name}: {'not set' if a is absent else repr(a)} → "
+                f"{'not set' if b is absent else repr(b)}"
+            )
     return changed

@@ -1,7 +1,8 @@
 """Training from a recipe to a finished run's folder.
 
-The loop has one order, **evaluate → save → next batch → step**, and resuming is exact because of it: a checkpoint of step k is written
-when all that belongs to step k is on the disk, and what comes after k is a function of the checkpoint and of k alone.
+The loop has one order, **evaluate → save → next batch → step**, and resuming is exact because of
+it: a checkpoint of step k is written when all that belongs to step k is on the disk, and what comes
+after k is a function of the checkpoint and of k alone.
 """
 
 import contextlib
@@ -14,13 +15,19 @@ import jax
 from ml_collections import ConfigDict
 
 import googlenet_jax.training.classification  # noqa: F401  # registers the default task
-from googlenet_jax.data.mesh import check_batch_size, create_mesh, replicate, replicated, shard_batch
+from googlenet_jax.data.mesh import (
+    check_batch_size,
+    create_mesh,
+    replicate,
+    replicated,
+    shard_batch,
+)
 from googlenet_jax.errors import UserError
 from googlenet_jax.training.checkpoint import Checkpoints, RunDescription
 from googlenet_jax.training.config import in_steps, is_due, resolve
 from googlenet_jax.training.folder import check_folder, write_config
 from googlenet_jax.training.optimizer import create_optimizer, create_schedule
-from googlenet_jax.training.process import is_first, say
+from googlenet_jax.training.process import is_first, make_deterministic, say
 from googlenet_jax.training.state import TrainState, eval_variables, is_finite, make_create_state
 from googlenet_jax.training.step import make_train_step
 from googlenet_jax.training.task import Task
@@ -36,15 +43,19 @@ from googlenet_jax.training.writers import (
 
 
 def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
-    """Trains as a recipe says, in the folder `workdir`; goes on with the run that is there, and leaves a finished one as it is.
+    """Trains as a recipe says, in the folder `workdir`; goes on with the run that is there, and
+    leaves a finished one as it is.
 
-    Raises UserError for a recipe that is impossible or not the run's, data or checkpoints that can't be read, a loss that is not finite.
+    Raises UserError for a recipe that is impossible or not the run's, data or checkpoints that
+    can't be read, a loss that is not finite.
     """
     # The recipe, checked once. What is made from it below gets plain values.
     workdir = Path(workdir)
     config, kind = resolve(config)
     recipe = config.to_dict()
     check_folder(workdir, recipe, kind.defaults().to_dict())
+    if config.deterministic:
+        make_deterministic()
 
     # What is trained, on which devices, and when what happens.
     mesh = create_mesh()
@@ -63,10 +74,14 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
         power=config.schedule.power,
     )
     optimizer = create_optimizer(schedule, **recipe["optimizer"])
-    train_step = make_train_step(task, optimizer, schedule, mesh, ema_decay=config.ema.decay, ema_start=when.ema_start)
+    train_step = make_train_step(
+        task, optimizer, schedule, mesh, ema_decay=config.ema.decay, ema_start=when.ema_start
+    )
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     step_key = replicate(step_key, mesh)
-    create_state = make_create_state(task.model, optimizer, task.inputs(task.example), average=config.ema.decay > 0)
+    create_state = make_create_state(
+        task.model, optimizer, task.inputs(task.example), average=config.ema.decay > 0
+    )
 
     write_config(workdir, recipe)
     with contextlib.ExitStack() as stack:
@@ -83,7 +98,10 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
             )
         )
         whole = replicated(mesh)
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), create_state.eval_shape(init_key))
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+            create_state.eval_shape(init_key),
+        )
         restored = checkpoints.restore_latest(shapes)
         start = restored.step if restored else 0
         if is_first():
@@ -116,18 +134,23 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
         )
         batches = stack.enter_context(contextlib.closing(task.batches(start)))
 
-        # The loop: evaluate → save → next batch → step. What belongs to the step that was resumed from is done.
+        # The loop: evaluate → save → next batch → step. What belongs to the step that was resumed
+        # from is done.
         try:
             for step in range(start, when.total + 1):
                 last = step == when.total
                 best = None
                 if step > start and (last or is_due(when.eval_every, step)):
                     log.flush("evaluating (the first time compiles…)")
-                    best = _evaluate(task, state, step, step / when.epoch, config.checkpoint.best, writer)
+                    best = _evaluate(
+                        task, state, step, step / when.epoch, config.checkpoint.best, writer
+                    )
                 if step > start and (last or is_due(when.checkpoint_every, step)):
                     log.flush("saving")
                     writer.flush()
-                    if not is_finite(state):  # the very step whose loss was still finite can spoil them
+                    if not is_finite(
+                        state
+                    ):  # the very step whose loss was still finite can spoil them
                         raise NotFinite(f"step {step}: the parameters or statistics are not finite")
                     checkpoints.save(step, state, metric=best, interval=log.interval)
                 if last:
@@ -136,23 +159,38 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
                 state, metrics = train_step(state, batch, step_key)
                 log.push(step + 1, metrics)
         except NotFinite as error:
-            raise UserError(f"{error}, at learning rate {log.rate:.6g}; {_where_to_go_on(checkpoints)}") from error
+            raise UserError(
+                f"{error}, at learning rate {log.rate:.6g}; {_where_to_go_on(checkpoints)}"
+            ) from error
 
 
-def _evaluate(task: Task, state: TrainState, step: int, epoch: float, best: str, writer: Writer) -> float:
-    """Writes a line for each evaluation split with the weights "raw" and, where they are averaged, "ema".
+def _evaluate(
+    task: Task, state: TrainState, step: int, epoch: float, best: str, writer: Writer
+) -> float:
+    """Writes a line for each evaluation split with the weights "raw" and, where they are averaged,
+    "ema".
 
-    Returns what the best checkpoint is chosen by: the metric `best` on the first split, of the average where there is one.
+    Returns what the best checkpoint is chosen by: the metric `best` on the first split, of the
+    average where there is one.
     """
     values = []
     for split, evaluate in task.evaluations.items():
         for weights in ("raw",) if state.ema is None else ("raw", "ema"):
             metrics = evaluate(eval_variables(state, weights))
             if not math.isfinite(metrics["loss"]):
-                raise NotFinite(f"step {step}: the loss on {split} ({weights} weights) is {metrics['loss']}")
-            writer.write({"step": step, "epoch": epoch, "split": split, "weights": weights, **metrics})
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "examples")
+                raise NotFinite(
+                    f"step {step}: the loss on {split} ({weights} weights) is {metrics['loss']}"
+                )
+            writer.write(
+                {"step": step, "epoch": epoch, "split": split, "weights": weights, **metrics}
+            )
+            shown = ", ".join(
+                f"{name} {value:.4f}" for name, value in metrics.items() if name != "examples"
+            )
             say(f"epoch {epoch:.1f}, {split}, {weights}: {shown}")
+        if best not in metrics:
+            names = ", ".join(metrics)
+            raise UserError(f"checkpoint.best: expected one of {names}, found {best!r}")
         values.append(metrics[best])
     return values[0]
 

@@ -1,7 +1,8 @@
 """Training losses: functions of (output, batch) that give a batch's loss and its parts.
 
-A loss returns `(total, parts)`, scalars; `parts` is a dictionary of what else should stand in the training lines. Its further arguments
-are options of the recipe: `loss.aux_weight` and `loss.label_smoothing` where it takes them, and those in `loss.options`.
+A loss returns `(total, parts)`, scalars; `parts` is a dictionary of what else should stand in the
+training lines. Its further arguments are options of the recipe: `loss.aux_weight` and
+`loss.label_smoothing` where it takes them, and those in `loss.options`.
 """
 
 import functools
@@ -21,10 +22,12 @@ Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 def weighted_cross_entropy(
     output: Output, batch: Batch, aux_weight: float = 0.3, label_smoothing: float = 0.0
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Cross entropy of the main head and, with their weight, of the auxiliary heads (arXiv 1409.4842, section 5).
+    """Cross entropy of the main head and, with their weight, of the auxiliary heads (arXiv
+    1409.4842, section 5).
 
-    Returns the batch's mean loss, main + aux_weight · (aux1 + aux2 + …), and its unweighted parts, "loss_main", "loss_aux1", …; all are
-    scalars in promote_types(dtype, float32). batch["label"] is int [N], or targets [N, K].
+    Returns the batch's mean loss, main + aux_weight · (aux1 + aux2 + …), and its unweighted parts,
+    "loss_main", "loss_aux1", …; all are scalars in promote_types(dtype, float32). batch["label"] is
+    int [N], or targets [N, K].
     """
     labels = batch["label"]
     parts = {"loss_main": cross_entropy(output.logits, labels, label_smoothing).mean()}
@@ -48,13 +51,16 @@ def create_loss(
 ) -> Loss:
     """Returns a registered loss with its options set: a function of (output, batch).
 
-    `aux_weight` and `label_smoothing` go to the losses that take them; `options` go over whole. Raises UserError naming the field for an
-    unknown name, an option that the loss does not take, and a field changed from its default that it has no use for.
+    `aux_weight` and `label_smoothing` go to the losses that take them; `options` go over whole.
+    Raises UserError naming the field for an unknown name, an option that the loss does not take,
+    and a field changed from its default that it has no use for.
     """
     try:
         loss = LOSSES[name]
     except UserError as error:
         raise UserError(f"loss.name: {error}") from error
     fields = {"aux_weight": (aux_weight, 0.3), "label_smoothing": (label_smoothing, 0.0)}
-    taken = arguments(loss, f"loss {name!r}", "loss", fields, options or {}, own=("output", "batch"))
+    taken = arguments(
+        loss, f"loss {name!r}", "loss", fields, options or {}, own=("output", "batch")
+    )
     return functools.partial(loss, **taken)

@@ -27,9 +27,10 @@ def sgd(
 ) -> optax.GradientTransformation:
     """Stochastic gradient descent as PyTorch's, with L2 decay.
 
-    d = gradient + weight_decay · p; buffer = momentum · buffer + d; p −= rate · buffer, or rate · (d + momentum · buffer) under Nesterov.
-    The buffer holds no learning rate, so a change of rate acts at once; Caffe's holds rate · d, so there a change fades in over about
-    1 / (1 − momentum) steps. At a rate of one value the two are the same.
+    d = gradient + weight_decay · p; buffer = momentum · buffer + d; p −= rate · buffer, or rate ·
+    (d + momentum · buffer) under Nesterov. The buffer holds no learning rate, so a change of rate
+    acts at once; Caffe's holds rate · d, so there a change fades in over about 1 / (1 − momentum)
+    steps. At a rate of one value the two are the same.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=mask),
@@ -47,19 +48,24 @@ def rmsprop(
     decay: float = 0.9,
     eps: float = 1e-10,
 ) -> optax.GradientTransformation:
-    """RMSProp as TensorFlow 1's, which Inception-v2 and v3 were trained with (arXiv 1512.00567: decay 0.9, eps 1), with L2 decay.
+    """RMSProp as TensorFlow 1's, which Inception-v2 and v3 were trained with (arXiv 1512.00567:
+    decay 0.9, eps 1), with L2 decay.
 
-    d = gradient + weight_decay · p; square = decay · square + (1 − decay) · d², beginning with 1 and not with 0; buffer = momentum ·
-    buffer + rate · d / √(square + eps); p −= buffer. The buffer holds the learning rate, unlike SGD's.
+    d = gradient + weight_decay · p; square = decay · square + (1 − decay) · d², beginning with 1
+    and not with 0; buffer = momentum · buffer + rate · d / √(square + eps); p −= buffer. The buffer
+    holds the learning rate, unlike SGD's.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=mask),
-        optax.rmsprop(learning_rate, decay, eps, initial_scale=1.0, eps_in_sqrt=True, momentum=momentum),
+        optax.rmsprop(
+            learning_rate, decay, eps, initial_scale=1.0, eps_in_sqrt=True, momentum=momentum
+        ),
     )
 
 
 OPTIMIZERS: Registry[OptimizerFactory] = Registry(
-    "optimizer", {"sgd": sgd, "rmsprop": rmsprop, "adamw": optax.adamw, "lamb": optax.lamb, "lion": optax.lion}
+    "optimizer",
+    {"sgd": sgd, "rmsprop": rmsprop, "adamw": optax.adamw, "lamb": optax.lamb, "lion": optax.lion},
 )
 register_optimizer = OPTIMIZERS.register
 
@@ -79,14 +85,18 @@ def create_optimizer(
 
     Args:
       schedule: from the step (0 is the first) to the learning rate.
-      name: one of `OPTIMIZERS`. Each is called as Optax's own are: learning_rate and, where it takes them, momentum, nesterov,
-        weight_decay and mask, and its options.
-      weight_decay: of kernels alone. As L2, a part of the gradient, by sgd and rmsprop; decoupled, rate · weight_decay · p, otherwise.
-      bias_rate_multiplier: on the update of the biases of convolutions and linear layers (Caffe's lr_mult: 2), and not of batch norm's.
-      clip_norm: the gradients of all parameters together are scaled down to this norm at most; 0 is no clipping.
+      name: one of `OPTIMIZERS`. Each is called as Optax's own are: learning_rate and, where it
+        takes them, momentum, nesterov, weight_decay and mask, and its options.
+      weight_decay: of kernels alone. As L2, a part of the gradient, by sgd and rmsprop; decoupled,
+        rate · weight_decay · p, otherwise.
+      bias_rate_multiplier: on the update of the biases of convolutions and linear layers (Caffe's
+        lr_mult: 2), and not of batch norm's.
+      clip_norm: the gradients of all parameters together are scaled down to this norm at most; 0 is
+        no clipping.
       options: of that optimizer, such as {"b2": 0.95}.
     Raises:
-      UserError: an unknown name, an option that the optimizer does not take, or a field that it has no use for, changed from its default.
+      UserError: an unknown name, an option that the optimizer does not take, or a field that it has
+        no use for, changed from its default.
     """
     try:
         factory = OPTIMIZERS[name]
@@ -110,11 +120,17 @@ def create_optimizer(
     try:
         chain = [factory(learning_rate=schedule, **taken)]
     except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer.options: {name} does not take {dict(options or {})!r}: {error}") from error
+        raise UserError(
+            f"optimizer.options: {name} does not take {dict(options or {})!r}: {error}"
+        ) from error
     if clip_norm:
         chain.insert(0, optax.clip_by_global_norm(clip_norm))
     if weight_decay and not takes_decay:
-        chain.append(optax.add_decayed_weights(lambda step: -weight_decay * schedule(step), mask=_where(is_kernel)))
+        chain.append(
+            optax.add_decayed_weights(
+                lambda step: -weight_decay * schedule(step), mask=_where(is_kernel)
+            )
+        )
     if bias_rate_multiplier != 1 and not takes_multiplier:
         chain.append(optax.masked(optax.scale(bias_rate_multiplier), _where(is_layer_bias)))
     optimizer = chain[0] if len(chain) == 1 else optax.chain(*chain)
@@ -128,31 +144,45 @@ def _takes(factory: OptimizerFactory, *names: str) -> bool:
 
 
 def _try(optimizer: optax.GradientTransformation, name: str, options: Mapping[str, Any]) -> None:
-    """Raises UserError where an option's value is of a kind that Optax can't compute with; traces a step, and computes nothing."""
+    """Raises UserError where an option's value is of a kind that Optax can't compute with; traces a
+    step, and computes nothing.
+    """
 
     def step(params: Any) -> Any:
         return optimizer.update(params, optimizer.init(params), params)
 
     try:
-        jax.eval_shape(step, {"head": {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}})
+        shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+        jax.eval_shape(step, {"head": {"kernel": shape((1, 1)), "bias": shape((1,))}})
     except (TypeError, ValueError, AttributeError) as error:
         text = str(error).strip().splitlines()[0]
-        raise UserError(f"optimizer.options: {name} can't take {dict(options)!r}: {text}") from error
+        raise UserError(
+            f"optimizer.options: {name} can't take {dict(options)!r}: {text}"
+        ) from error
 
 
 def is_kernel(path: tuple[str, ...]) -> bool:
-    """Whether a path in the parameter tree, such as ("inception_3a", "conv_1x1", "kernel"), names a layer's weights."""
+    """Whether a path in the parameter tree, such as ("inception_3a", "conv_1x1", "kernel"), names a
+    layer's weights.
+    """
     return path[-1] in ("kernel", "depthwise_kernel")
 
 
 def is_layer_bias(path: tuple[str, ...]) -> bool:
-    """Whether a path in the parameter tree names the bias of a convolution or a linear layer, and not batch norm's."""
+    """Whether a path in the parameter tree names the bias of a convolution or a linear layer, and
+    not batch norm's.
+    """
     return path[-1] == "bias" and path[-2:-1] != ("bn",)
 
 
 def _where(matches: Callable[[tuple[str, ...]], bool]) -> Mask:
-    """Returns Optax's form of a mask: from a tree of parameters to one of the answers of `matches` to each path."""
-    return functools.partial(jax.tree_util.tree_map_with_path, lambda path, _: matches(tuple(entry.key for entry in path)))
+    """Returns Optax's form of a mask: from a tree of parameters to one of the answers of `matches`
+    to each path.
+    """
+    return functools.partial(
+        jax.tree_util.tree_map_with_path,
+        lambda path, _: matches(tuple(entry.key for entry in path)),
+    )
 
 
 def create_schedule(
@@ -165,11 +195,13 @@ def create_schedule(
     every: int = 1,
     power: float = 0.5,
 ) -> optax.Schedule:
-    """Returns the learning rate as a function of the step, from 0; all durations are steps, `warmup` below `total_steps`.
+    """Returns the learning rate as a function of the step, from 0; all durations are steps,
+    `warmup` below `total_steps`.
 
-    "step": rate · factor ^ ⌊step / every⌋. "polynomial": rate · (1 − step / steps) ^ power, Caffe's "poly". "cosine": rate · (1 +
-    cos(π · step / steps)) / 2. A warm-up of W steps comes before, rate · (1 + step) / (W + 1): the schedule proper begins at step W
-    with the full rate, and ends with the run.
+    "step": rate · factor ^ ⌊step / every⌋. "polynomial": rate · (1 − step / steps) ^ power, Caffe's
+    "poly". "cosine": rate · (1 + cos(π · step / steps)) / 2. A warm-up of W steps comes before,
+    rate · (1 + step) / (W + 1): the schedule proper begins at step W with the full rate, and ends
+    with the run.
     """
     steps = total_steps - warmup
     proper: optax.Schedule
@@ -178,7 +210,8 @@ def create_schedule(
     elif name == "cosine":
         proper = optax.cosine_decay_schedule(learning_rate, steps)
     else:
-        # Whole-number division: optax.exponential_decay's float one can fall short at a stair where a device divides approximately.
+        # Whole-number division: optax.exponential_decay's float one can fall short at a stair where
+        # a device divides approximately.
         proper = lambda step: learning_rate * factor ** (step // every)  # noqa: E731
     if warmup == 0:
         return proper

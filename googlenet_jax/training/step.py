@@ -23,12 +23,15 @@ def make_train_step(
     ema_decay: float = 0.0,
     ema_start: int = 0,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """Returns the compiled step (state, batch, key) -> (state, metrics). The state given to it is used up (donated).
+    """Returns the compiled step (state, batch, key) -> (state, metrics). The state given to it is
+    used up (donated).
 
-    batch: the task's, of the host: {name: [B, …]}, split over the mesh. key is the run's; a step's own is drawn from it and the state's
-    step, so the result depends on (state, batch, key) alone. `ema_start` is the step before which the average is a copy.
-    metrics are scalars, of the batch as the step saw it: loss, the loss's parts, the means of the task's metrics, learning_rate,
-    grad_norm (of all gradients together, before clipping and weight decay).
+    batch: the task's, of the host: {name: [B, …]}, split over the mesh. key is the run's; a step's
+      own is drawn from it and the state's
+    step, so the result depends on (state, batch, key) alone. `ema_start` is the step before which
+    the average is a copy. metrics are scalars, of the batch as the step saw it: loss, the loss's
+    parts, the means of the task's metrics, learning_rate, grad_norm (of all gradients together,
+    before clipping and weight decay).
     """
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
@@ -46,17 +49,35 @@ def make_train_step(
             loss, parts = task.loss(output, batch)
             return loss, (parts, output, updated.get("batch_stats", {}))
 
-        (loss, (parts, output, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        (loss, (parts, output, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params
+        )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
-            ema = update_ema(ema, {"params": params, "batch_stats": batch_stats}, state.step, ema_decay, ema_start)
+            ema = update_ema(
+                ema,
+                {"params": params, "batch_stats": batch_stats},
+                state.step,
+                ema_decay,
+                ema_start,
+            )
 
         values = {name: metric(output, batch) for name, metric in task.metrics.items()}
         means = {name: value.mean() for name, value in values.items() if value is not None}
         rates = {"learning_rate": schedule(state.step), "grad_norm": optax.global_norm(grads)}
-        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), {"loss": loss, **parts, **means, **rates}
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), {
+            "loss": loss,
+            **parts,
+            **means,
+            **rates,
+        }
 
     whole = replicated(mesh)
-    return jax.jit(train_step, donate_argnums=0, in_shardings=(whole, data_sharding(mesh), whole), out_shardings=whole)
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(whole, data_sharding(mesh), whole),
+        out_shardings=whole,
+    )

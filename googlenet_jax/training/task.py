@@ -1,7 +1,8 @@
-"""What the loop has to know of what it trains: a task, handed in. The loop knows of no images, labels or heads.
+"""What the loop has to know of what it trains: a task, handed in. The loop knows of no images,
+labels or heads.
 
-A kind of task is registered under the name that recipes give in `task`. Opened with a recipe it is a `Task`: a model, its data and what
-is made of both.
+A kind of task is registered under the name that recipes give in `task`. Opened with a recipe it is
+a `Task`: a model, its data and what is made of both.
 """
 
 import dataclasses
@@ -25,16 +26,20 @@ class Task:
 
     Attributes:
       model: a linen module, called as model.apply(variables, *inputs(batch), train=…).
-      inputs: the positional arguments of the model's call from a prepared batch, such as (batch["image"],).
-      example: a prepared batch of zeros, as small as the model takes, from which the variables are initialized.
+      inputs: the positional arguments of the model's call from a prepared batch, such as
+        (batch["image"],).
+      example: a prepared batch of zeros, as small as the model takes, from which the variables are
+        initialized.
       examples: how many there are to train on; an epoch is so many.
-      batches: from the number of the first step to a generator of the host's batches, this process's share of each:
-        {name: [B, …]}. Which examples make up batch k, and how the host changes them, depends on the recipe and k alone.
+      batches: from the number of the first step to a generator of the host's batches, this
+        process's share of each: {name: [B, …]}. Which examples make up batch k, and how the host
+        changes them, depends on the recipe and k alone.
       prepare: (batch, key) -> batch, on the device inside jit: augmentation and normalization.
       loss: (output, batch) -> (loss, parts); what training lines hold besides the loss. Scalars.
-      metrics: name -> (output, batch) -> [N], of which training lines hold the means; None where one does not apply.
-      evaluations: split -> (variables) -> a line's "loss", "examples" and metrics over that whole split. The first split
-        decides which checkpoint is the best.
+      metrics: name -> (output, batch) -> [N], of which training lines hold the means; None where
+        one does not apply.
+      evaluations: split -> (variables) -> a line's "loss", "examples" and metrics over that whole
+        split. The first split decides which checkpoint is the best.
       description: what a checkpoint tells about the model: see `checkpoint.RunDescription`.
     """
 
@@ -56,7 +61,8 @@ class TaskKind:
 
     Attributes:
       defaults: returns a recipe of this kind with every field there is.
-      check: raises UserError for what no single field's type and range says; reads and compiles nothing.
+      check: raises UserError for what no single field's type and range says; reads and compiles
+        nothing.
       open: opens the data and builds the model of a checked recipe.
     """
 
