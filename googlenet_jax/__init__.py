@@ -8,19 +8,33 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from googlenet_jax import weights
     from googlenet_jax.models.endpoints import endpoints
-    from googlenet_jax.models.registry import create_model, list_models
+    from googlenet_jax.models.network import Network, Output
+    from googlenet_jax.models.registry import create_model, list_models, register_model
     from googlenet_jax.weights.safetensors import load_weights, save_weights
 
 # Public name -> where it lives: imported on first use, so that `import googlenet_jax` costs nothing.
 _HOMES = {
+    "Network": "googlenet_jax.models.network",
+    "Output": "googlenet_jax.models.network",
     "create_model": "googlenet_jax.models.registry",
     "list_models": "googlenet_jax.models.registry",
+    "register_model": "googlenet_jax.models.registry",
     "endpoints": "googlenet_jax.models.endpoints",
     "save_weights": "googlenet_jax.weights.safetensors",
     "load_weights": "googlenet_jax.weights.safetensors",
 }
 
-__all__ = ["create_model", "endpoints", "list_models", "load_weights", "save_weights", "weights"]
+__all__ = [
+    "Network",
+    "Output",
+    "create_model",
+    "endpoints",
+    "list_models",
+    "load_weights",
+    "register_model",
+    "save_weights",
+    "weights",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError, nearest
-from googlenet_jax.models.googlenet import Network
+from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model
 
 DTYPES = ("float32", "bfloat16", "float64")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from googlenet_jax.models.googlenet import Output
+from googlenet_jax.models.network import Output
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:

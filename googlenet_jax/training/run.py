@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from googlenet_jax.data.preprocessing import Preprocessing
-from googlenet_jax.models.googlenet import Network
+from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model
 from googlenet_jax.training.checkpoint import load_run
 

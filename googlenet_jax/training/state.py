@@ -9,7 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.models.googlenet import Network
+from googlenet_jax.models.network import Network
 
 
 @flax.struct.dataclass

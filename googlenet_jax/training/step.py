@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from googlenet_jax.data.preprocessing import Preprocessing, flip, normalize
-from googlenet_jax.models.googlenet import Network, Output
+from googlenet_jax.models.network import Network, Output
 from googlenet_jax.training.config import steps
 from googlenet_jax.training.losses import cross_entropy, weighted_loss
 from googlenet_jax.training.mesh import data_sharding, replicated

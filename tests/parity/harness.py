@@ -21,7 +21,7 @@ from torch import nn
 
 import googlenet_jax as gj
 from googlenet_jax.data.preprocessing import Preprocessing
-from googlenet_jax.models.googlenet import Network
+from googlenet_jax.models.network import Network
 from googlenet_jax.training.config import build_model, default_config, validate
 from googlenet_jax.training.mesh import create_mesh, replicate, shard_batch
 from googlenet_jax.training.optimizer import create_optimizer

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from googlenet_jax.models.googlenet import Output
+from googlenet_jax.models.network import Output
 from googlenet_jax.training.losses import cross_entropy, weighted_loss
 
 

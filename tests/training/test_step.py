@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.errors import UserError
-from googlenet_jax.models.googlenet import Output
 from googlenet_jax.models.layers import BatchNorm, max_pool
+from googlenet_jax.models.network import Output
 from googlenet_jax.training.config import default_config
 from googlenet_jax.training.losses import cross_entropy
 from googlenet_jax.training.mesh import create_mesh, replicate, shard_batch

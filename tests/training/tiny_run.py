@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from googlenet_jax.data.digits import prepare_digits
 from googlenet_jax.models import registry
-from googlenet_jax.models.googlenet import Network, Output
+from googlenet_jax.models.network import Network, Output
 from googlenet_jax.training.config import default_config
 from googlenet_jax.training.loop import train
 
