@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from googlenet_jax.data.augment import register_augmentation
     from googlenet_jax.evaluation.metrics import register_metric
     from googlenet_jax.models.endpoints import endpoints
-    from googlenet_jax.models.registry import create_model, list_models
+    from googlenet_jax.models.network import Network, Output
+    from googlenet_jax.models.registry import create_model, list_models, register_model
     from googlenet_jax.training.loop import train
     from googlenet_jax.training.losses import register_loss
     from googlenet_jax.training.optimizer import register_optimizer
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 # Public name -> where it lives: imported on first use, so that `import googlenet_jax` costs
 # nothing.
 _HOMES = {
+    "Network": "googlenet_jax.models.network",
+    "Output": "googlenet_jax.models.network",
     "create_model": "googlenet_jax.models.registry",
     "list_models": "googlenet_jax.models.registry",
+    "register_model": "googlenet_jax.models.registry",
     "endpoints": "googlenet_jax.models.endpoints",
     "save_weights": "googlenet_jax.weights.safetensors",
     "load_weights": "googlenet_jax.weights.safetensors",
@@ -36,6 +40,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "Network",
+    "Output",
     "create_model",
     "endpoints",
     "list_models",
@@ -44,6 +50,7 @@ __all__ = [
     "register_augmentation",
     "register_loss",
     "register_metric",
+    "register_model",
     "register_optimizer",
     "register_task",
     "save_weights",

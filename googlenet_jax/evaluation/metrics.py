@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from googlenet_jax.models.googlenet import Output
+from googlenet_jax.models.network import Output
 from googlenet_jax.registry import Registry
 
 Batch = dict[str, jax.Array]

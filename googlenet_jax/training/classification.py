@@ -18,7 +18,7 @@ from googlenet_jax.data.sources import Source, load_source
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import evaluate_source, make_eval_step
 from googlenet_jax.evaluation.metrics import METRICS, Metric
-from googlenet_jax.models.googlenet import Network
+from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model, model_options
 from googlenet_jax.training.config import default_config
 from googlenet_jax.training.losses import create_loss

@@ -13,7 +13,7 @@ import jax
 
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.metrics import Batch, cross_entropy
-from googlenet_jax.models.googlenet import Output
+from googlenet_jax.models.network import Output
 from googlenet_jax.registry import Registry, arguments
 
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]

@@ -6,7 +6,7 @@ from typing import Any
 
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError
-from googlenet_jax.models.googlenet import Network
+from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model
 from googlenet_jax.training.checkpoint import read_run
 

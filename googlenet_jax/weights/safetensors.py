@@ -16,7 +16,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.models.googlenet import Network
+from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model, model_name, model_options
 from googlenet_jax.weights.tree import check_array, check_names, counter_paths, expected_shapes, flatten, shape_fits
 

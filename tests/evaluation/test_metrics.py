@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from googlenet_jax.evaluation.metrics import cross_entropy, label_ranks, top1, top5
-from googlenet_jax.models.googlenet import Output
+from googlenet_jax.models.network import Output
 
 
 @settings(deadline=None)

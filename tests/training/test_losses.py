@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from googlenet_jax.evaluation.metrics import cross_entropy
-from googlenet_jax.models.googlenet import Output
+from googlenet_jax.models.network import Output
 from googlenet_jax.training.losses import create_loss
 
 
