@@ -17,8 +17,9 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draws the picture and says where it is; returns 0."""
     from googlenet_jax.errors import UserError
+    from googlenet_jax.files import write_atomically
     from googlenet_jax.training.curves import draw_curves
-    from googlenet_jax.training.writers import METRICS_FILE, read_metrics, write_atomically
+    from googlenet_jax.training.writers import METRICS_FILE, read_metrics
 
     runs = {folder: read_metrics(Path(folder) / METRICS_FILE) for folder in args.runs}
     output = Path(args.output)

@@ -49,9 +49,8 @@ def mix(batch: Batch, key: Array, *, num_classes: int, mixup: float, cutmix: flo
     weight = jnp.where(cuts, stays, share)
     share = jnp.where(cuts, stays.mean(), share)
     weight = weight[None, :, :, None]
-    mixed = weight * images + (1 - weight) * jnp.roll(
-        images, 1, axis=0
-    )  # float32 or wider: `weight` is
+    # In float32 or wider, as `weight` is.
+    mixed = weight * images + (1 - weight) * jnp.roll(images, 1, axis=0)
     mixed_labels = share * labels + (1 - share) * jnp.roll(labels, 1, axis=0)
     return batch | {"image": mixed.astype(images.dtype), "label": mixed_labels}
 
@@ -103,10 +102,12 @@ def device_transforms(
     transforms: list[tuple[str, Transform]] = [("flip", flip)] if mirror else []
     transforms += [(name, AUGMENTATIONS[name]) for name in names]
 
-    def normalized(batch: Batch, key: Array) -> Batch:
-        return batch | {"image": standardize(batch["image"], preprocessing, dtype)}
-
-    transforms.append(("normalize", normalized))
+    transforms.append(
+        (
+            "normalize",
+            lambda batch, _: batch | {"image": standardize(batch["image"], preprocessing, dtype)},
+        )
+    )
     if mixup or cutmix:
         transforms.append(
             ("mix", functools.partial(mix, num_classes=num_classes, mixup=mixup, cutmix=cutmix))

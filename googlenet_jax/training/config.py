@@ -35,28 +35,24 @@ MAY_CHANGE = frozenset(
 
 
 def default_config() -> ConfigDict:
-    """Returns a recipe with every field there is. Durations are strings: "60 epochs", "0.5 epochs",
-    "2400000 steps".
+    """Returns a recipe with every field there is.
 
-    The fields are not type-checked as they are set: `validate` names every wrong one.
+    Durations are strings: "60 epochs", "0.5 epochs", "2400000 steps". The fields are not type-checked as they are set: `resolve` names every wrong one.
     """
     config = ConfigDict(type_safe=False)
 
     config.task = "classification"  # what is trained: a registered task
-    config.seed = (
-        0  # of the initial parameters, the order of the examples, crops, flips and dropout
-    )
+    # Of the initial parameters, the order of the examples, crops, flips and dropout.
+    config.seed = 0
     # Of the computation, one of DTYPES; parameters and statistics are float32, or float64 under it.
     config.dtype = "float32"
-    config.deterministic = (
-        False  # the same bits in every run on a GPU too, at some cost in speed; a CPU is always so
-    )
+    # The same bits in every run on a GPU too, at some cost in speed; a CPU is always so.
+    config.deterministic = False
 
     config.model = ConfigDict(type_safe=False)
     config.model.name = "googlenet_bn"  # a name of list_models()
-    config.model.options = ConfigDict(
-        type_safe=False
-    )  # of that model, as create_model takes them: {"width": 0.5, "stem": "small"}
+    # Of that model, as create_model takes them: {"width": 0.5, "stem": "small"}
+    config.model.options = ConfigDict(type_safe=False)
 
     config.data = ConfigDict(type_safe=False)
     config.data.name = "imagenet2012"  # a TFDS classification set, or "digits"
@@ -67,14 +63,10 @@ def default_config() -> ConfigDict:
 
     config.preprocessing = ConfigDict(type_safe=False)
     config.preprocessing.size = 224  # height and width of the network's input, in pixels
-    config.preprocessing.resize = (
-        256  # short side before the centre crop of an evaluation, in pixels
-    )
-    config.preprocessing.mean = (
-        123.675,
-        116.28,
-        103.53,
-    )  # by channel in channel_order, in units of 0–255
+    # Short side before the centre crop of an evaluation, in pixels.
+    config.preprocessing.resize = 256
+    # By channel in channel_order, in units of 0–255.
+    config.preprocessing.mean = (123.675, 116.28, 103.53)
     config.preprocessing.std = (58.395, 57.12, 57.375)
     config.preprocessing.channel_order = "rgb"  # what the network sees: "rgb", or "bgr" as Caffe's
 
@@ -82,19 +74,15 @@ def default_config() -> ConfigDict:
     # Height and width of the images to train on; 0 is preprocessing.size. Smaller is faster
     # (arXiv 1906.06423).
     config.augment.size = 0
-    config.augment.area = (
-        0.08,
-        1.0,
-    )  # smallest and largest share of the image's area that a random crop takes
+    # Smallest and largest share of the image's area that a random crop takes.
+    config.augment.area = (0.08, 1.0)
     config.augment.aspect = (3 / 4, 4 / 3)  # smallest and largest width ÷ height of a random crop
     config.augment.flip = True  # mirror half of the images
     config.augment.transforms = ()  # registered ones, on the device after the flip, in this order
-    config.augment.mixup = (
-        0.0  # α of MixUp's Beta distribution (arXiv 1710.09412: 0.1–0.4 on ImageNet)
-    )
-    config.augment.cutmix = (
-        0.0  # α of CutMix's (arXiv 1905.04899: 1); with both, a fair coin a batch
-    )
+    # Α of MixUp's Beta distribution (arXiv 1710.09412: 0.1–0.4 on ImageNet).
+    config.augment.mixup = 0.0
+    # Α of CutMix's (arXiv 1905.04899: 1); with both, a fair coin a batch.
+    config.augment.cutmix = 0.0
 
     config.batch_size = 256  # of a training step, over all devices
     config.eval_batch_size = 256
@@ -119,9 +107,8 @@ def default_config() -> ConfigDict:
     config.schedule = ConfigDict(type_safe=False)
     config.schedule.name = "cosine"  # one of SCHEDULES
     config.schedule.learning_rate = 0.1  # the highest
-    config.schedule.warmup = (
-        "0 epochs"  # of a linear rise to the highest rate, before the schedule proper
-    )
+    # Of a linear rise to the highest rate, before the schedule proper.
+    config.schedule.warmup = "0 epochs"
     config.schedule.factor = 0.96  # step: the rate is multiplied by this …
     config.schedule.every = "8 epochs"  # … each time that this has passed
     config.schedule.power = 0.5  # polynomial: rate × (1 − progress) ^ power
@@ -141,9 +128,8 @@ def default_config() -> ConfigDict:
     config.checkpoint.keep = 3  # so many of the last ones, besides the best
     # What decides which is the best, on the first evaluation split: "loss" or one of `metrics` …
     config.checkpoint.best = "top1"
-    config.checkpoint.best_mode = (
-        "max"  # … and whether the highest value is the best or the lowest, "min"
-    )
+    # … and whether the highest value is the best or the lowest, "min".
+    config.checkpoint.best_mode = "max"
 
     return config
 
@@ -175,7 +161,7 @@ def steps(duration: str, steps_per_epoch: float) -> int:
 
 
 def period(duration: str, steps_per_epoch: float) -> float:
-    """Converts a duration into a period in steps, at least 1 and not rounded, for `is_due`.
+    """Converts a duration into a period in steps, at least 1 and not rounded, for `loop.is_due`.
 
     Raises UserError where `duration` does not parse.
     """
@@ -183,23 +169,12 @@ def period(duration: str, steps_per_epoch: float) -> float:
     return max(1.0, number * steps_per_epoch if is_epochs else number)
 
 
-def is_due(period: float, step: int) -> bool:
-    """Whether something that happens every `period` steps happens after `step` steps.
-
-    Each multiple is rounded by itself: with 22.45 steps to an epoch, "1 epoch" is due after 22, 45,
-    67, … steps and "2 epochs" after every second of these. Multiples of a rounded duration would
-    drift apart.
-    """
-    count = round(step / period)
-    return count > 0 and round(count * period) == step
-
-
 @dataclasses.dataclass(frozen=True)
 class Durations:
     """A recipe's durations in steps; an epoch is not whole where the batch size does not divide the
     examples.
 
-    `eval_every`, `checkpoint_every` and `log_every` are periods for `is_due`, the others whole
+    `eval_every`, `checkpoint_every` and `log_every` are periods for `loop.is_due`, the others whole
     numbers of steps.
     """
 
@@ -388,9 +363,8 @@ def _check_together(config: ConfigDict) -> None:
     """Checks fields against each other."""
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise UserError("optimizer.nesterov: needs optimizer.momentum above 0, found 0")
-    create_optimizer(
-        lambda step: step, **config.optimizer.to_dict()
-    )  # which checks its own options
+    # This checks its own options.
+    create_optimizer(lambda step: step, **config.optimizer.to_dict())
     warmup, warmup_is_epochs = _parse_duration(config.schedule.warmup)
     duration, duration_is_epochs = _parse_duration(config.duration)
     if warmup_is_epochs == duration_is_epochs and warmup >= duration:

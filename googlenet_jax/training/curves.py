@@ -54,9 +54,8 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
             _plot(loss, _curve(own, "loss"), look)
             _plot(top1, _curve(own, "top1", 100), look)
             _plot(rate, _curve(own, "learning_rate"), {**look, "label": name, "linestyle": "-"})
-    loss.set_yscale(
-        "log"
-    )  # the first evaluations of a batch-normalised network can be far off, and would flatten all else
+    # The first evaluations of a batch-normalised network can be far off, and would flatten all else.
+    loss.set_yscale("log")
     loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     loss.yaxis.set_major_formatter("{x:g}")  # the scale's own powers of ten do not fit the margin
     loss.yaxis.set_minor_formatter(NullFormatter())

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from googlenet_jax.errors import UserError
+from googlenet_jax.files import write_atomically
 from googlenet_jax.training.checkpoint import FOLDER
 from googlenet_jax.training.config import changed_fields
 from googlenet_jax.training.process import is_first
-from googlenet_jax.training.writers import write_atomically
 
 CONFIG_FILE = "config.json"
 

@@ -6,6 +6,7 @@ after k is a function of the checkpoint and of k alone.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from googlenet_jax.data.mesh import (
 )
 from googlenet_jax.errors import UserError
 from googlenet_jax.training.checkpoint import Checkpoints, RunDescription
-from googlenet_jax.training.config import in_steps, is_due, resolve
+from googlenet_jax.training.config import in_steps, resolve
 from googlenet_jax.training.folder import check_folder, write_config
 from googlenet_jax.training.optimizer import create_optimizer, create_schedule
 from googlenet_jax.training.process import is_first, make_deterministic, say
@@ -123,7 +124,7 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
             contextlib.closing(
                 TrainingLog(
                     writer,
-                    period=when.log_every,
+                    logs=functools.partial(is_due, when.log_every),
                     epoch=when.epoch,
                     batch_size=config.batch_size,
                     start=start,
@@ -148,9 +149,8 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
                 if step > start and (last or is_due(when.checkpoint_every, step)):
                     log.flush("saving")
                     writer.flush()
-                    if not is_finite(
-                        state
-                    ):  # the very step whose loss was still finite can spoil them
+                    # The very step whose loss was still finite can spoil them.
+                    if not is_finite(state):
                         raise NotFinite(f"step {step}: the parameters or statistics are not finite")
                     checkpoints.save(step, state, metric=best, interval=log.interval)
                 if last:
@@ -162,6 +162,17 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
             raise UserError(
                 f"{error}, at learning rate {log.rate:.6g}; {_where_to_go_on(checkpoints)}"
             ) from error
+
+
+def is_due(period: float, step: int) -> bool:
+    """Whether something that happens every `period` steps happens after `step` steps.
+
+    Each multiple is rounded by itself: with 22.45 steps to an epoch, "1 epoch" is due after 22, 45,
+    67, … steps and "2 epochs" after every second of these. Multiples of a rounded duration would
+    drift apart.
+    """
+    count = round(step / period)
+    return count > 0 and round(count * period) == step
 
 
 def _evaluate(

@@ -53,15 +53,6 @@ def is_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
 
 
-def update_ema(
-    ema: dict[str, Any], new: dict[str, Any], step: jax.Array, decay: float, start: int
-) -> dict[str, Any]:
-    """Returns the averages after step `step` (from 0): decay · ema + (1 − decay) · new, and a copy
-    of `new` before step `start`.
-    """
-    return optax.incremental_update(new, ema, jnp.where(step < start, 1.0, 1.0 - decay))
-
-
 def eval_variables(state: TrainState, weights: str) -> dict[str, Any]:
     """Returns the variables for `model.apply`: weights "raw" are the parameters themselves, "ema"
     their averages.

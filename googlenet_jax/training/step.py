@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
 from googlenet_jax.data.mesh import data_sharding, replicated
-from googlenet_jax.training.state import TrainState, update_ema
+from googlenet_jax.training.state import TrainState
 from googlenet_jax.training.task import Batch, Task
 
 Metrics = dict[str, jax.Array]
@@ -23,15 +24,14 @@ def make_train_step(
     ema_decay: float = 0.0,
     ema_start: int = 0,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """Returns the compiled step (state, batch, key) -> (state, metrics). The state given to it is
-    used up (donated).
+    """Returns the compiled step (state, batch, key) -> (state, metrics).
 
-    batch: the task's, of the host: {name: [B, …]}, split over the mesh. key is the run's; a step's
-      own is drawn from it and the state's
-    step, so the result depends on (state, batch, key) alone. `ema_start` is the step before which
-    the average is a copy. metrics are scalars, of the batch as the step saw it: loss, the loss's
-    parts, the means of the task's metrics, learning_rate, grad_norm (of all gradients together,
-    before clipping and weight decay).
+    The state given to it is used up (donated). batch is the task's, of the host: {name: [B, …]},
+    split over the mesh. key is the run's; a step's own is drawn from it and the state's step, so
+    the result depends on (state, batch, key) alone. `ema_start` is the step before which the
+    average is a copy. metrics are scalars, of the batch as the step saw it: loss, the loss's parts,
+    the means of the task's metrics, learning_rate, grad_norm (of all gradients together, before
+    clipping and weight decay).
     """
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
@@ -56,12 +56,10 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
-            ema = update_ema(
-                ema,
-                {"params": params, "batch_stats": batch_stats},
-                state.step,
-                ema_decay,
-                ema_start,
+            new = {"params": params, "batch_stats": batch_stats}
+            # decay · ema + (1 − decay) · new; before `ema_start` a copy of the new.
+            ema = optax.incremental_update(
+                new, ema, jnp.where(state.step < ema_start, 1.0, 1.0 - ema_decay)
             )
 
         values = {name: metric(output, batch) for name, metric in task.metrics.items()}

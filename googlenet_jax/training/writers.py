@@ -18,7 +18,7 @@ import jax
 from tqdm import tqdm
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.training.config import is_due
+from googlenet_jax.files import write_atomically
 from googlenet_jax.training.curves import draw_curves
 from googlenet_jax.training.process import is_first, shows_progress
 
@@ -88,9 +88,8 @@ class TensorBoardWriter(Writer):
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        from tensorboardX import (
-            SummaryWriter,
-        )  # here, since it imports PyTorch where that is installed, which takes seconds
+        # Here, since it imports PyTorch where that is installed, which takes seconds.
+        from tensorboardX import SummaryWriter
 
         self._events = SummaryWriter(str(folder), purge_step=step + 1)
 
@@ -165,43 +164,36 @@ class TrainingLog:
     `learning_rate` is its own step's.
 
     Metrics are fetched one step late, so that the device is never idle meanwhile. A checkpoint
-    keeps the sums of the interval that has
-    begun: the lines of a resumed run are those of the run that was never stopped, images_per_second
-      apart.
+    keeps the sums of the interval that has begun: the lines of a resumed run are those of the run
+    that was never stopped, images_per_second apart.
     """
 
     def __init__(
         self,
         writer: Writer,
         *,
-        period: float,
+        logs: Callable[[int], bool],
         epoch: float,
         batch_size: int,
         start: int,
         total: int,
         interval: Mapping[str, Any],
     ) -> None:
-        """For a run that goes on after `start` of `total` steps, with a line every `period` and an
-        `epoch` of so many.
+        """For a run that goes on after `start` of `total` steps, an `epoch` being so many.
 
-        `interval` is what the checkpoint of step `start` kept of the interval that had begun, or
-        {}.
+        `logs` says after which steps a line is due; `interval` is what the checkpoint of step
+        `start` kept of the interval that had begun, or {}.
         """
-        self._writer, self._period, self._epoch, self._batch_size = (
-            writer,
-            period,
-            epoch,
-            batch_size,
-        )
+        self._writer, self._logs = writer, logs
+        self._epoch, self._batch_size = epoch, batch_size
         self._steps: int = interval.get("steps", 0)
         self._sums: dict[str, float] = dict(interval.get("sums", {}))
         self._waiting: tuple[int, Mapping[str, jax.Array]] | None = None
         self._timed_steps, self._seconds, self._line_time = 0, 0.0, time.perf_counter()
         self._own_steps = 0  # taken by this process since the last line, timed or not
         self.rate = math.nan  # of the last step whose metrics have been fetched
-        self._fetched_at: float | None = (
-            None  # None where what comes next is not to be timed: compilation, evaluation, saving
-        )
+        # None where what comes next is not to be timed: compilation, evaluation, saving.
+        self._fetched_at: float | None = None
         self._bar = tqdm(
             desc="compiling…",
             initial=start,
@@ -259,7 +251,7 @@ class TrainingLog:
         self._bar.set_description("training", refresh=False)
         self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
         self._bar.update()
-        if is_due(self._period, step):
+        if self._logs(step):
             self._write(step, now)
 
     def _write(self, step: int, now: float) -> None:
@@ -331,14 +323,3 @@ def cut_back(path: Path, step: int) -> None:
     )
     if path.read_text(encoding="utf-8") != kept:
         write_atomically(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a file beside `path`, flushes it to disk, and lets it take that place
-    atomically.
-    """
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -5,7 +5,8 @@ from flax.traverse_util import flatten_dict
 
 from googlenet_jax.errors import UserError
 from googlenet_jax.training.classification import build_model
-from googlenet_jax.training.config import MAY_CHANGE, changed_fields, default_config, in_steps, is_due, period, resolve, steps
+from googlenet_jax.training.config import MAY_CHANGE, changed_fields, default_config, in_steps, period, resolve, steps
+from googlenet_jax.training.loop import is_due
 
 DEFAULTS = default_config().to_dict()
 
