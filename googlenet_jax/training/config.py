@@ -37,7 +37,8 @@ MAY_CHANGE = frozenset(
 def default_config() -> ConfigDict:
     """Returns a recipe with every field there is.
 
-    Durations are strings: "60 epochs", "0.5 epochs", "2400000 steps". The fields are not type-checked as they are set: `resolve` names every wrong one.
+    Durations are strings: "60 epochs", "0.5 epochs", "2400000 steps". The fields are not
+    type-checked as they are set: `resolve` names every wrong one.
     """
     config = ConfigDict(type_safe=False)
 
