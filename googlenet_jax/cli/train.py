@@ -2,13 +2,10 @@
 
 import argparse
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from googlenet_jax.errors import UserError, nearest
-
-INTERRUPTED = 130  # 128 + SIGINT
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,21 +36,19 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains; returns 0, or 130 where it was interrupted."""
-    config = read_recipe(args.config, args.fields)
-    from googlenet_jax.training.process import prepare
+    """Trains; returns 0. Raises KeyboardInterrupt or SystemExit where a signal has stopped the run,
+    which is saved then.
+    """
+    from googlenet_jax.training.guard import catching_signals
 
-    prepare()
-    from googlenet_jax.training.loop import train
+    with catching_signals():  # before the slow imports
+        config = read_recipe(args.config, args.fields)
+        from googlenet_jax.training.process import prepare
 
-    try:
+        prepare()
+        from googlenet_jax.training.loop import train
+
         train(config, args.workdir)
-    except KeyboardInterrupt:
-        print(
-            "googlenet-jax: interrupted; the same command goes on from the last checkpoint",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
     return 0
 
 
@@ -117,8 +112,7 @@ def _recipe_path(name: str) -> Path:
         files = [*map(str, sorted(Path("configs").glob("*.py"))), *recipes]
         raise UserError(f"--config: there is no file {name!r}{nearest(name, files)}")
     raise UserError(
-        f"--config: there is no recipe {name!r}{nearest(name, recipes)}: one of "
-        f"{', '.join(recipes)}, or a file"
+        f"--config: there is no recipe {name!r}{nearest(name, recipes)}: one of {', '.join(recipes)}, or a file"
     )
 
 

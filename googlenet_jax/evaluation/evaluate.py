@@ -19,6 +19,10 @@ Batch = dict[str, jax.Array]
 Sums = Mapping[str, jax.Array]
 
 
+class CutShort(Exception):
+    """An evaluation has ended early, as it was asked to; there is no result."""
+
+
 def make_eval_step(
     model: Any,
     preprocessing: Preprocessing,
@@ -69,6 +73,7 @@ def evaluate_source(
     mesh: Mesh,
     threads: int = DEFAULT_THREADS,
     progress: bool = True,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Evaluates every example of `source` exactly once, whatever the batch size and the number of
     devices.
@@ -80,10 +85,12 @@ def evaluate_source(
         devices.
       threads: that decode images. progress: whether a bar with the time left stands on standard
         error.
+      should_stop: asked before each batch.
     Returns:
       The means of all sums (top5 is absent below five classes), and examples, their number.
     Raises:
       UserError: a batch size below one.
+      CutShort: `should_stop()` said so.
     """
     if batch_size < 1:
         raise UserError(f"batch size: expected at least 1, found {batch_size}")
@@ -105,6 +112,9 @@ def evaluate_source(
     totals: dict[str, float] = {}
     waiting: Sums = {}
     for batch in bar:
+        if should_stop():
+            bar.close()
+            raise CutShort
         # The sums are fetched one batch late, so that the device has the next one while the host
         # adds.
         computing = eval_step(variables, shard_batch(batch, mesh))
