@@ -29,7 +29,6 @@ def folder(monkeypatch, tmp_path, data_dir, compiled_dir):
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-        monkeypatch.delitem(sys.modules, name.removesuffix(".py"), raising=False)
     return tmp_path
 
 
