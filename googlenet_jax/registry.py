@@ -20,15 +20,17 @@ class Registry(Generic[T]):
         self._kind, self._things = kind, dict(things)
 
     def register(self, name: str, thing: T) -> None:
-        """Adds one. The same thing may be registered twice; raises UserError where the name already
-        belongs to another.
+        """Adds one, or replaces an earlier definition of the same one, as a notebook's cell does.
+
+        Raises UserError where the name belongs to another.
         """
         if not isinstance(name, str) or not name:
             raise UserError(f"register {self._kind}: expected a name, found {name!r}")
-        if self._things.setdefault(name, thing) is not thing:
+        if name in self._things and _origin(self._things[name]) != _origin(thing):
             raise UserError(
                 f"register {self._kind}: there is a {name!r} already; choose another name"
             )
+        self._things[name] = thing
 
     def __getitem__(self, name: str) -> T:
         """Returns what has that name; raises UserError, with the nearest name, where nothing has."""
@@ -44,6 +46,13 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._things))
+
+
+def _origin(thing: Any) -> Any:
+    """Where a function or class was defined; a thing of another kind stands for itself."""
+    if hasattr(thing, "__qualname__"):
+        return thing.__module__, thing.__qualname__
+    return id(thing)
 
 
 def arguments(
