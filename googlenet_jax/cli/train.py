@@ -94,7 +94,7 @@ def read_recipe(recipe: str, fields: list[str]) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(_explain(error)) from error
+        raise UserError(_explain(error, recipe)) from error
     if len(rest) > 1:
         raise UserError(
             f"{rest[1]!r} is no field; fields of the recipe are set with --config.field=value"
@@ -116,17 +116,15 @@ def _recipe_path(name: str) -> Path:
     )
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, recipe: str) -> str:
     """The line for an error that came while the recipe was read and its fields were set."""
     from absl import flags
     from flax.traverse_util import flatten_dict
 
-    from googlenet_jax.training.config import default_config
-
     text = " ".join(str(error).split())
     field = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
     if field and isinstance(error, flags.IllegalFlagValueError):
-        fields = flatten_dict(default_config().to_dict(), sep=".")
+        fields = flatten_dict(read_recipe(recipe, []).to_dict(), sep=".")
         expected = (
             f"a value such as {fields[field[1]]!r}"
             if field[1] in fields

@@ -3,6 +3,7 @@
 """
 
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,6 +65,7 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"augment.size: a fully connected head takes one size, {config.preprocessing.size}, found {training_size}"
         )
+    _check_memory(config.batch_size, training_size)
     groups = getattr(model, "bn_groups", 1)
     if config.batch_size % groups:
         raise UserError(
@@ -77,6 +79,19 @@ def check(config: ConfigDict) -> None:
             f"checkpoint.best: expected one of {names}, found {config.checkpoint.best!r}"
         )
     _transforms(config, num_classes=1000)
+
+
+def _check_memory(batch_size: int, size: int) -> None:
+    """Raises UserError where not even the images of one batch, as bytes, fit the host's memory."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = batch_size * size**2 * 3
+    if needed > memory:
+        raise UserError(
+            f"batch_size: {batch_size:,} images of {size}×{size} take {needed / 1e9:,.0f} GB, and "
+            f"the host has {memory / 1e9:,.0f}; take fewer"
+        )
 
 
 def open_task(config: ConfigDict, mesh: Mesh) -> Task:
