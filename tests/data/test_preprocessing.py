@@ -25,6 +25,11 @@ def test_survives_json():
         ("resize", 100, "100"),
         ("mean", (1, 2), "(1, 2)"),
         ("mean", "123", "'123'"),
+        ("mean", {1: 0, 2: 0, 3: 0}, "{1: 0, 2: 0, 3: 0}"),
+        ("mean", (0, 0, 10**400), "10000"),
+        ("mean", (0, 0, 1e39), "1e+39"),  # infinite in float32
+        ("std", (1, 1e-50, 1), "1e-50"),  # zero in float32
+        ("size", 10**30, "1000000"),
         ("mean", (1, 2, float("nan")), "nan"),
         ("std", (1, 0, 1), "0.0"),
         ("channel_order", "rbg", "'rbg'"),
