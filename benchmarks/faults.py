@@ -1,0 +1,119 @@
+"""The faults that benchmarks/mutations.py plants: each a text that stands once in its file, what replaces it, and the tests that must see it."""
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """A fault; `tests` are files, run in this order up to the first failure."""
+
+    name: str
+    file: str
+    text: str
+    replacement: str
+    tests: tuple[str, ...]
+
+
+PIPELINE, PREPROCESSING, SOURCES = (f"googlenet_jax/data/{name}.py" for name in ("pipeline", "preprocessing", "sources"))
+EVALUATE, PREDICT, PICTURES = (f"googlenet_jax/evaluation/{name}.py" for name in ("evaluate", "predict", "pictures"))
+SAFETENSORS, TORCH = "googlenet_jax/weights/safetensors.py", "googlenet_jax/weights/torch.py"
+T_PIPELINE, T_PREPROCESSING, T_SOURCES = (("tests/data/test_" + name + ".py",) for name in ("pipeline", "preprocessing", "sources"))
+T_EVALUATE, T_PREDICT, T_PICTURES = (("tests/evaluation/test_" + name + ".py",) for name in ("evaluate", "predict", "pictures"))
+T_SAFETENSORS, T_TORCH = ("tests/weights/test_safetensors.py",), ("tests/weights/test_torch.py",)
+
+FAULTS = (
+    # Data order and sharding among processes.
+    Fault("examples are never shuffled", PIPELINE, ".seed(seed).shuffle().repeat()", ".seed(seed).repeat()", T_PIPELINE),
+    Fault("the seed is ignored", PIPELINE, ".seed(seed)", ".seed(0)", T_PIPELINE),
+    Fault("a resumed run begins with batch 0", PIPELINE, '{"next_index": start}', '{"next_index": 0}', T_PIPELINE),
+    Fault(
+        "every process reads the first one's rows",
+        PIPELINE,
+        "slice(process_index * rows, (process_index + 1) * rows)",
+        "slice(0, rows)",
+        T_PIPELINE,
+    ),
+    Fault(
+        "crops depend on how many processes share the batch",
+        PIPELINE,
+        "rng.random((batch_size, CROP_TRIES + 1, 2))[rows]",
+        "rng.random((rows.stop - rows.start, CROP_TRIES + 1, 2))",
+        T_PIPELINE,
+    ),
+    # Crops.
+    Fault(
+        "aspect ratios are uniform, not log-uniform",
+        PIPELINE,
+        "narrowest * (widest / narrowest) ** aspect_draw",
+        "narrowest + (widest - narrowest) * aspect_draw",
+        T_PIPELINE,
+    ),
+    Fault("the largest area of a crop is ignored", PIPELINE, "(largest - smallest) * area_draw", "(1 - smallest) * area_draw", T_PIPELINE),
+    Fault(
+        "a crop's height and width are swapped",
+        PIPELINE,
+        "round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))",
+        "round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))",
+        T_PIPELINE,
+    ),
+    Fault("the last row is never cropped", PIPELINE, "int(top * (height - crop_height + 1))", "int(top * (height - crop_height))", T_PIPELINE),
+    Fault(
+        "the fallback crop is not central",
+        PIPELINE,
+        "return (height - crop_height) // 2, (width - crop_width) // 2,",
+        "return 0, (width - crop_width) // 2,",
+        T_PIPELINE,
+    ),
+    Fault(
+        "the centre crop is rounded down",
+        PIPELINE,
+        "round((side - preprocessing.size) / 2)",
+        "((side - preprocessing.size) // 2)",
+        T_PIPELINE,
+    ),
+    Fault("shrinking does not average", PIPELINE, "cv2.INTER_AREA if shrinks", "cv2.INTER_LINEAR if shrinks", T_PIPELINE),
+    # Evaluation counts.
+    Fault("the last batch of an evaluation is lost", PIPELINE, "math.ceil(len(source) / batch_size)", "len(source) // batch_size", T_PIPELINE),
+    Fault("padding has the index of an example", PIPELINE, '-1 if key == "index" else 0', "0", T_PIPELINE),
+    Fault("the last sums are not added", EVALUATE, "    _add(totals, waiting)\n    examples", "    examples", T_EVALUATE),
+    Fault(
+        "an evaluation's batch is not padded to the devices",
+        EVALUATE,
+        "padded = -(-min(batch_size, len(source)) // devices) * devices",
+        "padded = min(batch_size, len(source))",
+        T_EVALUATE,
+    ),
+    Fault("sums are taken as means of the batches", EVALUATE, "totals.get(name, 0) + value.item()", "value.item()", T_EVALUATE),
+    # Preprocessing and decoding.
+    Fault("channels are reversed for the wrong order", PREPROCESSING, 'channel_order == "bgr"', 'channel_order == "rgb"', T_PREPROCESSING),
+    Fault("bfloat16 is normalised in bfloat16", PREPROCESSING, "jnp.promote_types(dtype, jnp.float32)", "jnp.dtype(dtype)", T_PREPROCESSING),
+    Fault("images are flipped upside down", PREPROCESSING, "images[:, :, ::-1, :]", "images[:, ::-1, :, :]", T_PREPROCESSING),
+    Fault("too few images are flipped", PREPROCESSING, "bernoulli(key, 0.5,", "bernoulli(key, 0.3,", T_PREPROCESSING),
+    Fault("images are decoded as BGR", SOURCES, "cv2.IMREAD_COLOR_RGB", "cv2.IMREAD_COLOR", T_SOURCES),
+    Fault("images are turned as EXIF says", SOURCES, "cv2.IMREAD_IGNORE_ORIENTATION | (", "(", T_SOURCES),
+    Fault("a label beyond the classes passes", SOURCES, "0 <= label < self.num_classes", "0 <= label <= self.num_classes", T_SOURCES),
+    # Prediction.
+    Fault(
+        "equal probabilities stand in reverse",
+        PREDICT,
+        'np.argsort(-probabilities, kind="stable")',
+        'np.argsort(probabilities, kind="stable")[::-1]',
+        T_PREDICT,
+    ),
+    Fault("the batch's padding is predicted too", PREDICT, "[: len(batch)]", "", T_PREDICT),
+    Fault("pictures are not turned as EXIF says", PICTURES, "ImageOps.exif_transpose(image)", "image", T_PICTURES),
+    Fault("black stands behind what is transparent", PICTURES, '"white"', '"black"', T_PICTURES),
+    # Weights.
+    Fault("kernels come in with height and width swapped", TORCH, "array = array.transpose(2, 3, 1, 0)", "array = array.transpose(3, 2, 1, 0)", T_TORCH),
+    Fault(
+        "a flattened map is read channels last",
+        TORCH,
+        "array.reshape(outputs, channels, side, side).transpose(2, 3, 1, 0)",
+        "array.reshape(outputs, side, side, channels).transpose(1, 2, 3, 0)",
+        T_TORCH,
+    ),
+    Fault("the result shares the tensor's memory", TORCH, 'return np.array(array, order="C")  # a copy', "return array  #", T_TORCH),
+    Fault("a negative bit is not resolved", TORCH, ".resolve_neg()", "", T_TORCH),
+    Fault("transposed arrays are written as they lie", SAFETENSORS, 'return np.asarray(array, order="C")', "return np.asarray(array)", T_SAFETENSORS),
+    Fault("too few class names pass", SAFETENSORS, "len(class_names) != model.num_classes", "len(class_names) > model.num_classes", T_SAFETENSORS),
+    Fault("a weight file is not flushed to the disk", SAFETENSORS, "            os.fsync(file.fileno())\n", "", T_SAFETENSORS),
+)
