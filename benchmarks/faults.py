@@ -55,7 +55,9 @@ FAULTS = (
         "round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))",
         T_PIPELINE,
     ),
-    Fault("the last row is never cropped", PIPELINE, "int(top * (height - crop_height + 1))", "int(top * (height - crop_height))", T_PIPELINE),
+    Fault(
+        "the last row is never cropped", PIPELINE, "int(top * (height - crop_height + 1))", "int(top * (height - crop_height))", T_PIPELINE
+    ),
     Fault(
         "the fallback crop is not central",
         PIPELINE,
@@ -72,7 +74,9 @@ FAULTS = (
     ),
     Fault("shrinking does not average", PIPELINE, "cv2.INTER_AREA if shrinks", "cv2.INTER_LINEAR if shrinks", T_PIPELINE),
     # Evaluation counts.
-    Fault("the last batch of an evaluation is lost", PIPELINE, "math.ceil(len(source) / batch_size)", "len(source) // batch_size", T_PIPELINE),
+    Fault(
+        "the last batch of an evaluation is lost", PIPELINE, "math.ceil(len(source) / batch_size)", "len(source) // batch_size", T_PIPELINE
+    ),
     Fault("padding has the index of an example", PIPELINE, '-1 if key == "index" else 0', "0", T_PIPELINE),
     Fault("the last sums are not added", EVALUATE, "    _add(totals, waiting)\n    examples", "    examples", T_EVALUATE),
     Fault(
@@ -85,7 +89,9 @@ FAULTS = (
     Fault("sums are taken as means of the batches", EVALUATE, "totals.get(name, 0) + value.item()", "value.item()", T_EVALUATE),
     # Preprocessing and decoding.
     Fault("channels are reversed for the wrong order", PREPROCESSING, 'channel_order == "bgr"', 'channel_order == "rgb"', T_PREPROCESSING),
-    Fault("bfloat16 is normalised in bfloat16", PREPROCESSING, "jnp.promote_types(dtype, jnp.float32)", "jnp.dtype(dtype)", T_PREPROCESSING),
+    Fault(
+        "bfloat16 is normalised in bfloat16", PREPROCESSING, "jnp.promote_types(dtype, jnp.float32)", "jnp.dtype(dtype)", T_PREPROCESSING
+    ),
     Fault("images are flipped upside down", PREPROCESSING, "images[:, :, ::-1, :]", "images[:, ::-1, :, :]", T_PREPROCESSING),
     Fault("too few images are flipped", PREPROCESSING, "bernoulli(key, 0.5,", "bernoulli(key, 0.3,", T_PREPROCESSING),
     Fault("images are decoded as BGR", SOURCES, "cv2.IMREAD_COLOR_RGB", "cv2.IMREAD_COLOR", T_SOURCES),
@@ -103,7 +109,13 @@ FAULTS = (
     Fault("pictures are not turned as EXIF says", PICTURES, "ImageOps.exif_transpose(image)", "image", T_PICTURES),
     Fault("black stands behind what is transparent", PICTURES, '"white"', '"black"', T_PICTURES),
     # Weights.
-    Fault("kernels come in with height and width swapped", TORCH, "array = array.transpose(2, 3, 1, 0)", "array = array.transpose(3, 2, 1, 0)", T_TORCH),
+    Fault(
+        "kernels come in with height and width swapped",
+        TORCH,
+        "array = array.transpose(2, 3, 1, 0)",
+        "array = array.transpose(3, 2, 1, 0)",
+        T_TORCH,
+    ),
     Fault(
         "a flattened map is read channels last",
         TORCH,
@@ -113,7 +125,19 @@ FAULTS = (
     ),
     Fault("the result shares the tensor's memory", TORCH, 'return np.array(array, order="C")  # a copy', "return array  #", T_TORCH),
     Fault("a negative bit is not resolved", TORCH, ".resolve_neg()", "", T_TORCH),
-    Fault("transposed arrays are written as they lie", SAFETENSORS, 'return np.asarray(array, order="C")', "return np.asarray(array)", T_SAFETENSORS),
-    Fault("too few class names pass", SAFETENSORS, "len(class_names) != model.num_classes", "len(class_names) > model.num_classes", T_SAFETENSORS),
+    Fault(
+        "transposed arrays are written as they lie",
+        SAFETENSORS,
+        'return np.asarray(array, order="C")',
+        "return np.asarray(array)",
+        T_SAFETENSORS,
+    ),
+    Fault(
+        "too few class names pass",
+        SAFETENSORS,
+        "len(class_names) != model.num_classes",
+        "len(class_names) > model.num_classes",
+        T_SAFETENSORS,
+    ),
     Fault("a weight file is not flushed to the disk", SAFETENSORS, "            os.fsync(file.fileno())\n", "", T_SAFETENSORS),
 )

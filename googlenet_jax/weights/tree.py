@@ -80,7 +80,9 @@ def check_array(source: str, model: Network, name: str, array: np.ndarray, fits:
 def check_counter(source: str, name: str, array: np.ndarray) -> None:
     """Raises UserError where an entry is no batch norm's counter, one whole number."""
     if array.shape != () or array.dtype.kind not in "iu":
-        raise UserError(f"{source}: {name!r} must be one whole number, found {array.dtype} {list(array.shape)}; leave it out, or give a count")
+        raise UserError(
+            f"{source}: {name!r} must be one whole number, found {array.dtype} {list(array.shape)}; leave it out, or give a count"
+        )
 
 
 def as_array(source: str, name: str, value: Any) -> np.ndarray:

@@ -48,7 +48,9 @@ def run_slim(network: str, images: np.ndarray, seed: int = 0, **options: Any) ->
         assert process.returncode == 0, process.stderr[-3000:]
         with np.load(Path(folder) / "out.npz") as out:
             arrays = {name: out[name] for name in out.files}
-    parts = {kind: {name.split(":", 1)[1]: a for name, a in arrays.items() if name.startswith(kind + ":")} for kind in ("variable", "endpoint")}
+    parts = {
+        kind: {name.split(":", 1)[1]: a for name, a in arrays.items() if name.startswith(kind + ":")} for kind in ("variable", "endpoint")
+    }
     return SlimRun(parts["variable"], parts["endpoint"])
 
 

@@ -268,9 +268,7 @@ class Theirs:
         return {f"{kind} {name}": value.numpy() for kind, values in kinds.items() for name, value in values.items()}
 
 
-def _training_pair(
-    name: str, size: int, changes: Mapping[str, Any]
-) -> tuple[nn.Module, Network, dict[str, Any], ConfigDict]:
+def _training_pair(name: str, size: int, changes: Mapping[str, Any]) -> tuple[nn.Module, Network, dict[str, Any], ConfigDict]:
     """A reference, ours, the variables and the recipe; `changes` are the model's options and, by dotted names, fields of the recipe."""
     options = {option: value for option, value in changes.items() if "." not in option}
     fields = {field: value for field, value in changes.items() if "." in field}

@@ -22,7 +22,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are saved."""
     figures: list[Figure] = []
     save = matplotlib.figure.Figure.savefig
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda self, *args, **named: (figures.append(self), save(self, *args, **named)))
+    monkeypatch.setattr(
+        matplotlib.figure.Figure, "savefig", lambda self, *args, **named: (figures.append(self), save(self, *args, **named))
+    )
     return figures
 
 
