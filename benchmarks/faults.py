@@ -1,4 +1,4 @@
-"""The faults that benchmarks/mutations.py plants: each a text that stands once in its file, what replaces it, and the tests that must see it."""
+"""The faults that benchmarks/mutations.py plants: each a text that stands once in its file, what replaces it, and the tests that see it."""
 
 from typing import NamedTuple
 
@@ -15,10 +15,13 @@ class Fault(NamedTuple):
 
 PIPELINE, PREPROCESSING, SOURCES = (f"googlenet_jax/data/{name}.py" for name in ("pipeline", "preprocessing", "sources"))
 EVALUATE, PREDICT, PICTURES = (f"googlenet_jax/evaluation/{name}.py" for name in ("evaluate", "predict", "pictures"))
+LAYERS, OPS, NETWORK, GOOGLENET = (f"googlenet_jax/models/{name}.py" for name in ("layers", "ops", "network", "googlenet"))
 SAFETENSORS, TORCH = "googlenet_jax/weights/safetensors.py", "googlenet_jax/weights/torch.py"
 T_PIPELINE, T_PREPROCESSING, T_SOURCES = (("tests/data/test_" + name + ".py",) for name in ("pipeline", "preprocessing", "sources"))
 T_EVALUATE, T_PREDICT, T_PICTURES = (("tests/evaluation/test_" + name + ".py",) for name in ("evaluate", "predict", "pictures"))
 T_SAFETENSORS, T_TORCH = ("tests/weights/test_safetensors.py",), ("tests/weights/test_torch.py",)
+T_LAYERS, T_NETWORKS = (("tests/models/test_" + name + ".py",) for name in ("layers", "networks"))
+T_PRECISION = ("tests/parity/test_precision.py",)
 
 FAULTS = (
     # Data order and sharding among processes.
@@ -140,4 +143,37 @@ FAULTS = (
         T_SAFETENSORS,
     ),
     Fault("a weight file is not flushed to the disk", SAFETENSORS, "            os.fsync(file.fileno())\n", "", T_SAFETENSORS),
+    # Models: pools, LRN, batch norm, convolutions, the networks' own figures.
+    Fault(
+        "ceil pools take one window too few", LAYERS, "max(-(-(size - kernel) // stride), 0) + 1", "(size - kernel) // stride + 1", T_LAYERS
+    ),
+    Fault(
+        "TensorFlow's padding is put before",
+        LAYERS,
+        "return total // 2, total - total // 2",
+        "return total - total // 2, total // 2",
+        T_LAYERS,
+    ),
+    Fault("the last of equal values gets a pool's gradient", OPS, "range(window - 2, -1, -1)", "range(window - 1)", T_LAYERS),
+    Fault("LRN does not divide alpha by its size", LAYERS, "(alpha / size) * total", "alpha * total", T_LAYERS),
+    Fault("LRN's window is off by one", LAYERS, "before = size // 2", "before = size // 2 - 1", T_LAYERS),
+    Fault("adaptive windows end too early", LAYERS, "-(-(i + 1) * size // out)", "(i + 1) * size // out", T_LAYERS),
+    Fault("the running variance is biased", LAYERS, "(n / max(n - 1, 1))", "1.0", T_LAYERS),
+    Fault(
+        "running statistics follow the batch the other way round",
+        LAYERS,
+        "self.momentum * running.value + (1 - self.momentum) * batch",
+        "(1 - self.momentum) * running.value + self.momentum * batch",
+        T_LAYERS,
+    ),
+    Fault("batch norm's gradient forgets the mean", OPS, " - wide(factor * sum_dy / n)", "", T_LAYERS),
+    Fault("an epsilon of 0.01 for 0.001", NETWORK, "bn_epsilon: float = 1e-3", "bn_epsilon: float = 1e-2", T_PRECISION),
+    Fault(
+        "frozen statistics are those of training",
+        NETWORK,
+        "not train if use_running_average is None",
+        "False if use_running_average is None",
+        T_PRECISION,
+    ),
+    Fault("a module's width is another", GOOGLENET, "192,   96, 208,   16,  48,  64)", "192,   96, 204,   16,  48,  64)", T_NETWORKS),
 )

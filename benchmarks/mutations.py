@@ -2,9 +2,9 @@
 
     python benchmarks/mutations.py [--jobs 2] [--only NAME …]      # writes docs/mutations.md once every fault has its answer
 
-Each fault is planted in a copy of the tree, where pytest stops at the first failure. A fault that no test sees is "alive". What is known is
-kept in --state (default: mutations.json in the temporary folder), so that an interrupted run goes on where it stopped; a fault whose text or
-test files have changed since runs again.
+Each fault is planted in a copy of the tree, where pytest stops at the first failure. A fault that no test sees is "alive". What
+is known is kept in --state (default: mutations.json in the temporary folder), so that an interrupted run goes on where it stopped; a fault
+whose file or test files have changed since runs again.
 """
 
 import argparse
@@ -33,8 +33,8 @@ LIMIT = 1800  # seconds for a fault's tests: a hang is a failure too
 
 TEXT = """# Faults planted one by one
 
-Made by `python benchmarks/mutations.py` from the {count} faults of `benchmarks/faults.py`: each is planted alone in a copy of the tree, and the
-test files named for it must fail. {alive}
+Made by `python benchmarks/mutations.py` from the {count} faults of `benchmarks/faults.py`: each is planted alone in a copy of the
+tree, and the test files named for it must fail. {alive}
 
 | fault | file | test that sees it |
 |---|---|---|

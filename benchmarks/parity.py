@@ -62,12 +62,13 @@ and the frameworks' facts, not from this project's code.
 
 ## At the recipes' own rates
 
-Training amplifies rounding, the more the higher the rate, so a fixed tolerance means little there. The control is PyTorch itself: {controls}
-more runs of the reference, each with every weight moved by one unit in the last place, up or down at random, before the first step. Our
-distance from PyTorch (the largest relative error of any parameter, statistic, momentum or average) must be at most {factor} times the
-largest of their {controls} distances after every step at which that is below {limit:.0e}; beyond, rounding alone may have made the difference.
-Both are given after the last such step. Rate, momentum, weight decay, label smoothing and the auxiliary weight are the recipe's, at its
-highest rate throughout; batches of {batch} images at its size, at most 64 pixels; its width where it sets one, else a quarter.
+Training amplifies rounding, the more the higher the rate, so a fixed tolerance means little there. The control is PyTorch itself:
+{controls} more runs of the reference, each with every weight moved by one unit in the last place, up or down at random, before the first
+step. Our distance from PyTorch (the largest relative error of any parameter, statistic, momentum or average) must be at most {factor} times
+the largest of their {controls} distances after every step at which that is below {limit:.0e}; beyond, rounding alone may have made the
+difference. Both are given after the last such step. Rate, momentum, weight decay, label smoothing and the auxiliary weight are the
+recipe's, at its highest rate throughout; batches of {batch} images at its size, at most 64 pixels; its width where it sets one, else a
+quarter.
 
 | model | recipe | rate | steps compared, of {steps} | our distance | the control's largest | largest ratio after any step |
 |---|---|---|---|---|---|---|

@@ -36,8 +36,8 @@ TOLERANCE = 1e-9
 # Training amplifies rounding, the more the higher the rate. At this one it stays far below the tolerance, so that what exceeds it is logic;
 # at the recipes' own rates `drift` compares with a control in place of a fixed tolerance.
 LEARNING_RATE, BATCH_SIZE = 1e-4, 12
-# The control at higher rates: PyTorch beside itself, every weight moved by one unit in the last place. Our distance from PyTorch may be this
-# many times the largest of so many such distances, over the steps where that says something: where it is below the limit.
+# The control at higher rates: PyTorch beside itself, every weight moved by one unit in the last place. Our distance from PyTorch may be
+# this many times the largest of so many such distances, over the steps where that says something: where it is below the limit.
 DRIFT_FACTOR, DRIFT_CONTROLS, DRIFT_LIMIT = 10, 8, 1e-6
 WITHOUT_AUX = ("googlenet_plain", "googlenet_slim")
 Arrays = Mapping[str, np.ndarray]
