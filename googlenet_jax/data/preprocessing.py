@@ -104,9 +104,10 @@ def standardize(images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLik
 
 
 def _three_numbers(field: str, value: Any) -> tuple[float, ...]:
-    given = list(value) if isinstance(value, (tuple, list, np.ndarray)) else []
+    given: list[Any] = list(value) if isinstance(value, (tuple, list, np.ndarray)) else []
     # Compared before it becomes a float, which a long whole number can't; normalize computes in float32.
     largest = float(np.finfo(np.float32).max)
-    if len(given) != 3 or not all(isinstance(number, Real) and abs(number) <= largest for number in given):
+    fine = len(given) == 3 and all(isinstance(number, Real) for number in given) and all(abs(number) <= largest for number in given)
+    if not fine:
         raise UserError(f"preprocessing.{field}: expected three finite numbers in units of 0–255, found {value!r}")
     return tuple(float(number) for number in given)
