@@ -104,7 +104,7 @@ def standardize(images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLik
 
 
 def _three_numbers(field: str, value: Any) -> tuple[float, ...]:
-    given: list[Any] = list(value) if isinstance(value, (tuple, list, np.ndarray)) else []
+    given: list[Any] = list(value) if isinstance(value, (tuple, list)) or (isinstance(value, np.ndarray) and value.ndim) else []
     # Compared before it becomes a float, which a long whole number can't; normalize computes in float32.
     largest = float(np.finfo(np.float32).max)
     fine = len(given) == 3 and all(isinstance(number, Real) for number in given) and all(abs(number) <= largest for number in given)
