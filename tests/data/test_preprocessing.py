@@ -53,7 +53,7 @@ def test_an_unknown_field_names_the_nearest():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_normalize_takes_mean_and_std_in_the_network_s_channel_order(dtype):
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
-    rgb = Preprocessing(size=4, resize=4, mean=(10, 20, 30), std=(2, 3, 4))
+    rgb = Preprocessing(size=4, resize=4, mean=(103.675, 96.28, 53.53), std=(58.395, 57.12, 47.375))  # none exact in bfloat16
     for preprocessing, ordered in ((rgb, images), (CAFFE, images[..., ::-1])):
         expected = (ordered.astype(np.float32) - np.float32(preprocessing.mean)) / np.float32(preprocessing.std)
         result = jax.jit(normalize, static_argnums=(1, 2))(images, preprocessing, dtype)
