@@ -9,8 +9,8 @@ from benchmarks.faults import FAULTS, PIPELINE, Fault
 
 # Of several rooms, and with tests of a few seconds.
 SAMPLE = (
-    "every process reads the first one's rows",
-    "the fallback crop is not central",
+    "images are flipped upside down",
+    "pictures are not turned as EXIF says",
     "equal probabilities stand in reverse",
     "black stands behind what is transparent",
     "too few images are flipped",
