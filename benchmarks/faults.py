@@ -16,9 +16,17 @@ class Fault(NamedTuple):
 PIPELINE, PREPROCESSING, SOURCES = (f"googlenet_jax/data/{name}.py" for name in ("pipeline", "preprocessing", "sources"))
 EVALUATE, PREDICT, PICTURES = (f"googlenet_jax/evaluation/{name}.py" for name in ("evaluate", "predict", "pictures"))
 LAYERS, OPS, NETWORK, GOOGLENET = (f"googlenet_jax/models/{name}.py" for name in ("layers", "ops", "network", "googlenet"))
+AUGMENT, FILES = "googlenet_jax/data/augment.py", "googlenet_jax/files.py"
 SAFETENSORS, TORCH = "googlenet_jax/weights/safetensors.py", "googlenet_jax/weights/torch.py"
 T_PIPELINE, T_PREPROCESSING, T_SOURCES = (("tests/data/test_" + name + ".py",) for name in ("pipeline", "preprocessing", "sources"))
 T_EVALUATE, T_PREDICT, T_PICTURES = (("tests/evaluation/test_" + name + ".py",) for name in ("evaluate", "predict", "pictures"))
+LOSSES, OPTIMIZER, STEP, LOOP, CHECKPOINT = (
+    f"googlenet_jax/training/{n}.py" for n in ("losses", "optimizer", "step", "loop", "checkpoint")
+)
+METRICS, MESH = "googlenet_jax/evaluation/metrics.py", "googlenet_jax/data/mesh.py"
+T_LOSSES, T_OPTIMIZER, T_STEP, T_LOOP = (("tests/training/test_" + n + ".py",) for n in ("losses", "optimizer", "step", "loop"))
+T_METRICS = ("tests/evaluation/test_metrics.py", "tests/evaluation/test_evaluate.py")
+T_AUGMENT = ("tests/data/test_augment.py",)
 T_SAFETENSORS, T_TORCH = ("tests/weights/test_safetensors.py",), ("tests/weights/test_torch.py",)
 T_LAYERS, T_NETWORKS = (("tests/models/test_" + name + ".py",) for name in ("layers", "networks"))
 T_PRECISION = ("tests/parity/test_precision.py",)
@@ -95,8 +103,8 @@ FAULTS = (
     Fault(
         "bfloat16 is normalised in bfloat16", PREPROCESSING, "jnp.promote_types(dtype, jnp.float32)", "jnp.dtype(dtype)", T_PREPROCESSING
     ),
-    Fault("images are flipped upside down", PREPROCESSING, "images[:, :, ::-1, :]", "images[:, ::-1, :, :]", T_PREPROCESSING),
-    Fault("too few images are flipped", PREPROCESSING, "bernoulli(key, 0.5,", "bernoulli(key, 0.3,", T_PREPROCESSING),
+    Fault("images are flipped upside down", AUGMENT, "images[:, :, ::-1, :]", "images[:, ::-1, :, :]", T_AUGMENT),
+    Fault("too few images are flipped", AUGMENT, "bernoulli(key, 0.5,", "bernoulli(key, 0.3,", T_AUGMENT),
     Fault("images are decoded as BGR", SOURCES, "cv2.IMREAD_COLOR_RGB", "cv2.IMREAD_COLOR", T_SOURCES),
     Fault("images are turned as EXIF says", SOURCES, "cv2.IMREAD_IGNORE_ORIENTATION | (", "(", T_SOURCES),
     Fault("a label beyond the classes passes", SOURCES, "0 <= label < self.num_classes", "0 <= label <= self.num_classes", T_SOURCES),
@@ -142,7 +150,7 @@ FAULTS = (
         "len(class_names) > model.num_classes",
         T_SAFETENSORS,
     ),
-    Fault("a weight file is not flushed to the disk", SAFETENSORS, "            os.fsync(file.fileno())\n", "", T_SAFETENSORS),
+    Fault("a file is not flushed to the disk", FILES, "os.fsync(file.fileno())", "pass", T_SAFETENSORS),
     # Models: pools, LRN, batch norm, convolutions, the networks' own figures.
     Fault(
         "ceil pools take one window too few", LAYERS, "max(-(-(size - kernel) // stride), 0) + 1", "(size - kernel) // stride + 1", T_LAYERS
@@ -176,4 +184,63 @@ FAULTS = (
         T_PRECISION,
     ),
     Fault("a module's width is another", GOOGLENET, "192,   96, 208,   16,  48,  64)", "192,   96, 204,   16,  48,  64)", T_NETWORKS),
+    # Losses and metrics.
+    Fault("auxiliary losses have no weight", LOSSES, "total += aux_weight * parts", "total += parts", T_LOSSES),
+    Fault("an auxiliary loss is subtracted", LOSSES, "total += aux_weight", "total -= aux_weight", T_LOSSES),
+    Fault(
+        "labels are never smoothed", METRICS, "labels.astype(logits.dtype), label_smoothing)", "labels.astype(logits.dtype), 0.0)", T_LOSSES
+    ),
+    Fault("the loss is summed in the logits' dtype", METRICS, "jnp.promote_types(logits.dtype, jnp.float32)", "logits.dtype", T_LOSSES),
+    Fault("a constant prediction is always a hit", METRICS, "(classes >= labels[:, None])", "(classes >= 0)", T_METRICS),
+    Fault("padding is counted", EVALUATE, 'is_example = batch["weight"] > 0', 'is_example = batch["weight"] >= 0', T_STEP + T_EVALUATE),
+    # Optimizer, its masks and schedules.
+    Fault("biases decay", OPTIMIZER, 'path[-1] in ("kernel", "depthwise_kernel")', 'path[-1] in ("kernel", "bias")', T_OPTIMIZER),
+    Fault(
+        "batch norm's biases have the multiplied rate",
+        OPTIMIZER,
+        'path[-1] == "bias" and path[-2:-1] != ("bn",)',
+        'path[-1] == "bias"',
+        T_OPTIMIZER,
+    ),
+    Fault("Nesterov's momentum is ignored", OPTIMIZER, "optax.trace(momentum, nesterov=nesterov)", "optax.trace(momentum)", T_OPTIMIZER),
+    Fault("the stepped rate falls a step late", OPTIMIZER, "factor ** (step // every)", "factor ** ((step - 1) // every)", T_OPTIMIZER),
+    Fault(
+        "the warm-up begins at zero",
+        OPTIMIZER,
+        "optax.linear_schedule(learning_rate / (warmup + 1)",
+        "optax.linear_schedule(0.0",
+        T_OPTIMIZER,
+    ),
+    Fault("the schedule ends after the run", OPTIMIZER, "steps = total_steps - warmup", "steps = total_steps", T_OPTIMIZER),
+    # Step, averaging, sharding.
+    Fault("every step draws the same dropout", STEP, "jax.random.fold_in(key, state.step)", "key", T_STEP),
+    Fault("the average follows the old parameters", STEP, 'new = {"params": params,', 'new = {"params": state.params,', T_STEP),
+    Fault("the average's decay is turned round", STEP, "1.0, 1.0 - ema_decay", "1.0, ema_decay", T_STEP),
+    Fault("the average starts at once", STEP, "state.step < ema_start", "state.step < 0", T_STEP),
+    Fault("batch statistics are not kept", STEP, 'updated.get("batch_stats", {}))', "state.batch_stats)", T_STEP),
+    Fault(
+        "only the first device is used",
+        MESH,
+        "devices = jax.devices() if devices is None",
+        "devices = jax.devices()[:1] if devices is None",
+        T_STEP,
+    ),
+    Fault(
+        "every device has the whole batch",
+        MESH,
+        'sharding = NamedSharding(mesh, PartitionSpec("data"))',
+        "sharding = NamedSharding(mesh, PartitionSpec())",
+        T_STEP,
+    ),
+    # The loop's order.
+    Fault("a resumed run takes the batches from the start", LOOP, "task.batches(start)", "task.batches(0)", T_LOOP),
+    Fault(
+        "lines after the checkpoint stay",
+        LOOP,
+        "cut_back(workdir / METRICS_FILE, start,",
+        "cut_back(workdir / METRICS_FILE, 10**9,",
+        T_LOOP,
+    ),
+    Fault("a resumed run saves and evaluates again", LOOP, "undone = step > start or cut_short", "undone = step > 0", T_LOOP),
+    Fault("the average is never evaluated", LOOP, 'if state.ema is None else ("raw", "ema")', 'if state.ema is None else ("raw",)', T_LOOP),
 )
