@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
 import torch  # noqa: E402
+from flax import traverse_util  # noqa: E402
 
 from tests.parity.harness import (  # noqa: E402
     BATCH_SIZE,
@@ -38,6 +39,10 @@ from tests.reference import NETWORKS  # noqa: E402
 SIZES = (224, 225, 231, 97)
 # The recipes of configs/ by network; the others are shown at a common rate.
 RECIPES = {"googlenet": ("imagenet_googlenet",), "googlenet_bn": ("digits", "cifar10", "imagenet_googlenet_bn")}
+RECIPE_FIELDS = (
+    *("schedule.learning_rate", "optimizer.momentum", "optimizer.nesterov", "optimizer.weight_decay", "optimizer.bias_rate_multiplier"),
+    *("loss.aux_weight", "loss.label_smoothing"),
+)
 COMMON_RATE = 0.01
 DRIFT_STEPS = 10
 KINDS = ("endpoints and logits", "losses", "gradients", "parameters and statistics", "momenta", "averages")
@@ -96,8 +101,8 @@ def recipe_changes(recipe: str) -> dict[str, Any]:
     spec.loader.exec_module(module)
     config = module.get_config()
     options = {option: value for option, value in config.model.options.items() if option in ("width", "stem")}
-    fields = {f"{group}.{field}": value for group in ("optimizer", "loss") for field, value in config[group].items()}
-    return {**options, **fields, "schedule.learning_rate": config.schedule.learning_rate, "size": min(config.preprocessing.size, 64)}
+    flat = traverse_util.flatten_dict(config.to_dict(), sep=".")
+    return {**options, **{field: flat[field] for field in RECIPE_FIELDS}, "size": min(config.preprocessing.size, 64)}
 
 
 def measure_drift(name: str, recipe: str | None) -> dict[str, Any]:
