@@ -34,7 +34,7 @@ TOLERANCE = 1e-9
 # Training amplifies rounding: PyTorch beside itself, its weights perturbed by 3e-16, drifts up to 6e-7 apart in ten steps of a network with
 # batch norm at a rate of 0.01 with six images. With these it stays within 3e-12, so that what exceeds the tolerance is logic.
 LEARNING_RATE, BATCH_SIZE = 1e-4, 12
-WITHOUT_AUX = ("googlenet_plain", "googlenet_slim")
+WITH_AUX_DROPOUT = ("googlenet", "googlenet_bn", "googlenet_naive", "googlenet_torchvision")
 Arrays = Mapping[str, np.ndarray]
 
 # -------------------------------------------------------------------------------------------------------- images and weights
@@ -70,7 +70,7 @@ def randomise(network: nn.Module, seed: int, variance: tuple[float, float] = (0.
 
 def make_pair(name: str, seed: int = 0, **options: Any) -> tuple[nn.Module, Network, dict[str, Any]]:
     """Returns the reference, our model of the same options and its variables, converted from the reference's state dict."""
-    network = reference.NETWORKS[name](**options).double()
+    network = (reference.NETWORKS | reference.INCEPTIONS)[name](**options).double()
     randomise(network, seed)
     ours = {option: value for option, value in options.items() if option not in ("side", "eps")}
     if options.get("side"):
@@ -201,8 +201,9 @@ class Theirs:
         self.network, self.config = network.train(), config
         named = dict(network.named_parameters())
         decayed = [value for value in named.values() if value.ndim >= 2]
-        layer_biases = [value for name, value in named.items() if value.ndim == 1 and ".bn." not in name]
-        norms = [value for name, value in named.items() if ".bn." in name]
+        # ".bn." in torchvision's names, "_bn." in the port's.
+        layer_biases = [value for name, value in named.items() if value.ndim == 1 and "bn." not in name]
+        norms = [value for name, value in named.items() if value.ndim == 1 and "bn." in name]
         groups = [
             {"params": decayed, "weight_decay": config.optimizer.weight_decay, "multiplier": 1.0},
             {"params": layer_biases, "weight_decay": 0.0, "multiplier": config.optimizer.bias_rate_multiplier},
@@ -262,7 +263,7 @@ def training_errors(name: str, size: int, batch_size: int = BATCH_SIZE, steps: i
     """
     options = {option: value for option, value in changes.items() if "." not in option}
     fields = {field: value for field, value in changes.items() if "." in field}
-    options |= {"dropout": 0.0} if name in WITHOUT_AUX else {"dropout": 0.0, "aux_dropout": 0.0}
+    options |= {"dropout": 0.0} | ({"aux_dropout": 0.0} if name in WITH_AUX_DROPOUT else {})
     network, model, variables = make_pair(name, num_classes=10, **options)
     config = recipe(name, size, options, fields)
     assert build_model(config, 10) == model
