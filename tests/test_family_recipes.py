@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import googlenet_jax as gj
+from googlenet_jax.errors import UserError
 from googlenet_jax.training.config import resolve
 from tests.test_configs import get_config
 
@@ -29,6 +30,16 @@ def test_the_paper_of_v3s_settings(name):
     assert (config.optimizer.name, config.optimizer.options.decay, config.optimizer.options.eps) == ("rmsprop", 0.9, 1.0)
     assert (config.optimizer.clip_norm, config.loss.label_smoothing) == (2.0, 0.1)
     assert (config.schedule.learning_rate, config.schedule.factor, config.schedule.every) == (0.045, 0.94, "2 epochs")
+
+
+@pytest.mark.parametrize("field", ["preprocessing.size", "augment.size"])
+def test_training_v3s_auxiliary_head_below_299_is_refused_by_name(field):
+    config = recipe("imagenet_inception_v3")
+    config.update_from_flattened_dict({field: 224})
+    with pytest.raises(UserError, match=f"{field}: inception_v3: .*at least 299.*aux_heads=False"):
+        resolve(config)
+    config.model.options.aux_heads = False
+    resolve(config)
 
 
 def test_x5_and_x30_make_the_papers_list_of_changes():
