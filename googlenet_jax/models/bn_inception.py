@@ -140,8 +140,8 @@ class BNInception(NormedNetwork):
         def inception(name: str, x: Array, *widths: int, pool_max: bool = False) -> Array:
             return ModuleA(layers, WidthsA(*widths), pool_max=pool_max, name=name)(x)
 
-        def reduction(name: str, x: Array, reduce: int, *widths: int) -> Array:
-            return GridReductionA(layers, *widths, conv_3x3_reduce=reduce, name=name)(x)
+        def reduction(name: str, x: Array, reduce: int, conv_3x3: int, double_reduce: int, double: int) -> Array:
+            return GridReductionA(layers, conv_3x3, double_reduce, double, reduce, name=name)(x)
 
         # fmt: off
         # Fig. 5                                                             output at 224

@@ -153,12 +153,16 @@ class ModuleC(nn.Module):
         conv = self.layers.conv
         branch_1x1 = conv("conv_1x1", x, 320)
         single = conv("conv_3x3_reduce", x, 384)
-        single = [conv("conv_1x3", single, 384, (1, 3)), conv("conv_3x1", single, 384, (3, 1))]
         double = conv("conv_double_3x3_reduce", x, 448)
         double = conv("conv_double_3x3", double, 384, 3)
-        double = [conv("conv_double_1x3", double, 384, (1, 3)), conv("conv_double_3x1", double, 384, (3, 1))]
+        spread = [
+            conv("conv_1x3", single, 384, (1, 3)),
+            conv("conv_3x1", single, 384, (3, 1)),
+            conv("conv_double_1x3", double, 384, (1, 3)),
+            conv("conv_double_3x1", double, 384, (3, 1)),
+        ]
         pooled = conv("pool_proj", _branch_pool(self.layers, x, self.pool_max), 192)
-        return sow(self, "output", jnp.concatenate([branch_1x1, *single, *double, pooled], axis=-1))
+        return sow(self, "output", jnp.concatenate([branch_1x1, *spread, pooled], axis=-1))
 
 
 class GridReductionA(nn.Module):

@@ -338,7 +338,8 @@ def check_images(model: Network, images: Array, aux: bool) -> None:
         raise ValueError(f"{name}: images must be [N, H, W, 3], found shape {list(images.shape)}")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"{name}: images must be normalised floats, found {images.dtype}; see googlenet_jax.data.preprocessing.normalize")
-    if problem := model.size_problem(*images.shape[1:3], aux=aux):
+    height, width = images.shape[1:3]
+    if problem := model.size_problem(height, width, aux):
         raise ValueError(f"{name}: {problem}")
 
 

@@ -17,7 +17,7 @@ import googlenet_jax as gj
 from tests.parity.harness import relative_error
 
 if importlib.util.find_spec("keras") is None:
-    pytest.skip("needs keras: pip install keras", allow_module_level=True)
+    pytest.skip("needs keras: pip install -e '.[test,live-inception]'", allow_module_level=True)
 
 TOLERANCE = 1e-9
 SIZE = 139

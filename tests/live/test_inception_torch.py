@@ -23,7 +23,7 @@ OPERATORS = ("nms", "qnms")
 def load(name: str) -> Any:
     """Imports a module, or skips the test."""
     if importlib.util.find_spec(name.split(".")[0]) is None:
-        pytest.skip(f"needs {name.split('.')[0]}: pip install --no-deps it, and torchvision")
+        pytest.skip(f"needs {name.split('.')[0]}: pip install -e '.[test,live-inception]'")
     if "torchvision" not in sys.modules:
         library = torch.library.Library("torchvision", "DEF")
         for operator in OPERATORS:
