@@ -116,7 +116,8 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
 def _without_aux(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     if model.aux_heads:
         return dict(state_dict)
-    kept = {name: value for name, value in state_dict.items() if not str(name).startswith(("aux1.", "aux2."))}
+    heads = tuple({theirs.split(".")[0] + "." for layer, theirs in model.torch_names.items() if layer.startswith("aux")})
+    kept = {name: value for name, value in state_dict.items() if not str(name).startswith(heads)}
     if dropped := len(state_dict) - len(kept):
         _LOG.warning("from_torch: %d entries of auxiliary heads dropped, since %s has aux_heads=False", dropped, model_name(model))
     return kept

@@ -64,7 +64,7 @@ def check_names(source: str, model: Network, found: Iterable[Any], expected: Ite
     ]
     if complaints:
         hint = ""
-        if missing and not extra and all("aux" in name for name in missing):
+        if missing and not extra and all("aux" in name.lower() for name in missing):
             hint = "; these are the auxiliary heads': make the model with aux_heads=False to go without"
         raise UserError(f"{source} does not fit {model_name(model)}: it {' and '.join(complaints)}{hint}")
 

@@ -39,7 +39,7 @@ LEARNING_RATE, BATCH_SIZE = 1e-4, 12
 # The control at higher rates: PyTorch beside itself, every weight moved by one unit in the last place. Our distance from PyTorch may be
 # this many times the largest of so many such distances, over the steps where that says something: where it is below the limit.
 DRIFT_FACTOR, DRIFT_CONTROLS, DRIFT_LIMIT = 10, 8, 1e-6
-WITHOUT_AUX = ("googlenet_plain", "googlenet_slim")
+WITH_AUX_DROPOUT = ("googlenet", "googlenet_bn", "googlenet_naive", "googlenet_torchvision")
 Arrays = Mapping[str, np.ndarray]
 
 # -------------------------------------------------------------------------------------------------------- images and weights
@@ -84,7 +84,7 @@ def nudge(network: nn.Module, seed: int) -> None:
 
 def make_pair(name: str, seed: int = 0, **options: Any) -> tuple[nn.Module, Network, dict[str, Any]]:
     """Returns the reference, our model of the same options and its variables, converted from the reference's state dict."""
-    network = reference.NETWORKS[name](**options).double()
+    network = (reference.NETWORKS | reference.INCEPTIONS)[name](**options).double()
     randomise(network, seed)
     ours = {option: value for option, value in options.items() if option not in ("side", "eps")}
     if options.get("side"):
@@ -215,8 +215,9 @@ class Theirs:
         self.network, self.config = network.train(), config
         named = dict(network.named_parameters())
         decayed = [value for value in named.values() if value.ndim >= 2]
-        layer_biases = [value for name, value in named.items() if value.ndim == 1 and ".bn." not in name]
-        norms = [value for name, value in named.items() if ".bn." in name]
+        # ".bn." in torchvision's names, "_bn." in the port's.
+        layer_biases = [value for name, value in named.items() if value.ndim == 1 and "bn." not in name]
+        norms = [value for name, value in named.items() if value.ndim == 1 and "bn." in name]
         groups = [
             {"params": decayed, "weight_decay": config.optimizer.weight_decay, "multiplier": 1.0},
             {"params": layer_biases, "weight_decay": 0.0, "multiplier": config.optimizer.bias_rate_multiplier},
@@ -272,7 +273,7 @@ def _training_pair(name: str, size: int, changes: Mapping[str, Any]) -> tuple[nn
     """A reference, ours, the variables and the recipe; `changes` are the model's options and, by dotted names, fields of the recipe."""
     options = {option: value for option, value in changes.items() if "." not in option}
     fields = {field: value for field, value in changes.items() if "." in field}
-    options |= {"dropout": 0.0} if name in WITHOUT_AUX else {"dropout": 0.0, "aux_dropout": 0.0}
+    options |= {"dropout": 0.0} | ({"aux_dropout": 0.0} if name in WITH_AUX_DROPOUT else {})
     network, model, variables = make_pair(name, num_classes=10, **options)
     config = recipe(name, size, options, fields)
     assert build_model(config, 10) == model
