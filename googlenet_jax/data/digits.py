@@ -11,8 +11,6 @@ from typing import Any
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from googlenet_jax.errors import UserError
 
@@ -41,6 +39,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        from sklearn.datasets import load_digits  # slow to import, and used once in a data folder's life
+        from sklearn.model_selection import train_test_split
+
         del dl_manager  # nothing to download
         digits = load_digits()
         # RandomState's stream, which this function draws from, is frozen: the split is the same in every version.

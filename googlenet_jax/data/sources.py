@@ -1,33 +1,50 @@
 """Random access to the examples of a prepared TFDS data set, without TensorFlow."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 from tensorflow_datasets.proto import tf_example_pb2
 
+from googlenet_jax.data.decoding import BadImage, decode
 from googlenet_jax.data.digits import prepare_digits
 from googlenet_jax.errors import UserError, nearest
 
 FILE_FORMAT = "array_record"
+FILE_NAME = "file_name"  # the feature that names an example's file, in the sets that have one
+ORIENTATION = "exif_orientation"  # the feature by which a picture is turned upright (EXIF's numbers), in sets made from a folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One example as it is stored: an image file's bytes, the label, EXIF's orientation, and the file's name ("" where unknown)."""
+
+    image: bytes
+    label: int
+    orientation: int = 1
+    file_name: str = ""
 
 
 class Source:
     """The examples of one split, in a fixed order: `source[i]` is `{"image": uint8 [H, W, 1 or 3], "label": int}`.
 
     Images come out as RGB (or one channel, where the data set's image feature has one or two): palettes are resolved, 16 bits become
-    their upper 8, alpha is dropped and an EXIF orientation ignored, as TensorFlow's and torchvision's loaders do.
+    their upper 8, alpha is dropped and an EXIF orientation ignored, as TensorFlow's and torchvision's loaders do. (Sets made from a
+    folder hold the orientation as a feature of their own, and their pictures come out upright.)
+
+    A source can be sent to another process, which opens the data set's files for itself.
 
     Attributes:
         name: the data set's name as it was asked for.
         split: likewise, slices included.
         class_names: one a class, in the order of the labels.
         num_classes: how many classes the data set has.
+        grey: whether images have one channel.
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, name: str, split: str) -> None:
@@ -36,8 +53,7 @@ class Source:
         self.split = split
         self.class_names = tuple(features["label"].names)
         self.num_classes = len(self.class_names)
-        grey = features["image"].shape[-1] in (1, 2)
-        self._flags = cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR_RGB)
+        self.grey = features["image"].shape[-1] in (1, 2)
         self._folder = builder.data_dir
         self._records = _records(builder, name, split)
 
@@ -50,38 +66,52 @@ class Source:
         return self.read([index])[0]
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Returns the examples at these positions; one call for a batch costs a tenth of one call an example.
+        """Returns the examples at these positions, decoded; one call for a batch costs a tenth of one call an example.
 
         Raises:
             UserError: naming the example, if an image can't be decoded or a label is none of the classes.
         """
+        return [self._decode(index, record) for index, record in zip(indices, self.records(indices), strict=True)]
+
+    def records(self, indices: Sequence[int]) -> list[Record]:
+        """Returns the examples at these positions as they are stored.
+
+        Raises:
+            UserError: if the files can't be read, or naming the example, if a label is none of the classes.
+        """
         try:
-            records = self._records.__getitems__(indices)
+            serialized = self._records.__getitems__(indices)
         except (OSError, RuntimeError, ValueError, IndexError) as error:
             raise UserError(
                 f"{self.name} {self.split}: can't read the files in {self._folder} ({_one_line(error)}); "
                 "delete the folder and prepare the data set again"
             ) from error
-        return [self._example(index, record) for index, record in zip(indices, records, strict=True)]
+        return [self._record(index, example) for index, example in zip(indices, serialized, strict=True)]
 
-    def _example(self, index: int, record: bytes) -> dict[str, Any]:
-        features = tf_example_pb2.Example.FromString(record).features.feature
+    def describe(self, index: int, record: Record, problem: object) -> str:
+        """What is wrong with an example, in one line that names it."""
+        name = f" ({record.file_name})" if record.file_name else ""
+        return f"{self.name} {self.split}, example {index}{name}: {problem}; mend or leave out that image and prepare the data set again"
+
+    def _record(self, index: int, serialized: bytes) -> Record:
+        features = tf_example_pb2.Example.FromString(serialized).features.feature
         label = features["label"].int64_list.value[0]
         if not 0 <= label < self.num_classes:
             raise UserError(
                 f"{self.name} {self.split}, example {index}: expected a label from 0 to {self.num_classes - 1}, found {label}; "
                 "choose a split that has labels"
             )
-        return {"image": self._decode(index, features["image"].bytes_list.value[0]), "label": label}
+        # Asking the map for a key would add it.
+        orientation = features[ORIENTATION].int64_list.value[0] if ORIENTATION in features else 1
+        name = features[FILE_NAME].bytes_list.value[0].decode(errors="replace") if FILE_NAME in features else ""
+        return Record(features["image"].bytes_list.value[0], label, orientation, name)
 
-    def _decode(self, index: int, encoded: bytes) -> np.ndarray:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), self._flags) if encoded else None
-        if image is None:
-            raise UserError(
-                f"{self.name} {self.split}, example {index}: expected a whole image file (PNG, JPEG, …), "
-                f"found {len(encoded)} bytes that can't be decoded; mend or leave out that image and prepare the data set again"
-            )
-        return image if image.ndim == 3 else image[..., None]
+    def _decode(self, index: int, record: Record) -> dict[str, Any]:
+        try:
+            image = decode(record.image, grey=self.grey, orientation=record.orientation)
+        except BadImage as error:
+            raise UserError(self.describe(index, record, error)) from error
+        return {"image": image, "label": record.label}
 
 
 def load_source(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
