@@ -4,7 +4,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from googlenet_jax.models.googlenet import MODULES
+# 1×1, 3×3 reduce, 3×3, 5×5 reduce, 5×5, projection.
+MODULES = {
+    "inception_3a": (64, 96, 128, 16, 32, 32),
+    "inception_3b": (128, 128, 192, 32, 96, 64),
+    "inception_4a": (192, 96, 208, 16, 48, 64),
+    "inception_4b": (160, 112, 224, 24, 64, 64),
+    "inception_4c": (128, 128, 256, 24, 64, 64),
+    "inception_4d": (112, 144, 288, 32, 64, 64),
+    "inception_4e": (256, 160, 320, 32, 128, 128),
+    "inception_5a": (256, 160, 320, 32, 128, 128),
+    "inception_5b": (384, 192, 384, 48, 128, 128),
+}
 
 
 class Unit(nn.Module):

@@ -7,20 +7,56 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from googlenet_jax import weights
+    from googlenet_jax.data.augment import register_augmentation
+    from googlenet_jax.evaluation.metrics import register_metric
     from googlenet_jax.models.endpoints import endpoints
-    from googlenet_jax.models.registry import create_model, list_models
+    from googlenet_jax.models.network import Network, Output
+    from googlenet_jax.models.registry import create_model, list_models, register_model
+    from googlenet_jax.training.loop import train
+    from googlenet_jax.training.losses import register_loss
+    from googlenet_jax.training.optimizer import register_optimizer
+    from googlenet_jax.training.run import load_run
+    from googlenet_jax.training.task import register_task
     from googlenet_jax.weights.safetensors import load_weights, save_weights
 
-# Public name -> where it lives: imported on first use, so that `import googlenet_jax` costs nothing.
+# Public name -> where it lives: imported on first use, so that `import googlenet_jax` costs
+# nothing.
 _HOMES = {
+    "Network": "googlenet_jax.models.network",
+    "Output": "googlenet_jax.models.network",
     "create_model": "googlenet_jax.models.registry",
     "list_models": "googlenet_jax.models.registry",
+    "register_model": "googlenet_jax.models.registry",
     "endpoints": "googlenet_jax.models.endpoints",
     "save_weights": "googlenet_jax.weights.safetensors",
     "load_weights": "googlenet_jax.weights.safetensors",
+    "register_augmentation": "googlenet_jax.data.augment",
+    "register_loss": "googlenet_jax.training.losses",
+    "register_metric": "googlenet_jax.evaluation.metrics",
+    "register_optimizer": "googlenet_jax.training.optimizer",
+    "register_task": "googlenet_jax.training.task",
+    "train": "googlenet_jax.training.loop",
+    "load_run": "googlenet_jax.training.run",
 }
 
-__all__ = ["create_model", "endpoints", "list_models", "load_weights", "save_weights", "weights"]
+__all__ = [
+    "Network",
+    "Output",
+    "create_model",
+    "endpoints",
+    "list_models",
+    "load_run",
+    "load_weights",
+    "register_augmentation",
+    "register_loss",
+    "register_metric",
+    "register_model",
+    "register_optimizer",
+    "register_task",
+    "save_weights",
+    "train",
+    "weights",
+]
 
 
 def __getattr__(name: str) -> Any:

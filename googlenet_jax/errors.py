@@ -1,7 +1,10 @@
-"""The one exception that is meant for people, and a helper to word it."""
+"""The one exception that is meant for people, and helpers that word and raise it."""
 
 import difflib
-from collections.abc import Iterable
+import math
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class UserError(Exception):
@@ -12,3 +15,31 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """Returns `" (did you mean 'x'?)"` for the closest of `words`, or `""` where none is close."""
     match = difflib.get_close_matches(str(word), list(words), n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def check_whole(name: str, value: Any, smallest: int, largest: float = math.inf) -> int:
+    """Returns a whole number as Python's; raises UserError where `value` is none or not from
+    `smallest` to `largest`.
+    """
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Integral)
+        or not smallest <= int(value) <= largest
+    ):
+        limits = (
+            f"of at least {smallest}" if largest == math.inf else f"from {smallest} to {largest}"
+        )
+        raise UserError(f"{name}: expected a whole number {limits}, found {value!r}")
+    return int(value)
+
+
+def check_range(name: str, limits: Sequence[float], largest: float = math.inf) -> None:
+    """Raises UserError unless `limits` are two numbers above 0 and at most `largest`, the smaller
+    first.
+    """
+    if len(limits) != 2 or not 0 < limits[0] <= limits[1] <= largest:
+        at_most = "" if largest == math.inf else f" and at most {largest:g}"
+        raise UserError(
+            f"{name}: expected two numbers in ascending order, above 0{at_most}, found "
+            f"{tuple(limits)}"
+        )

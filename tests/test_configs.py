@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from googlenet_jax.data.preprocessing import Preprocessing
+from googlenet_jax.data.mesh import create_mesh, shard_batch
 from googlenet_jax.errors import UserError
-from googlenet_jax.training.config import build_model, steps, validate
-from googlenet_jax.training.mesh import create_mesh, shard_batch
-from googlenet_jax.training.optimizer import create_optimizer
+from googlenet_jax.training.classification import make_task
+from googlenet_jax.training.config import in_steps, resolve
+from googlenet_jax.training.optimizer import create_optimizer, create_schedule
 from googlenet_jax.training.state import make_create_state
 from googlenet_jax.training.step import make_train_step
 
@@ -35,7 +35,7 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize(("path", "arg"), CASES, ids=lambda value: getattr(value, "stem", value))
 def test_recipe_is_valid(path, arg):
-    validate(get_config(path, arg))
+    resolve(get_config(path, arg))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -56,23 +56,34 @@ def test_tuning_never_sees_the_test_set():
     assert (data.train_split, data.eval_splits) == ("train[:45000]", ("train[45000:]",))
 
 
+class TenClasses(list):
+    """A data set of which nothing is read."""
+
+    num_classes, class_names = 10, tuple("0123456789")
+
+    def __len__(self):
+        return 10_000
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_one_step_at_the_smallest_size(path):
-    config = get_config(path)
+    config, _ = resolve(get_config(path))
     config.model.options.width = 0.05
-    model = build_model(config, num_classes=10)
-    size = max(model.min_size, 8)
-    total_steps = steps(config.duration, 10)
-    preprocessing = Preprocessing.from_dict({**config.preprocessing.to_dict(), "size": size, "resize": size})
+    mesh, source = create_mesh(), TenClasses()
+    size = max(make_task(config, mesh, source, []).model.min_size, 8)
+    config.preprocessing.update(size=size, resize=size)
+    task = make_task(config, mesh, source, [])
+    when = in_steps(config, len(source))
 
-    tx, schedule = create_optimizer(config, 10, total_steps)
-    state = make_create_state(model, config, tx, size)(jax.random.key(0))
+    schedule = create_schedule(config.schedule.name, config.schedule.learning_rate, when.total, warmup=when.warmup)
+    tx = create_optimizer(schedule, **config.optimizer.to_dict())
+    state = make_create_state(task.model, tx, task.inputs(task.example), average=config.ema.decay > 0)(jax.random.key(0))
     before = jax.tree.map(np.array, state.params)
-    rng, mesh = np.random.default_rng(0), create_mesh()
+    rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (4, size, size, 3), dtype=np.uint8), "label": np.arange(4, dtype=np.int32)}
     batch, key = shard_batch(batch, mesh), jax.random.key(1)
-    train_step: Any = make_train_step(model, config, tx, schedule, preprocessing, mesh, 10)
+    train_step: Any = make_train_step(task, tx, schedule, mesh, ema_decay=config.ema.decay, ema_start=when.ema_start)
     # One step is not worth optimised code, which takes twice as long to compile.
     compiled = train_step.lower(state, batch, key).compile(compiler_options={"xla_backend_optimization_level": 0})
     state, metrics = compiled(state, batch, key)

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl import flags
 
-import train
+from googlenet_jax.cli.main import main
+from googlenet_jax.cli.train import read_recipe
+from googlenet_jax.training import process
 from googlenet_jax.training.writers import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -16,24 +17,19 @@ DIGITS = "--config=configs/digits.py"
 
 
 @pytest.fixture
-def command(monkeypatch, tmp_path, capsys):
-    """Runs train.py's `parse_flags` and `main` in this process: (exit status, standard error)."""
+def command(monkeypatch, capsys):
+    """Runs `googlenet-jax train` in this process: (exit status, standard error)."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(train, "_prepare_jax", lambda config: None)  # it sets JAX up for a whole process
+    monkeypatch.setattr(process, "prepare", lambda: None)  # it sets JAX up for a whole process
 
     def run(*arguments):
-        argv = ["train.py", *arguments]
-        monkeypatch.setattr(sys, "argv", argv)  # where config_flags looks for the fields
         try:
-            status = train.main(train.parse_flags(argv))
+            status = main(["train", *arguments])
         except SystemExit as stop:
             status = stop.code
         return status, capsys.readouterr().err
 
-    yield run
-    flags.FLAGS.unparse_flags()
-    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-        delattr(flags.FLAGS, name)
+    return run
 
 
 @pytest.mark.parametrize(
@@ -60,7 +56,7 @@ def command(monkeypatch, tmp_path, capsys):
 def test_what_a_recipe_does_not_allow_is_one_line(command, tmp_path, arguments, line):
     status, message = command(DIGITS, f"--workdir={tmp_path}/run", *arguments)
     assert status == 1
-    assert message.startswith("train.py: ") and message.count("\n") == 1 and line in message
+    assert message.startswith("googlenet-jax: ") and message.count("\n") == 1 and line in message
     assert not (tmp_path / "run").exists()
 
 
@@ -68,6 +64,7 @@ def test_what_a_recipe_does_not_allow_is_one_line(command, tmp_path, arguments, 
     ("recipe", "line"),
     [
         ("configs/digit.py", "--config: there is no file 'configs/digit.py' (did you mean 'configs/digits.py'?)"),
+        ("digit", "--config: there is no recipe 'digit' (did you mean 'digits'?): one of cifar10, digits, "),
         ("configs/digits.py:big", "configs/digits.py takes no argument, found 'big'"),
         ("{tmp}/broken.py", "--config: the recipe does not load: ZeroDivisionError"),
     ],
@@ -81,15 +78,38 @@ def test_a_recipe_that_does_not_load_is_one_line(command, tmp_path, recipe, line
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([DIGITS], "--workdir is missing; usage: "),
-        (["--workdir=run"], "--config is missing; usage: "),
-        ([DIGITS, "--workdir=run", "--workdri=x"], "Unknown command line flag 'workdri'. Did you mean: workdir ?"),
-        ([DIGITS, "--workdir=run", "more"], "'more' is no flag"),
+        ([DIGITS], "the following arguments are required: --workdir"),
+        (["--workdir=run"], "the following arguments are required: --config"),
+        ([DIGITS, "--workdir=run", "--workdri=x"], "unrecognized arguments: --workdri=x"),
+        ([DIGITS, "--workdir=run", "more"], "unrecognized arguments: more"),
     ],
 )
-def test_wrong_usage_is_one_line_and_exit_status_2(command, arguments, line):
+def test_wrong_usage_is_exit_status_2(command, arguments, line):
     status, message = command(*arguments)
-    assert (status, message.count("\n")) == (2, 1) and line in message
+    assert status == 2 and message.startswith("usage: ") and message.splitlines()[-1].endswith(line)
+
+
+def test_what_follows_a_field_is_named(command, tmp_path):
+    status, message = command(DIGITS, f"--workdir={tmp_path}/run", "--config.batch_size=3", "more")
+    assert status == 1 and "'more' is no field" in message
+
+
+@pytest.mark.parametrize("recipe", ["digits", "cifar10:tune"])
+def test_recipes_are_found_by_name_from_anywhere(monkeypatch, tmp_path, recipe):
+    monkeypatch.chdir(tmp_path)
+    config = read_recipe(recipe, ["--config.batch_size=32", "--config.model.options.width", "0.5"])
+    assert (config.data.name, config.batch_size, config.model.options.width) == (recipe.split(":")[0], 32, 0.5)
+    assert config.data.train_split == ("train[:45000]" if ":" in recipe else "train")
+
+
+def test_a_users_module_is_imported_from_the_current_folder(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_losses.py").write_text("import googlenet_jax as gj\ngj.register_loss('mine', lambda output, batch: (0, {}))\n")
+    fields = (f"--workdir={tmp_path}/run", "--config.loss.name=mine", "--config.data.name=nowhere")
+    assert "loss.name: expected one of" in command("--config=digits", *fields)[1]
+    assert "data set 'nowhere'" in command("--config=digits", "--import=my_losses", *fields)[1]
+    status, message = command("--config=digits", "--import=my_loses", *fields)
+    assert (status, message.count("\n")) == (1, 1) and "--import: can't import my_loses: ModuleNotFoundError" in message
 
 
 def test_debug_shows_the_traceback(command, tmp_path):

@@ -20,14 +20,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the result; returns 0."""
+    from googlenet_jax.data.mesh import create_mesh, replicate
     from googlenet_jax.data.sources import load_source
     from googlenet_jax.errors import UserError
-    from googlenet_jax.evaluation.evaluate import evaluate_source
-    from googlenet_jax.training.mesh import create_mesh, replicate
-    from googlenet_jax.training.run import load_trained
-    from googlenet_jax.training.step import make_eval_step
+    from googlenet_jax.evaluation.evaluate import evaluate_source, make_eval_step
+    from googlenet_jax.training.run import load_run
 
-    trained = load_trained(args.run, args.weights, args.step)
+    trained = load_run(args.run, args.weights, args.step)
     data, mesh = trained.config["data"], create_mesh()
     source = load_source(data["name"], args.split or data["eval_splits"][0], args.data_dir or data["dir"] or None)
     if source.num_classes != trained.model.num_classes:

@@ -1,50 +1,104 @@
-"""The command `googlenet-jax`: reads the arguments, runs one subcommand, turns what went wrong into one line and an exit status.
+"""The command `googlenet-jax`: reads the arguments, runs one subcommand, turns what went wrong into
+one line and an exit status.
 
-A subcommand is a file beside this one with `add_parser(subparsers)` and `run(args) -> int`. The files import what is slow (JAX, the data
-sets) inside `run`, so that `--help` answers at once.
+A subcommand is a file beside this one with `add_parser(subparsers)` and `run(args) -> int`. The
+files import what is slow (JAX, the data sets) inside `run`, so that `--help` answers at once.
 """
 
 import argparse
+import importlib
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 
 from googlenet_jax import __version__
-from googlenet_jax.cli import evaluate, plot, predict, prepare, summary
+from googlenet_jax.cli import evaluate, plot, predict, prepare, summary, train
 from googlenet_jax.errors import UserError
 
-SUBCOMMANDS = {"summary": summary, "prepare": prepare, "evaluate": evaluate, "predict": predict, "plot": plot}
+SUBCOMMANDS = {
+    "train": train,
+    "summary": summary,
+    "prepare": prepare,
+    "evaluate": evaluate,
+    "predict": predict,
+    "plot": plot,
+}
 
 INTERRUPTED = 130  # 128 + SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE
+FIELD = re.compile(r"--(no)?config\.")  # of a recipe, which `train` takes
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command; `--debug` is taken before and after the subcommand."""
-    parser = argparse.ArgumentParser(prog="googlenet-jax", description="GoogLeNet and the Inception family in JAX/Flax.")
+    """The parser of the whole command; what all subcommands take is taken before and after the
+    subcommand.
+    """
+    parser = argparse.ArgumentParser(
+        prog="googlenet-jax", description="GoogLeNet and the Inception family in JAX/Flax."
+    )
     parser.add_argument("--version", action="version", version=f"googlenet-jax {__version__}")
-    debug_help = "show the traceback of what goes wrong"
-    parser.add_argument("--debug", action="store_true", help=debug_help)
+    parser.set_defaults(takes_fields=False)
     subparsers = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND", required=True)
     for module in SUBCOMMANDS.values():
         module.add_parser(subparsers)
-    for subparser in subparsers.choices.values():
-        # SUPPRESS: where it is absent here, what stood before the subcommand holds.
-        subparser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=debug_help)
+    for each in (parser, *subparsers.choices.values()):
+        # SUPPRESS: where it is absent after the subcommand, what stood before it holds.
+        default = False if each is parser else argparse.SUPPRESS
+        each.add_argument(
+            "--debug",
+            action="store_true",
+            default=default,
+            help="show the traceback of what goes wrong",
+        )
+        each.add_argument(
+            "--import",
+            action="append",
+            dest="imports_before" if each is parser else "imports",
+            default=[],
+            metavar="MODULE",
+            help="first import a module of yours, which registers networks, losses, …; repeatable",
+        )
     return parser
 
 
+def import_registrations(modules: Sequence[str]) -> None:
+    """Imports a user's modules, also from the current folder.
+
+    Raises UserError for one that can't be imported.
+    """
+    if modules and "" not in sys.path:
+        sys.path.insert(0, "")
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except UserError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())
+            raise UserError(
+                f"--import: can't import {module}: {type(error).__name__}: {text}"
+            ) from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status: 0, 1 (said in one line on standard error), 130 or 141.
+    """Runs the command and returns its exit status: 0, 1 (said in one line on standard error), 130
+    or 141.
 
     Raises SystemExit(2) for wrong usage, as argparse does.
     """
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    args.fields = rest
+    if rest and not (args.takes_fields and FIELD.match(rest[0])):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is meant: that a run's folder is only read
+    # Orbax warns of what is meant: that a run's folder is only read.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
+        import_registrations([*args.imports_before, *args.imports])
         status = SUBCOMMANDS[args.subcommand].run(args)
         sys.stdout.flush()
         return status
@@ -64,4 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+    return (
+        text
+        if isinstance(error, UserError)
+        else f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+    )

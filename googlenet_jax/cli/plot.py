@@ -17,8 +17,9 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draws the picture and says where it is; returns 0."""
     from googlenet_jax.errors import UserError
+    from googlenet_jax.files import write_atomically
     from googlenet_jax.training.curves import draw_curves
-    from googlenet_jax.training.writers import METRICS_FILE, read_metrics, write_atomically
+    from googlenet_jax.training.writers import METRICS_FILE, read_metrics
 
     runs = {folder: read_metrics(Path(folder) / METRICS_FILE) for folder in args.runs}
     output = Path(args.output)
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     for folder, lines in last.items():
         for line in lines:
             what = " ".join([line["split"], *([line["weights"]] if "weights" in line else [])])
-            print(f"{folder}  epoch {line['epoch']:g}  {what}: loss {line['loss']:.4f}, top-1 {100 * line['top1']:.2f} %")
+            top1 = f", top-1 {100 * line['top1']:.2f} %" if "top1" in line else ""
+            print(f"{folder}  epoch {line['epoch']:g}  {what}: loss {line['loss']:.4f}{top1}")
     print(f"wrote {output}")
     return 0

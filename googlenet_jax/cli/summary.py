@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from googlenet_jax.models.network import Network, PrintedTable
+    from googlenet_jax.verification.printed import Comparison
     from googlenet_jax.verification.summary import Row, Summary
-    from googlenet_jax.verification.table1 import Comparison
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the subcommand's arguments."""
     parser = subparsers.add_parser("summary", help="a network's layers: output size, depth, parameters, multiply-adds")
     parser.add_argument("model", metavar="MODEL", help="a model's name, such as googlenet")
-    parser.add_argument("--input-size", type=int, default=224, metavar="N", help="height and width of the image (default: 224)")
+    parser.add_argument("--input-size", type=int, metavar="N", help="height and width of the image (default: the model's own)")
     parser.add_argument("--num-classes", type=int, metavar="N", help="classes (default: the model's own)")
     parser.add_argument("--width", type=float, metavar="X", help="multiplies the channels of every layer")
     parser.add_argument("--stem", help="dense, separable (googlenet alone) or small")
@@ -26,19 +27,26 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the summary; returns 0."""
-    entries = [_summarize(name, args) for name in (args.model, args.compare) if name]
-    (summary, options), (other, _) = entries[0], entries[-1]
-    if args.compare and args.json:
-        names = align([row.name for row in summary.rows], [row.name for row in other.rows])
-        different = [name for name in names if summary.row(name) != other.row(name)]
-        _print_json({"models": [_as_json(*entry) for entry in entries], "different": different})
-    elif args.compare:
-        print(comparison_text(args.model, summary, args.compare, other))
+    from googlenet_jax.verification.summary import summarize
+
+    model = _create(args.model, args)
+    size = args.input_size or model.input_size
+    summary, printed = summarize(model, size), _printed(model, size)
+    if args.compare:
+        other_model = _create(args.compare, args)
+        other = summarize(other_model, size)
+        if args.json:
+            names = align([row.name for row in summary.rows], [row.name for row in other.rows])
+            different = [name for name in names if summary.row(name) != other.row(name)]
+            entries = [_as_json(model, size, summary), _as_json(other_model, size, other)]
+            _print_json({"models": entries, "different": different})
+        else:
+            print(comparison_text(args.model, summary, args.compare, other))
     elif args.json:
-        _print_json(_as_json(summary, options, _beside_table_1(summary, options)))
+        _print_json(_as_json(model, size, summary, printed))
     else:
-        print(f"{args.model}, input {_size((args.input_size, args.input_size, 3))}, {options['num_classes']} classes\n")
-        print(summary_text(summary, _beside_table_1(summary, options)))
+        print(f"{args.model}, input {_size((size, size, 3))}, {model.num_classes} classes\n")
+        print(summary_text(summary, printed))
     return 0
 
 
@@ -46,55 +54,69 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _summarize(name: str, args: argparse.Namespace) -> "tuple[Summary, dict[str, Any]]":
-    from googlenet_jax.models.registry import create_model, model_options
-    from googlenet_jax.verification.summary import summarize
+def _create(name: str, args: argparse.Namespace) -> "Network":
+    from googlenet_jax.models.registry import create_model
 
-    given = {"num_classes": args.num_classes, "width": args.width, "stem": args.stem, "aux_heads": False if args.no_aux else None}
-    model = create_model(name, **{option: value for option, value in given.items() if value is not None})
-    return summarize(model, args.input_size), {"name": name, "input_size": args.input_size, **model_options(model)}
-
-
-def _beside_table_1(summary: "Summary", options: dict[str, Any]) -> "list[Comparison]":
-    from googlenet_jax.verification import table1
-
-    printed = {"name": "googlenet", "input_size": 224, "num_classes": 1000, "width": 1.0, "fully_connected_head": False}
-    if options["stem"] == "small" or any(options[option] != value for option, value in printed.items()):
-        return []
-    return table1.compare({row.name: row.weights for row in summary.rows}, {row.name: row.multiply_adds for row in summary.rows})
+    given = {
+        "num_classes": args.num_classes,
+        "width": args.width,
+        "stem": args.stem,
+        "aux_heads": False if args.no_aux else None,
+    }
+    return create_model(name, **{key: value for key, value in given.items() if value is not None})
 
 
-def _as_json(summary: "Summary", options: dict[str, Any], comparisons: "Sequence[Comparison]" = ()) -> dict[str, Any]:
+def _printed(model: "Network", size: int) -> "PrintedTable | None":
+    """The paper's table of the model, where there is one of exactly this."""
+    from googlenet_jax.models.registry import model_options
+
+    printed = model.printed
+    return printed if printed is not None and printed.is_of(model_options(model), size) else None
+
+
+def _as_json(model: "Network", size: int, summary: "Summary", printed: "PrintedTable | None" = None) -> dict[str, Any]:
+    from googlenet_jax.models.registry import model_name, model_options
+    from googlenet_jax.verification.printed import compare
+
     result: dict[str, Any] = {
-        "model": options,
+        "model": {"name": model_name(model), "input_size": size, **model_options(model)},
         "rows": [dataclasses.asdict(row) for row in summary.rows],
         "depth": summary.depth,
         "totals": {"with_aux": summary.totals(aux=True), "without_aux": summary.totals(aux=False)},
     }
-    if comparisons:
-        result["table_1"] = [{**dataclasses.asdict(row), "equal": row.equal} for row in comparisons]
+    if printed is not None:
+        rows = compare(summary, printed)
+        result["printed"] = {
+            "source": printed.source,
+            "rows": [{**dataclasses.asdict(row), "equal": row.equal} for row in rows],
+        }
     return result
 
 
 # ------------------------------------------------------------------------------------------------------------------- text
 
 
-def summary_text(summary: "Summary", comparisons: "Sequence[Comparison]" = ()) -> str:
-    """The rows and totals as an aligned table; with `comparisons`, the paper's figures beside the last layer that each sums up."""
+def summary_text(summary: "Summary", printed: "PrintedTable | None" = None) -> str:
+    """The rows and totals as an aligned table; with `printed`, its figures beside the last layer that each sums up."""
+    from googlenet_jax.verification.printed import compare
+
     header = ["layer", "output", "depth", "parameters", "multiply-adds"]
+    comparisons = compare(summary, printed) if printed else []
     beside = {comparison.layers[-1]: comparison for comparison in comparisons}
-    if comparisons:
-        header += ["weights", "Table 1", "multiply-adds", "Table 1", "difference"]
-    lines = [[*_cells(row), *(_beside(beside[row.name]) if row.name in beside else ())] for row in summary.rows]
+    has_costs = any(comparison.paper_weights is not None for comparison in comparisons)
+    if printed:
+        header += ["printed"]
+        header += ["weights", "printed", "multiply-adds", "printed"] * has_costs + ["difference"]
+    lines = [[*_cells(row), *(_beside(beside[row.name], has_costs) if row.name in beside else ())] for row in summary.rows]
     has_aux = any(row.aux for row in summary.rows)
     main, everything = summary.totals(aux=False), summary.totals(aux=True)
     lines.append(["total", "", str(summary.depth), f"{main['parameters']:,}", f"{main['multiply_adds']:,}"])
     if has_aux:
         lines[-1][0] = "total without aux heads"
         lines.append(["total with aux heads", "", "", f"{everything['parameters']:,}", f"{everything['multiply_adds']:,}"])
-    text = table(header, lines, left=(0, 1, 9))
-    if comparisons:
-        text += "\n\nTable 1 of arXiv 1409.4842: kernels' weights in K = 1024, multiply-adds in M; difference: printed against computed."
+    text = table(header, lines, left=(0, 1, 5, len(header) - 1))
+    if printed:
+        text += f"\n\nprinted: {printed.source}; kernels' weights in K = 1024, multiply-adds in M; difference: printed against computed."
     return text
 
 
@@ -146,14 +168,19 @@ def _cells(row: "Row") -> list[str]:
     return [row.name, _size(row.output), *counts]
 
 
-def _beside(comparison: "Comparison") -> list[str]:
+def _beside(comparison: "Comparison", has_costs: bool) -> list[str]:
     differences = {"weights": comparison.weights_difference, "multiply-adds": comparison.multiply_adds_difference}
-    verdict = ", ".join(f"{what} {percent:+.1f} %" for what, percent in differences.items() if percent is not None) or "equal"
+    marks = [f"{what} {percent:+.1f} %" for what, percent in differences.items() if percent is not None]
+    if comparison.output != comparison.paper_output:
+        marks.insert(0, f"output {_size(comparison.paper_output)}")
     remarks = [f"with {layer}" for layer in comparison.layers[:-1]] + [comparison.note] * bool(comparison.note)
-    return [
-        f"{comparison.weights:.1f}K",
-        f"{comparison.paper_weights:g}K",
-        f"{comparison.multiply_adds:.1f}M",
-        f"{comparison.paper_multiply_adds:g}M",
-        verdict + "".join(f" ({remark})" for remark in remarks),
-    ]
+    costs = [""] * 4
+    if comparison.paper_weights is not None:
+        costs = [
+            f"{comparison.weights:.1f}K",
+            f"{comparison.paper_weights:g}K",
+            f"{comparison.multiply_adds:.1f}M",
+            f"{comparison.paper_multiply_adds:g}M",
+        ]
+    verdict = (", ".join(marks) or "equal") + "".join(f" ({remark})" for remark in remarks)
+    return [_size(comparison.paper_output), *(costs if has_costs else ()), verdict]

@@ -8,7 +8,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import grain
 import numpy as np
@@ -18,7 +18,7 @@ from googlenet_jax.data.decoding import INTERPOLATIONS, PAPER_INTERPOLATIONS, Ba
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.data.sources import Record, Source
 from googlenet_jax.data.workers import read_in_workers
-from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.errors import UserError, check_range, check_whole, nearest
 
 Batch = dict[str, np.ndarray]
 
@@ -26,14 +26,22 @@ DEFAULT_THREADS = min(os.cpu_count() or 1, 8)
 CROP_TRIES = 10  # torchvision's number, before it takes the central fallback
 
 
-class Augment(Protocol):
-    """The ranges of a random crop, as in the GoogLeNet paper (section 6): 8–100 % of the area, aspect ratio (width / height) 3/4–4/3."""
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """The ranges of a random crop, as in the GoogLeNet paper (arXiv 1409.4842, section 6).
 
-    @property
-    def area(self) -> Sequence[float]: ...
+    Attributes:
+      area: smallest and largest share of the image's area. aspect: smallest and largest width / height.
+    Raises:
+      UserError: a pair that is not in ascending order and above 0, or an area above 1.
+    """
 
-    @property
-    def aspect(self) -> Sequence[float]: ...
+    area: Sequence[float] = (0.08, 1.0)
+    aspect: Sequence[float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        check_range("augment.area", self.area, largest=1.0)
+        check_range("augment.aspect", self.aspect)
 
 
 def train_batches(
@@ -41,7 +49,7 @@ def train_batches(
     *,
     batch_size: int,
     size: int,
-    augment: Augment,
+    augment: RandomCrop,
     seed: int,
     start_step: int = 0,
     threads: int = DEFAULT_THREADS,
@@ -80,17 +88,15 @@ def train_batches(
         UserError: if an argument is impossible, or (while iterating) an example can't be read or a worker has died.
     """
     rows = _share(batch_size, process_index, process_count)
-    _check_whole("start_step", start_step, 0)
-    _check_whole("threads", threads, 0)
-    _check_whole("workers", workers, 0)
-    _check_whole("size", size, 1)
-    _check_whole("seed", seed, 0, 2**32 - 1)
-    _check_range("augment.area", augment.area, largest=1.0)
-    _check_range("augment.aspect", augment.aspect)
+    check_whole("start_step", start_step, 0)
+    check_whole("threads", threads, 0)
+    check_whole("workers", workers, 0)
+    check_whole("size", size, 1)
+    check_whole("seed", seed, 0, 2**32 - 1)
     if interpolation not in (*INTERPOLATIONS, "random"):
         known = (*INTERPOLATIONS, "random")
         raise UserError(f"augment.interpolation: expected one of {known}, found {interpolation!r}{nearest(str(interpolation), known)}")
-    crops = _Crops(batch_size, rows, size, tuple(augment.area), tuple(augment.aspect), seed, interpolation, exact_decoding)
+    crops = _Crops(batch_size, rows, size, augment, seed, interpolation, exact_decoding)
     make_batches = functools.partial(_train_dataset, _Reader(source, size, keeps_bad=bad_images is not None), crops)
     shape = (rows.stop - rows.start, size, size, 3)
     return _iterate(make_batches, shape, range(start_step, sys.maxsize), threads, workers, source, bad_images)
@@ -125,8 +131,8 @@ def eval_batches(
         UserError: if an argument is impossible, or (while iterating) an example can't be read or a worker has died.
     """
     rows = _share(batch_size, process_index, process_count)
-    _check_whole("threads", threads, 0)
-    _check_whole("workers", workers, 0)
+    check_whole("threads", threads, 0)
+    check_whole("workers", workers, 0)
     reader = _Reader(source, preprocessing.size, keeps_bad=bad_images is not None)
     make_batches = functools.partial(_eval_dataset, reader, preprocessing, batch_size, rows, exact_decoding)
     shape = (rows.stop - rows.start, preprocessing.size, preprocessing.size, 3)
@@ -198,8 +204,7 @@ class _Crops:
     batch_size: int
     rows: slice
     size: int
-    area: tuple[float, float]
-    aspect: tuple[float, float]
+    augment: RandomCrop
     seed: int
     interpolation: str
     exact_decoding: bool
@@ -231,7 +236,7 @@ def _train_dataset(reader: _Reader, crops: _Crops) -> grain.MapDataset:
 def _train_image(record: Record, grey: bool, crops: _Crops, draws: Sequence[Sequence[float]], interpolation: str) -> np.ndarray:
     return decode_crop(
         record.image,
-        lambda height, width: random_crop(height, width, crops, draws),
+        lambda height, width: random_crop(height, width, crops.augment, draws),
         lambda height, width: (crops.size, crops.size),
         interpolation,
         exact=crops.exact_decoding,
@@ -266,7 +271,7 @@ def _eval_dataset(reader: _Reader, preprocessing: Preprocessing, batch_size: int
     return grain.MapDataset.range(math.ceil(len(reader.source) / batch_size)).map(read)
 
 
-def random_crop(height: int, width: int, augment: Augment, draws: Sequence[Sequence[float]]) -> Box:
+def random_crop(height: int, width: int, augment: RandomCrop, draws: Sequence[Sequence[float]]) -> Box:
     """torchvision's RandomResizedCrop: area uniform, aspect ratio log-uniform, ten tries, then the largest central box.
 
     Args:
@@ -311,24 +316,12 @@ def _pad(values: np.ndarray, length: int, filler: int) -> np.ndarray:
 
 def _share(batch_size: int, process_index: int, process_count: int) -> slice:
     """The rows of the global batch that are this process's."""
-    _check_whole("batch_size", batch_size, 1)
-    _check_whole("process_count", process_count, 1)
-    _check_whole("process_index", process_index, 0, process_count - 1)
+    check_whole("batch_size", batch_size, 1)
+    check_whole("process_count", process_count, 1)
+    check_whole("process_index", process_index, 0, process_count - 1)
     if batch_size % process_count:
         raise UserError(
             f"batch_size: {batch_size} examples don't divide among {process_count} processes; choose a multiple of {process_count}"
         )
     rows = batch_size // process_count
     return slice(process_index * rows, (process_index + 1) * rows)
-
-
-def _check_whole(name: str, value: Any, smallest: int, largest: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not smallest <= value <= largest:
-        limits = f"of at least {smallest}" if largest == math.inf else f"from {smallest} to {largest}"
-        raise UserError(f"{name}: expected a whole number {limits}, found {value!r}")
-
-
-def _check_range(name: str, limits: Sequence[float], largest: float = math.inf) -> None:
-    if len(limits) != 2 or not 0 < limits[0] <= limits[1] <= largest:
-        at_most = "" if largest == math.inf else f" and at most {largest:g}"
-        raise UserError(f"{name}: expected two numbers above 0{at_most}, the smaller first, found {tuple(limits)}")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.errors import UserError, check_whole, nearest
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 
@@ -39,7 +39,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         for field in ("size", "resize"):
-            object.__setattr__(self, field, _pixels(field, getattr(self, field)))
+            object.__setattr__(self, field, check_whole(f"preprocessing.{field}", getattr(self, field), 1))
         for field in ("mean", "std"):
             object.__setattr__(self, field, _three_numbers(field, getattr(self, field)))
         if self.resize < self.size:
@@ -91,23 +91,16 @@ def normalize(images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLike 
     """
     if images.dtype != jnp.uint8 or images.shape[-1] != 3:
         raise UserError(f"normalize: expected uint8 images [N, S, S, 3], found {images.dtype} {list(images.shape)}; pass them undivided")
+    return standardize(images, preprocessing, dtype)
+
+
+def standardize(images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """`normalize` without its check: images [N, S, S, 3] may also be floats, in units of 0–255, as augmentation leaves them."""
     compute = jnp.promote_types(dtype, jnp.float32)
     if preprocessing.channel_order == "bgr":
         images = images[..., ::-1]
     mean, std = jnp.asarray(preprocessing.mean, compute), jnp.asarray(preprocessing.std, compute)
     return ((images.astype(compute) - mean) / std).astype(dtype)
-
-
-def flip(images: jax.Array, key: jax.Array) -> jax.Array:
-    """Mirrors each image left to right with probability ½, independently; [N, H, W, C] in and out, any dtype."""
-    mirrored = jax.random.bernoulli(key, 0.5, (images.shape[0],))
-    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1, :], images)
-
-
-def _pixels(field: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise UserError(f"preprocessing.{field}: expected a whole number of pixels above 0, found {value!r}")
-    return int(value)
 
 
 def _three_numbers(field: str, value: Any) -> tuple[float, ...]:

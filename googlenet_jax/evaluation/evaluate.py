@@ -1,23 +1,66 @@
-"""Loss and accuracy over a whole split, every example counted once."""
+"""Loss and metrics over a whole split, every example counted once."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import jax.numpy as jnp
+from jax.sharding import Mesh
 from tqdm import tqdm
 
+from googlenet_jax.data.mesh import data_sharding, replicated, shard_batch
 from googlenet_jax.data.pipeline import DEFAULT_THREADS, eval_batches
-from googlenet_jax.data.preprocessing import Preprocessing
+from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.data.sources import Source
 from googlenet_jax.errors import UserError
+from googlenet_jax.evaluation.metrics import METRICS, Metric, cross_entropy
 
+Batch = dict[str, jax.Array]
 Sums = Mapping[str, jax.Array]
 
 
+def make_eval_step(
+    model: Any,
+    preprocessing: Preprocessing,
+    mesh: Mesh,
+    metrics: Mapping[str, Metric] | None = None,
+) -> Callable[[dict[str, Any], Batch], Sums]:
+    """Returns the compiled step (variables, batch) -> sums over the batch's examples.
+
+    batch: image uint8 [B, S, S, 3], label int32 [B], weight float32 [B] (1 an example, 0 padding)
+    and whatever else the metrics use, split over the mesh. The sums are scalars: loss (the main head's plain cross entropy), each of
+    `metrics` (top1 and top5 by default; top5 is absent below five classes) and examples; counts are
+    int32. Add up batches in Python's numbers: float32 loses counts above 2^24.
+    """
+    chosen = {name: METRICS[name] for name in ("top1", "top5")} if metrics is None else metrics
+
+    def eval_step(variables: dict[str, Any], batch: Batch) -> Sums:
+        is_example = batch["weight"] > 0
+        output: Any = model.apply(
+            variables, normalize(batch["image"], preprocessing, model.dtype), train=False
+        )
+        values = {name: metric(output, batch) for name, metric in chosen.items()}
+        sums = {
+            name: _sum_of(value, is_example) for name, value in values.items() if value is not None
+        }
+        loss = jnp.where(is_example, cross_entropy(output.logits, batch["label"]), 0).sum()
+        return {"loss": loss, **sums, "examples": is_example.sum(dtype=jnp.int32)}
+
+    return jax.jit(
+        eval_step,
+        in_shardings=(replicated(mesh), data_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )
+
+
+def _sum_of(values: jax.Array, is_example: jax.Array) -> jax.Array:
+    if values.dtype == jnp.bool:
+        return (values & is_example).sum(dtype=jnp.int32)
+    return jnp.where(is_example, values, 0).sum()
+
+
 def evaluate_source(
-    eval_step: Callable[[Any, dict[str, jax.Array]], Sums],
+    eval_step: Callable[[Any, Batch], Sums],
     variables: Any,
     source: Source,
     *,
@@ -27,15 +70,18 @@ def evaluate_source(
     threads: int = DEFAULT_THREADS,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Evaluates every example of `source` exactly once, whatever the batch size and the number of devices.
+    """Evaluates every example of `source` exactly once, whatever the batch size and the number of
+    devices.
 
     Args:
-      eval_step: (variables, batch) -> sums over the batch's examples: loss, top1, examples and, from five classes on, top5.
+      eval_step: (variables, batch) -> sums over the batch's examples: loss, metrics and examples.
       variables: the model's, whole on every device of `mesh`.
-      batch_size: over all devices and processes; a batch is padded to the next multiple of the devices.
-      threads: that decode images. progress: whether a bar with the time left stands on standard error.
+      batch_size: over all devices and processes; a batch is padded to the next multiple of the
+        devices.
+      threads: that decode images. progress: whether a bar with the time left stands on standard
+        error.
     Returns:
-      loss, top1 and top5 (means; top5 absent below five classes), and examples, their number.
+      The means of all sums (top5 is absent below five classes), and examples, their number.
     Raises:
       UserError: a batch size below one.
     """
@@ -52,22 +98,21 @@ def evaluate_source(
         process_count=jax.process_count(),
     )
     hidden = not progress or jax.process_index() > 0
-    bar = tqdm(batches, f"evaluating {source.split}", -(-len(source) // padded), unit="batch", leave=False, disable=hidden)
+    count = -(-len(source) // padded)
+    bar = tqdm(
+        batches, f"evaluating {source.split}", count, unit="batch", leave=False, disable=hidden
+    )
     totals: dict[str, float] = {}
     waiting: Sums = {}
     for batch in bar:
-        # The sums are fetched one batch late, so that the device has the next one while the host adds.
-        computing = eval_step(variables, _on_devices(batch, mesh))
+        # The sums are fetched one batch late, so that the device has the next one while the host
+        # adds.
+        computing = eval_step(variables, shard_batch(batch, mesh))
         _add(totals, waiting)
         waiting = computing
     _add(totals, waiting)
     examples = int(totals.pop("examples"))
     return {**{name: total / examples for name, total in totals.items()}, "examples": examples}
-
-
-def _on_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    return {name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in ("image", "label", "weight")}
 
 
 def _add(totals: dict[str, float], sums: Sums) -> None:

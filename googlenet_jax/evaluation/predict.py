@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
-from googlenet_jax.models.googlenet import Network
+from googlenet_jax.models.network import Network
 
 
 class Prediction(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from flax import traverse_util
 
-from googlenet_jax.models.googlenet import Network
+from googlenet_jax.models.network import Network
 
 Array = jax.Array
 

@@ -3,6 +3,7 @@
 Arrays are `[N, H, W, C]`. A layer computes in `dtype`; statistics, LRN and logits have `promote_types(dtype, float32)`.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from googlenet_jax.models import kernels
+from googlenet_jax.models import ops
 
 Array = jax.Array
 Initializer = Callable[..., Array]
@@ -21,13 +22,57 @@ Padding = str | int
 
 # ----------------------------------------------------------------------------------------------------------- initialisers
 
-# Caffe's "xavier" filler: uniform with variance 1/fan_in.
-xavier_fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
-he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-# TF-slim's `variance_scaling_initializer()`.
-he_fan_in_truncated = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
-# PyTorch's default for kernels: uniform within ±1/√fan_in.
-torch_uniform = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
+# Plain functions, so that what holds them can be pickled and compared.
+
+
+def xavier_fan_in(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+    """Caffe's "xavier" filler: uniform with variance 1/fan_in."""
+    return nn.initializers.variance_scaling(1.0, "fan_in", "uniform")(key, shape, dtype)
+
+
+def he_fan_out(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+    """He's normal, with variance 2/fan_out."""
+    return nn.initializers.variance_scaling(2.0, "fan_out", "normal")(key, shape, dtype)
+
+
+def he_fan_in_truncated(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+    """TF-slim's `variance_scaling_initializer()`: a truncated normal with variance 2/fan_in."""
+    return nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")(key, shape, dtype)
+
+
+def torch_uniform(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+    """PyTorch's default for kernels: uniform within ±1/√fan_in."""
+    return nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")(key, shape, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normal:
+    """A normal with this standard deviation."""
+
+    stddev: float
+
+    def __call__(self, key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        return nn.initializers.normal(self.stddev)(key, shape, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class TruncatedNormal:
+    """TensorFlow's truncated normal: `stddev` is that of the normal before it is cut at two of them."""
+
+    stddev: float
+
+    def __call__(self, key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        return self.stddev * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """This value everywhere."""
+
+    value: float
+
+    def __call__(self, key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        return nn.initializers.constant(self.value)(key, shape, dtype)
 
 
 def torch_bias(fan_in: int) -> Initializer:
@@ -40,13 +85,10 @@ def torch_bias(fan_in: int) -> Initializer:
     return init
 
 
-def truncated_normal(stddev: float) -> Initializer:
-    """TensorFlow's truncated normal: `stddev` is that of the normal before it is cut at two of them."""
-
-    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        return stddev * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
-
-    return init
+def sow(module: nn.Module, name: str, value: Array) -> Array:
+    """Makes `value` an endpoint of `module`: an intermediate of that name. Returns it."""
+    module.sow("intermediates", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+    return value
 
 
 def statistics_dtype(dtype: Any) -> Any:
@@ -57,64 +99,106 @@ def statistics_dtype(dtype: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------------- pooling
 
 
-def pool_padding(size: int, window: int, stride: int, padding: Padding) -> tuple[int, int]:
-    """Returns how much a pooling pads `size` before and after.
+def pads(size: int, kernel: int, stride: int, padding: Padding) -> tuple[int, int]:
+    """Returns how much a convolution or pool pads `size` before and after.
 
-    `padding` is "ceil" (Caffe's and PyTorch's ceil mode without padding: a last window that begins inside the input counts),
-    "same" (TensorFlow's) or a number (that many on both sides, floor mode).
+    `padding` is "half" (half the kernel on both sides), "same" (TensorFlow's), "ceil" (Caffe's and PyTorch's ceil mode without
+    padding: a last window that begins inside the input counts) or a number (that many on both sides; 0 is "valid").
     """
+    if padding == "half":
+        return kernel // 2, kernel // 2
     if padding == "ceil":
-        out = max(-(-(size - window) // stride), 0) + 1
-        return 0, max((out - 1) * stride + window - size, 0)
+        out = max(-(-(size - kernel) // stride), 0) + 1
+        return 0, max((out - 1) * stride + kernel - size, 0)
     if padding == "same":
-        total = max((-(-size // stride) - 1) * stride + window - size, 0)
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
         return total // 2, total - total // 2
     return int(padding), int(padding)
 
 
-def max_pool(x: Array, window: int = 3, stride: int = 2, padding: Padding = "ceil") -> Array:
+def max_pool(x: Array, kernel: int = 3, stride: int = 2, padding: Padding = "ceil") -> Array:
     """Maximum over square windows; among equal values the first in row-major order gets the gradient, as in PyTorch.
 
     Args:
       x: `[N, H, W, C]`, any float dtype.
-      window, stride: of both axes.
-      padding: see `pool_padding`; what is padded is −∞.
+      kernel, stride: of both axes.
+      padding: see `pads`; what is padded is −∞.
     Returns:
       `[N, H', W', C]` of x's dtype.
     """
-    rows, columns = (pool_padding(size, window, stride, padding) for size in x.shape[1:3])
-    return kernels.max_pool(x, window, stride, (rows, columns))
+    rows, columns = (pads(size, kernel, stride, padding) for size in x.shape[1:3])
+    return ops.max_pool(x, kernel, stride, (rows, columns))
 
 
-def window_mean(x: Array, rows: Sequence[tuple[int, int]], columns: Sequence[tuple[int, int]]) -> Array:
-    """Mean over the windows `rows` × `columns`, given as [start, end) pairs; `[N, H, W, C]` → `[N, len(rows), len(columns), C]`."""
+def avg_pool(x: Array, kernel: int, stride: int, padding: Padding = 0, count_padding: bool = False) -> Array:
+    """Average over square windows.
 
-    def averaging(windows: Sequence[tuple[int, int]], size: int) -> Array:
-        matrix = np.zeros((len(windows), size))
-        for i, (start, end) in enumerate(windows):
-            matrix[i, start:end] = 1.0 / (end - start)
-        return jnp.asarray(matrix, x.dtype)
+    Args:
+      x: `[N, H, W, C]`, any float dtype.
+      kernel, stride: of both axes.
+      padding: see `pads`; what is padded is zero.
+      count_padding: whether a window divides by its whole size (PyTorch's default) or by how much of it lies inside the map (TensorFlow's).
+    Returns:
+      `[N, H', W', C]` of x's dtype.
+    """
 
-    x = jnp.einsum("ih,nhwc->niwc", averaging(rows, x.shape[1]), x)
-    return jnp.einsum("jw,niwc->nijc", averaging(columns, x.shape[2]), x)
+    def weights(size: int) -> np.ndarray:
+        before, after = pads(size, kernel, stride, padding)
+        starts = range(-before, size + after - kernel + 1, stride)
+        return _averaging([(start, start + kernel) for start in starts], size, kernel if count_padding else None)
+
+    return _weigh(x, weights(x.shape[1]), weights(x.shape[2]))
 
 
 def adaptive_avg_pool(x: Array, out: int) -> Array:
     """PyTorch's adaptive average pooling to `out` × `out`: window i is [⌊i·H/out⌋, ⌈(i+1)·H/out⌉)."""
 
-    def windows(size: int) -> list[tuple[int, int]]:
-        return [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
+    def weights(size: int) -> np.ndarray:
+        return _averaging([(i * size // out, -(-(i + 1) * size // out)) for i in range(out)], size)
 
-    return window_mean(x, windows(x.shape[1]), windows(x.shape[2]))
+    return _weigh(x, weights(x.shape[1]), weights(x.shape[2]))
 
 
-def avg_pool_valid(x: Array, window: int, stride: int) -> Array:
-    """Average over the windows that lie inside the map, without padding."""
+def _averaging(windows: Sequence[tuple[int, int]], size: int, divisor: int | None = None) -> np.ndarray:
+    """The matrix [len(windows), size] of the means over [start, end) of an axis, or of the sums over `divisor`."""
+    matrix = np.zeros((len(windows), size))
+    for row, (start, end) in zip(matrix, windows, strict=True):
+        inside = slice(max(start, 0), min(end, size))
+        row[inside] = 1.0 / (divisor or inside.stop - inside.start)
+    return matrix
 
-    def windows(size: int) -> list[tuple[int, int]]:
-        return [(i, i + window) for i in range(0, size - window + 1, stride)]
 
-    return window_mean(x, windows(x.shape[1]), windows(x.shape[2]))
+def _weigh(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
+    """Averages by one product an axis: windows are separable, and so are the counts of what lies inside."""
+    x = jnp.einsum("ih,nhwc->niwc", jnp.asarray(rows, x.dtype), x)
+    return jnp.einsum("jw,niwc->nijc", jnp.asarray(columns, x.dtype), x)
+
+
+class MaxPool(nn.Module):
+    """`max_pool` as an endpoint."""
+
+    kernel: int = 3
+    stride: int = 2
+    padding: Padding = "ceil"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[N, H, W, C]` → `[N, H', W', C]`."""
+        return sow(self, "output", max_pool(x, self.kernel, self.stride, self.padding))
+
+
+class AvgPool(nn.Module):
+    """`avg_pool` as an endpoint."""
+
+    kernel: int
+    stride: int
+    padding: Padding = 0
+    count_padding: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[N, H, W, C]` → `[N, H', W', C]`."""
+        return sow(self, "output", avg_pool(x, self.kernel, self.stride, self.padding, self.count_padding))
 
 
 # ------------------------------------------------------------------------------------------------------------------- LRN
@@ -137,7 +221,27 @@ def local_response_norm(x: Array, size: int = 5, alpha: float = 1e-4, beta: floa
     return (wide * (k + (alpha / size) * total) ** -beta).astype(x.dtype)
 
 
+class LocalResponseNorm(nn.Module):
+    """`local_response_norm` as an endpoint."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[N, H, W, C]` in and out."""
+        return sow(self, "output", local_response_norm(x))
+
+
 # ------------------------------------------------------------------------------------------------------------ batch norm
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """How a network's batch norms are set; see `BatchNorm`, which has these attributes."""
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    unbiased: bool = True
+    use_scale: bool = True
+    groups: int = 1
 
 
 class BatchNorm(nn.Module):
@@ -181,7 +285,7 @@ class BatchNorm(nn.Module):
 
         if x.shape[0] % self.groups:
             raise ValueError(f"batch norm: a batch of {x.shape[0]} does not split into {self.groups} groups")
-        y, batch_mean, batch_var = kernels.batch_norm(x.astype(self.dtype), gamma, beta, self.epsilon, self.groups, relu)
+        y, batch_mean, batch_var = ops.batch_norm(x.astype(self.dtype), gamma, beta, self.epsilon, self.groups, relu)
         n = x.size // channels // self.groups
         if self.unbiased:
             batch_var = batch_var * (n / max(n - 1, 1))
@@ -193,32 +297,28 @@ class BatchNorm(nn.Module):
 # ------------------------------------------------------------------------------------------------------ convolution unit
 
 
-def sow(module: nn.Module, name: str, value: Array) -> Array:
-    """Makes `value` an endpoint of `module`: an intermediate of that name. Returns it."""
-    module.sow("intermediates", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
-    return value
-
-
 class ConvUnit(nn.Module):
-    """Convolution, then batch norm where `norm` is given and a bias where not, then ReLU.
+    """Convolution, bias, batch norm, ReLU, of which the last three are options.
 
     Attributes:
       features: output channels.
-      window: (height, width) of the kernel.
-      padding: "same" (TensorFlow's) or what is padded on both sides of (height, width).
+      kernel: (height, width).
+      padding: see `pads`.
       depth_multiplier: with a number, the convolution is separable: a depthwise one with that many outputs a channel (`depthwise_kernel`),
         then a 1×1 (`kernel`), nothing between.
-      norm: makes the unit's batch norm.
+      norm: the batch norm, if there is one.
+      use_bias: whether the convolution has a bias.
       relu: whether the rectifier follows.
       bias_init: `None` is PyTorch's.
     """
 
     features: int
-    window: tuple[int, int] = (1, 1)
+    kernel: tuple[int, int] = (1, 1)
     stride: int = 1
-    padding: str | tuple[int, int] = (0, 0)
+    padding: Padding = "half"
     depth_multiplier: int | None = None
-    norm: Callable[..., BatchNorm] | None = None
+    norm: Norm | None = None
+    use_bias: bool = True
     relu: bool = True
     kernel_init: Initializer = xavier_fan_in
     bias_init: Initializer | None = None
@@ -228,31 +328,30 @@ class ConvUnit(nn.Module):
     @nn.compact
     def __call__(self, x: Array, use_running_average: bool) -> Array:
         """`[N, H, W, C]` → `[N, H', W', features]` of `dtype`."""
-        channels, window, stride = x.shape[-1], self.window, self.stride
+        channels, window, stride, padding = x.shape[-1], self.kernel, self.stride, self.padding
         x = x.astype(self.dtype)
         if self.depth_multiplier:
             shape = (*window, 1, channels * self.depth_multiplier)
             depthwise = self.param("depthwise_kernel", self.kernel_init, shape, self.param_dtype)
-            x = kernels.conv(x, depthwise.astype(self.dtype), stride, self._pads(x), groups=channels)
-            channels, window, stride = channels * self.depth_multiplier, (1, 1), 1
+            x = self._conv(x, depthwise, stride, padding, groups=channels)
+            channels, window, stride, padding = channels * self.depth_multiplier, (1, 1), 1, 0
         kernel = self.param("kernel", self.kernel_init, (*window, channels, self.features), self.param_dtype)
-        pads = ((0, 0), (0, 0)) if self.depth_multiplier else self._pads(x)
-        x = kernels.conv(x, kernel.astype(self.dtype), stride, pads)
-        if self.norm is not None:
-            x = self.norm(name="bn", dtype=self.dtype, param_dtype=self.param_dtype)(x, use_running_average, self.relu)
-        else:
+        x = self._conv(x, kernel, stride, padding)
+        if self.use_bias:
             bias_init = self.bias_init or torch_bias(math.prod(window) * channels)
             bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
             x = x + bias.astype(self.dtype)
-            x = nn.relu(x) if self.relu else x
+        if self.norm is not None:
+            settings = dataclasses.asdict(self.norm)
+            norm = BatchNorm(**settings, dtype=self.dtype, param_dtype=self.param_dtype, name="bn")
+            x = norm(x, use_running_average, self.relu)
+        elif self.relu:
+            x = nn.relu(x)
         return sow(self, "output", x)
 
-    def _pads(self, x: Array) -> tuple[tuple[int, int], tuple[int, int]]:
-        if self.padding == "same":
-            height, width = (pool_padding(size, k, self.stride, "same") for size, k in zip(x.shape[1:3], self.window, strict=True))
-            return height, width
-        assert isinstance(self.padding, tuple)
-        return (self.padding[0], self.padding[0]), (self.padding[1], self.padding[1])
+    def _conv(self, x: Array, kernel: Array, stride: int, padding: Padding, groups: int = 1) -> Array:
+        rows, columns = (pads(size, window, stride, padding) for size, window in zip(x.shape[1:3], kernel.shape[:2], strict=True))
+        return ops.conv(x, kernel.astype(self.dtype), stride, (rows, columns), groups)
 
 
 class Dense(nn.Module):

@@ -1,6 +1,8 @@
 """The networks by name."""
 
 import dataclasses
+import re
+from numbers import Real
 from typing import Any
 
 import jax
@@ -8,16 +10,32 @@ import jax.numpy as jnp
 
 from googlenet_jax.errors import UserError, nearest
 from googlenet_jax.models import googlenet
-from googlenet_jax.models.googlenet import Network
+from googlenet_jax.models.network import Network
 
-_MODELS: dict[str, type[Network]] = {
-    "googlenet": googlenet.GoogLeNet,
-    "googlenet_bn": googlenet.GoogLeNetBN,
-    "googlenet_naive": googlenet.GoogLeNetNaive,
-    "googlenet_plain": googlenet.GoogLeNetPlain,
-    "googlenet_slim": googlenet.GoogLeNetSlim,
-    "googlenet_torchvision": googlenet.GoogLeNetTorchvision,
-}
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+LARGEST_WIDTH = 64.0
+LARGEST_COUNT = 10**7
+
+_MODELS: dict[str, type[Network]] = {}
+
+
+def register_model(name: str, cls: type[Network]) -> None:
+    """Makes `cls` a network that `create_model` and every command know as `name`.
+
+    Args:
+      name: letters, digits and underscores.
+      cls: a subclass of `models.network.Network`. Its fields are its options.
+    Raises:
+      UserError: an impossible name or class, or a name that another class has.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+        raise UserError(f"register_model: a name must be letters, digits and underscores, found {name!r}")
+    if not (isinstance(cls, type) and issubclass(cls, Network)):
+        raise UserError(f"register_model: {name!r} must be a subclass of googlenet_jax.Network, found {cls!r}")
+    other = _MODELS.get(name, cls)
+    if other is not cls:
+        raise UserError(f"register_model: {name!r} is {other.__module__}.{other.__qualname__}; choose another name")
+    _MODELS[name] = cls
 
 
 def list_models() -> list[str]:
@@ -34,26 +52,31 @@ def create_model(name: str, /, **options: Any) -> Network:
     Raises:
       UserError: an unknown name or option, or a value that the option can't have.
     """
-    if name not in _MODELS:
-        raise UserError(f"unknown model {name!r}{nearest(name, _MODELS)}: one of {', '.join(list_models())}")
-    fields = option_defaults(name)
-    for option, value in options.items():
-        if option not in fields:
-            raise UserError(f"{name} has no option {option!r}{nearest(option, fields)}: its options are {', '.join(fields)}")
-        _check_option(name, option, value, fields[option])
-    dtypes = {option: jnp.dtype(options.get(option, fields[option])) for option in ("dtype", "param_dtype")}
-    return _MODELS[name](**options | dtypes)
+    cls = _network(name)
+    defaults = option_defaults(name)
+    for option in options:
+        if option not in defaults:
+            raise UserError(f"{name} has no option {option!r}{nearest(option, defaults)}: its options are {', '.join(defaults)}")
+    checked = {option: _checked(name, option, value, defaults[option]) for option, value in options.items()}
+    flavour = checked.get("flavour", defaults.get("flavour", ""))
+    checked = {**cls.flavours.get(flavour, {}), **checked}
+    for option in ("dtype", "param_dtype"):
+        checked[option] = jnp.dtype(checked.get(option, defaults[option]))
+    return cls(**checked)
 
 
 def option_defaults(name: str) -> dict[str, Any]:
-    """Returns a network's options and their defaults."""
-    fields = dataclasses.fields(_MODELS[name])
+    """Returns a network's options and their defaults, those of its first flavour where it has flavours."""
+    fields = dataclasses.fields(_network(name))
     return {field.name: field.default for field in fields if field.name not in ("parent", "name")}
 
 
 def model_name(model: Network) -> str:
-    """Returns the name under which `create_model` makes networks of this class."""
-    return next(name for name, network in _MODELS.items() if type(model) is network)
+    """Returns the name under which `create_model` makes networks of this class. Raises UserError where it is registered under none."""
+    for name, network in _MODELS.items():
+        if type(model) is network:
+            return name
+    raise UserError(f"{type(model).__qualname__} is no registered network; call register_model")
 
 
 def model_options(model: Network) -> dict[str, Any]:
@@ -62,29 +85,50 @@ def model_options(model: Network) -> dict[str, Any]:
     return options | {option: jnp.dtype(options[option]).name for option in ("dtype", "param_dtype")}
 
 
-def _check_option(name: str, option: str, value: Any, default: Any) -> None:
-    """Raises UserError where an option can't have that value."""
+def _network(name: str) -> type[Network]:
+    if name not in _MODELS:
+        raise UserError(f"unknown model {name!r}{nearest(name, _MODELS)}: one of {', '.join(list_models())}")
+    return _MODELS[name]
+
+
+def _checked(name: str, option: str, value: Any, default: Any) -> Any:
+    """The option's value as Python's own type. Raises UserError where it can't have that value."""
 
     def expect(fine: bool, what: str) -> None:
         if not fine:
             raise UserError(f"{name}: option {option!r} must be {what}, found {value!r}")
 
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    choices = _MODELS[name].choices
     if option in ("dtype", "param_dtype"):
         _check_dtype(name, option, value)
-    elif option == "stem":
-        stems = _MODELS[name].min_sizes
-        expect(isinstance(value, str) and value in stems, "one of " + ", ".join(map(repr, stems)))
-    elif isinstance(default, bool):
+        return value
+    if option == "flavour" or option in choices:
+        words = tuple(_MODELS[name].flavours) if option == "flavour" else choices[option]
+        named = isinstance(value, str) and value in words
+        expect(named, f"one of {', '.join(map(repr, words))}{nearest(value, words)}")
+        return value
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # NumPy's numbers and booleans
+        value = value.item()
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if isinstance(default, bool):
         expect(isinstance(value, bool), "true or false")
-    elif isinstance(default, int):
-        expect(number and isinstance(value, int) and value > 0, "a positive whole number")
-    elif option in ("dropout", "aux_dropout"):
+        return value
+    if isinstance(default, int):
+        fine = number and isinstance(value, int) and 0 < value <= LARGEST_COUNT
+        expect(fine, f"a positive whole number of at most {LARGEST_COUNT:,}")
+        return value
+    if not isinstance(default, float):  # of a user's own network
+        return value
+    if option in ("dropout", "aux_dropout"):
         expect(number and 0 <= value < 1, "a rate from 0 to below 1")
     elif option == "bn_momentum":
         expect(number and 0 <= value <= 1, "a number from 0 to 1")
+    elif option == "width":
+        fine = number and 0 < value <= LARGEST_WIDTH
+        expect(fine, f"a positive number of at most {LARGEST_WIDTH:g}")
     else:
         expect(number and 0 < value < float("inf"), "a positive number")
+    return value
 
 
 def _check_dtype(name: str, option: str, value: Any) -> None:
@@ -92,7 +136,15 @@ def _check_dtype(name: str, option: str, value: Any) -> None:
         dtype = jnp.dtype(value)
     except TypeError:
         dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise UserError(f"{name}: option {option!r} must be a float type such as 'float32' or 'bfloat16', found {value!r}")
+    if dtype is None or dtype.name not in DTYPES:
+        raise UserError(f"{name}: option {option!r} must be one of {', '.join(map(repr, DTYPES))}, found {value!r}")
     if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
         raise UserError(f"{name}: {option} float64 needs JAX's 64-bit mode: set JAX_ENABLE_X64=1")
+
+
+register_model("googlenet", googlenet.GoogLeNet)
+register_model("googlenet_bn", googlenet.GoogLeNetBN)
+register_model("googlenet_naive", googlenet.GoogLeNetNaive)
+register_model("googlenet_plain", googlenet.GoogLeNetPlain)
+register_model("googlenet_slim", googlenet.GoogLeNetSlim)
+register_model("googlenet_torchvision", googlenet.GoogLeNetTorchvision)

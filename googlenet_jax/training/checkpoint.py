@@ -1,11 +1,14 @@
 """Checkpoints of a run: the one module that knows Orbax.
 
-Built on `orbax.checkpoint.CheckpointManager` (v0). It is not deprecated, its files are read by `orbax.checkpoint.v1` too, and v1's
-names still move from release to release; when v1 has become Orbax's top level, this file alone changes.
+Built on `orbax.checkpoint.CheckpointManager` (v0). It is not deprecated, its files are read by
+`orbax.checkpoint.v1` too, and v1's names still move from release to release; when v1 has become
+Orbax's top level, this file alone changes.
 
-A state is stored as a flat dictionary, name -> array, where a name is the path in the state's tree (`params/inception_3a/conv_1x1/kernel`).
-Beside it lies JSON metadata: format version, step, model name and options, config, class names, preprocessing, and for each array its
-shape, dtype and CRC-32. Orbax's format (OCDBT) checks its own indices, not the arrays' bytes: damage to those the CRC-32 finds.
+A state is stored as a flat dictionary, name -> array, where a name is the path in the state's tree
+(`params/inception_3a/conv_1x1/kernel`). Beside it lies JSON metadata: format version, step, model
+name and options, config, class names, preprocessing, and for each array its shape, dtype and
+CRC-32. Orbax's format (OCDBT) checks its own indices, not the arrays' bytes: damage to those the
+CRC-32 finds.
 """
 
 import dataclasses
@@ -24,6 +27,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from googlenet_jax.errors import UserError
+from googlenet_jax.models.registry import create_model, list_models, model_options, option_defaults
 
 FORMAT_VERSION = 1
 FOLDER = "checkpoints"
@@ -35,9 +39,11 @@ class _Damaged(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class RunDescription:
-    """What a checkpoint says about the run it belongs to: plain JSON values, enough to build the model again.
+    """What a checkpoint says about the run it belongs to: plain JSON values, enough to build the
+    model again.
 
-    `model_options` are those of `models.registry.model_options`, `preprocessing` is `Preprocessing.to_dict()`, `config` the whole config.
+    `model_options` are those of `models.registry.model_options`, `preprocessing` is
+    `Preprocessing.to_dict()`, `config` the whole config.
     """
 
     model_name: str
@@ -47,7 +53,9 @@ class RunDescription:
     preprocessing: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON has it: tuples become lists, so that what was written compares equal to what is read."""
+        """The same as JSON has it: tuples become lists, so that what was written compares equal to
+        what is read.
+        """
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
@@ -59,7 +67,9 @@ class RunDescription:
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A state read back: `interval` is what the loop gave to `save`, `step` the number of steps taken."""
+    """A state read back: `interval` is what the loop gave to `save`, `step` the number of steps
+    taken.
+    """
 
     step: int
     state: Any
@@ -67,8 +77,10 @@ class Restored:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """A run read for use: `variables` (`params` and, with batch norm, `batch_stats`) after `step` steps; `weights` is "raw" or "ema"."""
+class Weights:
+    """A run read for use: `variables` (`params` and, with batch norm, `batch_stats`) after `step`
+    steps; `weights` is "raw" or "ema".
+    """
 
     step: int
     weights: str
@@ -77,34 +89,59 @@ class Run:
 
 
 class Checkpoints:
-    """The checkpoints of one run, for the process that trains it: the last `keep` and the best by top-1 stay, older ones are deleted."""
+    """The checkpoints of one run, for the process that trains it: the last `keep` and the best
+    stay, older ones are deleted.
+    """
 
-    def __init__(self, workdir: str | Path, description: RunDescription, keep: int) -> None:
-        """Opens `workdir`/checkpoints, which need not exist; what a save that was cut short has left there is named and removed."""
+    def __init__(
+        self,
+        workdir: str | Path,
+        description: RunDescription,
+        keep: int,
+        *,
+        best: str = "top1",
+        best_mode: str = "max",
+    ) -> None:
+        """Opens `workdir`/checkpoints, which need not exist; what a save that was cut short has
+        left there is named and removed.
+
+        `best` is the name of the metric that decides which is the best, and `best_mode` whether its
+        highest value ("max") or its lowest ("min") is that.
+        """
         self.folder = Path(workdir).absolute() / FOLDER
-        self._description = description
+        self._description, self._best = description, best
         if jax.process_index() == 0:
             _tidy(self.folder)
         multihost_utils.sync_global_devices("the folder of checkpoints is tidy")
         policies = [
             preservation_policy.LatestN(keep),
-            preservation_policy.BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False),
+            preservation_policy.BestN(
+                get_metric_fn=_metric,
+                reverse=best_mode == "min",
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
         ]
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                best_fn=_top1,  # without it the manager writes no metrics, and would not know the best after a restart
+                # Without it the manager writes no metrics, and forgets the best at a restart.
+                best_fn=_metric,
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=True,
             ),
             item_names=("state", "metadata"),
         )
 
-    def save(self, step: int, state: Any, *, top1: float | None, interval: Mapping[str, Any]) -> None:
-        """Starts saving `state` after `step` steps, and returns as soon as the arrays are copied to the host.
+    def save(
+        self, step: int, state: Any, *, metric: float | None, interval: Mapping[str, Any]
+    ) -> None:
+        """Starts saving `state` after `step` steps, and returns as soon as the arrays are copied to
+        the host.
 
-        `top1` is the first evaluation split's, where this step was evaluated; `interval` is JSON that the loop wants back on resuming.
-        Raises UserError where the disk refuses, also for a save begun earlier.
+        `metric` is the value that decides which is the best, where this step was evaluated;
+        `interval` is JSON that the loop wants back on resuming. Raises UserError where the disk
+        refuses, also for a save begun earlier.
         """
         arrays = _flatten(state)
         content = {
@@ -112,22 +149,32 @@ class Checkpoints:
             "step": step,
             **self._description.to_json(),
             "interval": dict(interval),
-            "arrays": {name: {**_shape_and_dtype(array), "crc32": _crc32(array)} for name, array in arrays.items()},
+            "arrays": {
+                name: {**_shape_and_dtype(array), "crc32": _crc32(array)}
+                for name, array in arrays.items()
+            },
         }
         metadata = {"content": content, "crc32": _crc32_of_json(content)}
-        items = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), metadata=ocp.args.JsonSave(metadata))
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(arrays), metadata=ocp.args.JsonSave(metadata)
+        )
+        metrics = None if metric is None else {self._best: metric}
         try:
-            self._manager.save(step, args=items, metrics=None if top1 is None else {"top1": top1}, force=True)
+            self._manager.save(step, args=items, metrics=metrics, force=True)
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder / str(step)}: could not save the checkpoint: {_first_line(error)}") from error
+            raise UserError(
+                f"{self.folder / str(step)}: could not save the checkpoint: {_first_line(error)}"
+            ) from error
 
     def restore_latest(self, state: Any) -> Restored | None:
         """The newest checkpoint that is whole, or None where there is no checkpoint at all.
 
-        `state` gives structure, shapes, dtypes and shardings (arrays or ShapeDtypeStructs). A damaged checkpoint is named in one line on
-        standard error and the one before it is taken; once that is read, the damaged one is moved aside (`checkpoints/damaged-STEP`).
-        Raises UserError for a checkpoint of another model or other options, for parameters that are missing, left over or misshapen (all
-        before any array is read), and where every checkpoint is damaged, which then stay as they are.
+        `state` gives structure, shapes, dtypes and shardings (arrays or ShapeDtypeStructs). A
+        damaged checkpoint is named in one line on standard error and the one before it is taken;
+        once that is read, the damaged one is moved aside (`checkpoints/damaged-STEP`). Raises
+        UserError for a checkpoint of another model or other options, for parameters that are
+        missing, left over or misshapen (all before any array is read), and where every checkpoint
+        is damaged, which then stay as they are.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         damaged = []
@@ -145,21 +192,27 @@ class Checkpoints:
                 return Restored(step, _unflatten(arrays, state), content["interval"])
         if steps:
             raise UserError(
-                f"{self.folder}: each of its {len(steps)} checkpoints is damaged; train in a new folder, or remove this one to start anew"
+                f"{self.folder}: each of its {len(steps)} checkpoints is damaged; train in a "
+                "new folder, or remove this one to start anew"
             )
         return None
 
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint that is completely written, None where there is none."""
+        """The step of the newest checkpoint that is written completely, or None."""
         self._manager.wait_until_finished()
         return self._manager.latest_step()
 
     def close(self) -> None:
-        """Waits until everything begun is on the disk. Raises UserError where it could not be written."""
+        """Waits until everything begun is on the disk.
+
+        Raises UserError where it could not be written.
+        """
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder}: could not save a checkpoint: {_first_line(error)}") from error
+            raise UserError(
+                f"{self.folder}: could not save a checkpoint: {_first_line(error)}"
+            ) from error
         finally:
             self._manager.close()
 
@@ -168,9 +221,12 @@ class Checkpoints:
         where = self.folder / str(step)
         if content["model_name"] != ours["model_name"]:
             raise UserError(
-                f"{where}: the checkpoint is of model {content['model_name']}, not {ours['model_name']}; train in another folder"
+                f"{where}: the checkpoint is of model {content['model_name']}, not "
+                f"{ours['model_name']}; train in another folder"
             )
-        theirs, options = content["model_options"], ours["model_options"]
+        theirs, options = (
+            _complete(ours["model_name"], each["model_options"]) for each in (content, ours)
+        )
         changed = [
             f"{name}={theirs.get(name)!r} (now {options.get(name)!r})"
             for name in sorted({*theirs, *options})
@@ -178,7 +234,8 @@ class Checkpoints:
         ]
         if changed:
             raise UserError(
-                f"{where}: the checkpoint's {ours['model_name']} has other options: {', '.join(changed)}; train in another folder"
+                f"{where}: the checkpoint's {ours['model_name']} has other options: "
+                f"{', '.join(changed)}; train in another folder"
             )
 
     def _move_aside(self, steps: list[int]) -> None:
@@ -192,73 +249,120 @@ class Checkpoints:
         self._manager.reload()
 
 
+def _complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's options with those that an older checkpoint lacks, at their defaults."""
+    if name not in list_models():
+        return dict(options)
+    known = {option: value for option, value in options.items() if option in option_defaults(name)}
+    return {**model_options(create_model(name, **known)), **options}
+
+
 def _tidy(folder: Path) -> None:
-    """Names what Orbax is about to remove, and moves aside the checkpoints whose metrics would stop it from opening the folder."""
+    """Names what Orbax is about to remove, and moves aside the checkpoints whose metrics would stop
+    it from opening the folder.
+    """
     for path in sorted(folder.glob("*.orbax-checkpoint-tmp*")):
-        print(f"googlenet_jax: {path} is a checkpoint that was never finished; it is removed, the one before it counts", file=sys.stderr)
+        print(
+            f"googlenet_jax: {path} is a checkpoint that was never finished; it is removed, the one before it counts",
+            file=sys.stderr,
+        )
     for checkpoint, error in _with_damaged_metrics(folder):
         _report_damage(checkpoint, error)
         _move_aside(checkpoint)
 
 
 def _with_damaged_metrics(folder: Path) -> list[tuple[Path, _Damaged]]:
-    """The checkpoints whose metrics can't be read: Orbax reads all of them as it opens the folder."""
+    """The checkpoints whose metrics can't be read: Orbax reads all as it opens the folder."""
     found = []
     for path in sorted(folder.glob("[0-9]*/metrics/metrics")):
         try:
-            _top1(json.loads(path.read_text()))
-        except (ValueError, KeyError, TypeError) as error:
-            found.append((path.parent.parent, _Damaged(f"its metrics can't be read: {_first_line(error)}")))
+            _metric(json.loads(path.read_text()))
+        except (ValueError, AttributeError) as error:
+            found.append(
+                (path.parent.parent, _Damaged(f"its metrics can't be read: {_first_line(error)}"))
+            )
     return found
 
 
 def _move_aside(checkpoint: Path) -> None:
-    names = (f"damaged-{checkpoint.name}{suffix}" for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
-    checkpoint.rename(next(checkpoint.parent / name for name in names if not (checkpoint.parent / name).exists()))
+    names = (
+        f"damaged-{checkpoint.name}{suffix}"
+        for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+    )
+    checkpoint.rename(
+        next(checkpoint.parent / name for name in names if not (checkpoint.parent / name).exists())
+    )
 
 
 def _report_damage(checkpoint: Path, error: _Damaged) -> None:
-    print(f"googlenet_jax: checkpoint {checkpoint} is damaged ({error}); trying the one before it", file=sys.stderr)
+    print(
+        f"googlenet_jax: checkpoint {checkpoint} is damaged ({error}); trying the one before it",
+        file=sys.stderr,
+    )
 
 
-def load_run(workdir: str | Path, *, weights: str | None = None, step: int | None = None) -> Run:
-    """Reads a run's weights for evaluation, prediction or conversion; changes nothing in the folder, which may belong to a run under way.
+def read_run(
+    workdir: str | Path, *, weights: str | None = None, step: int | None = None
+) -> Weights:
+    """Reads a run's weights for evaluation, prediction or conversion; changes nothing in the
+    folder, which may belong to a run under way.
 
-    `weights` is "raw" or "ema", None for "ema" where the run has it; `step` is one of the checkpoints' steps, None for the newest.
-    Arrays come to the default device. A damaged newest checkpoint is reported on standard error and the one before it is taken.
-    Raises UserError where there is no checkpoint, none of that step, none that is whole, or no average although "ema" was asked for.
+    `weights` is "raw" or "ema", None for "ema" where the run has it; `step` is one of the
+    checkpoints' steps, None for the newest. Arrays come to the default device. A damaged newest
+    checkpoint is reported on standard error and the one before it is taken. Raises UserError where
+    there is no checkpoint, none of that step, none that is whole, or no average although "ema" was
+    asked for.
     """
     folder = Path(workdir).absolute() / FOLDER
     if not folder.is_dir():
-        raise UserError(f"{workdir}: no folder {FOLDER!r} in it; give the --workdir of a run that train.py has begun")
+        raise UserError(
+            f"{workdir}: no folder {FOLDER!r} in it; give the --workdir of a run that train.py "
+            "has begun"
+        )
     for checkpoint, error in _with_damaged_metrics(folder):
-        raise UserError(f"{checkpoint}: the checkpoint is damaged ({error}); move this folder elsewhere, or resume the run, which does")
+        raise UserError(
+            f"{checkpoint}: the checkpoint is damaged ({error}); move this folder elsewhere, "
+            "or resume the run, which does"
+        )
     options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(folder, options=options, item_names=("state", "metadata")) as manager:
+    with ocp.CheckpointManager(
+        folder, options=options, item_names=("state", "metadata")
+    ) as manager:
         steps = sorted(manager.all_steps(), reverse=True)
         if step is not None and step not in steps:
-            raise UserError(f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, reversed(steps))) or 'none'}")
+            raise UserError(
+                f"{folder}: no checkpoint of step {step}; there are "
+                f"{', '.join(map(str, reversed(steps))) or 'none'}"
+            )
         for candidate in steps if step is None else [step]:
             try:
-                return _read_run(manager, candidate, weights)
+                return _read_weights(manager, candidate, weights)
             except _Damaged as error:
                 if step is not None:
-                    raise UserError(f"{folder / str(step)}: the checkpoint is damaged: {error}") from error
+                    raise UserError(
+                        f"{folder / str(step)}: the checkpoint is damaged: {error}"
+                    ) from error
                 _report_damage(folder / str(candidate), error)
-    raise UserError(f"{folder}: no {'whole ' if steps else ''}checkpoint in it{'' if steps else ' yet'}")
+    raise UserError(
+        f"{folder}: no {'whole ' if steps else ''}checkpoint in it{'' if steps else ' yet'}"
+    )
 
 
-def _read_run(manager: ocp.CheckpointManager, step: int, weights: str | None) -> Run:
+def _read_weights(manager: ocp.CheckpointManager, step: int, weights: str | None) -> Weights:
     content = _read_metadata(manager, step)
     has_average = any(name.startswith("ema/") for name in content["arrays"])
     if weights == "ema" and not has_average:
-        raise UserError(f"{manager.directory}/{step}: the run kept no average of its weights; use weights 'raw'")
+        raise UserError(
+            f"{manager.directory}/{step}: the run kept no average of its weights; use weights 'raw'"
+        )
     weights = weights or ("ema" if has_average else "raw")
     prefix = "ema/" if weights == "ema" else ""
     starts = (f"{prefix}params/", f"{prefix}batch_stats/")
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     targets = {
-        name: jax.ShapeDtypeStruct(tuple(array["shape"]), np.dtype(array["dtype"]), sharding=sharding)
+        name: jax.ShapeDtypeStruct(
+            tuple(array["shape"]), np.dtype(array["dtype"]), sharding=sharding
+        )
         for name, array in content["arrays"].items()
         if name.startswith(starts)
     }
@@ -270,13 +374,18 @@ def _read_run(manager: ocp.CheckpointManager, step: int, weights: str | None) ->
         for parent in parents:
             place = place.setdefault(parent, {})
         place[leaf] = array
-    return Run(step, weights, variables, RunDescription.from_json(content))
+    return Weights(step, weights, variables, RunDescription.from_json(content))
 
 
 def _read_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """The metadata's content, once its own checksum has been found right. Raises _Damaged, and UserError for an unknown format version."""
+    """The metadata's content, once its own checksum has been found right.
+
+    Raises _Damaged, and UserError for an unknown format version.
+    """
     try:
-        metadata = manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())).metadata
+        metadata = manager.restore(
+            step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
+        ).metadata
     except Exception as error:  # whatever Orbax, JSON or the file system makes of damaged files
         _refuse_if_no_damage(manager, step, error)
         raise _Damaged(f"its metadata can't be read: {_first_line(error)}") from error
@@ -285,16 +394,27 @@ def _read_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
         raise _Damaged("its metadata does not have the checksum it was written with")
     if content["format_version"] != FORMAT_VERSION:
         raise UserError(
-            f"{manager.directory}/{step}: checkpoint format {content['format_version']}, this googlenet_jax reads {FORMAT_VERSION}"
+            f"{manager.directory}/{step}: checkpoint format {content['format_version']}, this "
+            f"googlenet_jax reads {FORMAT_VERSION}"
         )
     return content
 
 
-def _read_arrays(manager: ocp.CheckpointManager, step: int, stored: Mapping[str, Any], targets: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """The arrays named in `targets`, with their shardings. Raises _Damaged where one can't be read or its checksum is wrong."""
-    abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in targets.items()}
+def _read_arrays(
+    manager: ocp.CheckpointManager, step: int, stored: Mapping[str, Any], targets: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """The arrays named in `targets`, with their shardings.
+
+    Raises _Damaged where one can't be read or its checksum is wrong.
+    """
+    abstract = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        for name, x in targets.items()
+    }
     arguments = ocp.args.PyTreeRestore(
-        item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
+        item=abstract,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+        partial_restore=True,
     )
     try:
         arrays = manager.restore(step, args=ocp.args.Composite(state=arguments)).state
@@ -310,24 +430,39 @@ def _read_arrays(manager: ocp.CheckpointManager, step: int, stored: Mapping[str,
 def _refuse_if_no_damage(manager: ocp.CheckpointManager, step: int, error: Exception) -> None:
     """Raises UserError where it was not the checkpoint's fault that it could not be read."""
     outside = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied", "Out of memory")
-    if isinstance(error, PermissionError | MemoryError) or any(words in str(error) for words in outside):
-        raise UserError(f"{manager.directory}/{step}: can't be read: {_first_line(error)}; free memory or mend the permissions") from error
+    if isinstance(error, PermissionError | MemoryError) or any(
+        words in str(error) for words in outside
+    ):
+        raise UserError(
+            f"{manager.directory}/{step}: can't be read: {_first_line(error)}; free memory or "
+            "mend the permissions"
+        ) from error
 
 
-def _refuse_other_arrays(where: Path, stored: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
-    """Raises UserError for the first array that is missing in the checkpoint, left over there, or of another shape or dtype."""
-    advice = "the checkpoint fits another version of the model or of the optimizer; train in another folder"
+def _refuse_other_arrays(
+    where: Path, stored: Mapping[str, Any], targets: Mapping[str, Any]
+) -> None:
+    """Raises UserError for the first array that is missing in the checkpoint, left over there, or
+    of another shape or dtype.
+    """
+    advice = "it fits another version of the model or of the optimizer; train in another folder"
     for name, target in targets.items():
         if name not in stored:
             raise UserError(f"{where}: {name} is missing in the checkpoint; {advice}")
-        expected, found = _shape_and_dtype(target), {key: stored[name][key] for key in ("shape", "dtype")}
+        expected, found = (
+            _shape_and_dtype(target),
+            {key: stored[name][key] for key in ("shape", "dtype")},
+        )
         if expected != found:
             raise UserError(
-                f"{where}: {name} is {found['dtype']} {found['shape']}, expected {expected['dtype']} {expected['shape']}; {advice}"
+                f"{where}: {name} is {found['dtype']} {found['shape']}, expected "
+                f"{expected['dtype']} {expected['shape']}; {advice}"
             )
     for name in stored:
         if name not in targets:
-            raise UserError(f"{where}: {name} is in the checkpoint, but not in this run's state; {advice}")
+            raise UserError(
+                f"{where}: {name} is in the checkpoint, but not in this run's state; {advice}"
+            )
 
 
 def _flatten(state: Any) -> dict[str, Any]:
@@ -351,8 +486,10 @@ def _crc32_of_json(content: Any) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def _top1(metrics: Mapping[str, float]) -> float:
-    return metrics["top1"]
+def _metric(metrics: Mapping[str, float]) -> float:
+    """The one value of a checkpoint's metrics, whatever its name."""
+    (value,) = metrics.values()
+    return value
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,43 +1,59 @@
-"""Every field of a recipe with its default, and the checks that a recipe passes before anything is compiled or downloaded."""
+"""Every field of a recipe with its default, and the checks that a recipe passes before anything is
+compiled or downloaded.
+"""
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError, nearest
-from googlenet_jax.models.googlenet import Network
-from googlenet_jax.models.registry import create_model
+from googlenet_jax.training.optimizer import create_optimizer
+from googlenet_jax.training.task import TASKS, TaskKind
 
 DTYPES = ("float32", "bfloat16", "float64")
 SCHEDULES = ("step", "polynomial", "cosine")
 
-# Fields that a resumed run may change: none of them reaches the parameters. `duration` may change too, but only under the "step"
-# schedule, whose rates don't depend on the end; the polynomial and the cosine end where the run ends, so it would bend their past.
+# Fields that a resumed run may change: none of them reaches the parameters. `duration` may change
+# too, but only under the "step" schedule, whose rates don't depend on the end; the polynomial and
+# the cosine end where the run ends, so it would bend their past.
 MAY_CHANGE = frozenset(
-    {"data.dir", "data.threads", "eval_batch_size", "eval_every", "checkpoint_every", "log_every", "checkpoint.keep"}
-)  # fmt: skip
+    {
+        "data.dir",
+        "data.threads",
+        "eval_batch_size",
+        "eval_every",
+        "checkpoint_every",
+        "log_every",
+        "checkpoint.keep",
+    }
+)
 
 
 def default_config() -> ConfigDict:
-    """Returns a recipe with every field there is. Durations are strings: "60 epochs", "0.5 epochs", "2400000 steps".
+    """Returns a recipe with every field there is.
 
-    The fields are not type-checked as they are set: `validate` names every wrong one.
+    Durations are strings: "60 epochs", "0.5 epochs", "2400000 steps". The fields are not
+    type-checked as they are set: `resolve` names every wrong one.
     """
     config = ConfigDict(type_safe=False)
 
-    config.seed = 0  # of the initial parameters, the order of the examples, crops, flips and dropout
-    config.dtype = "float32"  # of the computation, one of DTYPES; parameters and statistics are float32 (float64 under "float64")
-    config.deterministic = False  # the same bits in every run on a GPU too, at some cost in speed; a CPU is always so
+    config.task = "classification"  # what is trained: a registered task
+    # Of the initial parameters, the order of the examples, crops, flips and dropout.
+    config.seed = 0
+    # Of the computation, one of DTYPES; parameters and statistics are float32, or float64 under it.
+    config.dtype = "float32"
+    # The same bits in every run on a GPU too, at some cost in speed; a CPU is always so.
+    config.deterministic = False
 
     config.model = ConfigDict(type_safe=False)
     config.model.name = "googlenet_bn"  # a name of list_models()
-    config.model.options = ConfigDict(type_safe=False)  # of that model, as create_model takes them: {"width": 0.5, "stem": "small"}
+    # Of that model, as create_model takes them: {"width": 0.5, "stem": "small"}
+    config.model.options = ConfigDict(type_safe=False)
 
     config.data = ConfigDict(type_safe=False)
     config.data.name = "imagenet2012"  # a TFDS classification set, or "digits"
@@ -48,16 +64,26 @@ def default_config() -> ConfigDict:
 
     config.preprocessing = ConfigDict(type_safe=False)
     config.preprocessing.size = 224  # height and width of the network's input, in pixels
-    config.preprocessing.resize = 256  # short side before the centre crop of an evaluation, in pixels
-    config.preprocessing.mean = (123.675, 116.28, 103.53)  # by channel in channel_order, in units of 0–255
+    # Short side before the centre crop of an evaluation, in pixels.
+    config.preprocessing.resize = 256
+    # By channel in channel_order, in units of 0–255.
+    config.preprocessing.mean = (123.675, 116.28, 103.53)
     config.preprocessing.std = (58.395, 57.12, 57.375)
     config.preprocessing.channel_order = "rgb"  # what the network sees: "rgb", or "bgr" as Caffe's
 
     config.augment = ConfigDict(type_safe=False)
-    config.augment.size = 0  # height and width of the images to train on; 0 is preprocessing.size. Smaller is faster (arXiv 1906.06423)
-    config.augment.area = (0.08, 1.0)  # smallest and largest share of the image's area that a random crop takes
+    # Height and width of the images to train on; 0 is preprocessing.size. Smaller is faster
+    # (arXiv 1906.06423).
+    config.augment.size = 0
+    # Smallest and largest share of the image's area that a random crop takes.
+    config.augment.area = (0.08, 1.0)
     config.augment.aspect = (3 / 4, 4 / 3)  # smallest and largest width ÷ height of a random crop
     config.augment.flip = True  # mirror half of the images
+    config.augment.transforms = ()  # registered ones, on the device after the flip, in this order
+    # Α of MixUp's Beta distribution (arXiv 1710.09412: 0.1–0.4 on ImageNet).
+    config.augment.mixup = 0.0
+    # Α of CutMix's (arXiv 1905.04899: 1); with both, a fair coin a batch.
+    config.augment.cutmix = 0.0
 
     config.batch_size = 256  # of a training step, over all devices
     config.eval_batch_size = 256
@@ -66,23 +92,34 @@ def default_config() -> ConfigDict:
     config.checkpoint_every = "1 epoch"
     config.log_every = "100 steps"
 
-    config.optimizer = ConfigDict(type_safe=False)  # stochastic gradient descent, as PyTorch's
+    config.optimizer = ConfigDict(type_safe=False)
+    # "sgd" as PyTorch's, "rmsprop" as TensorFlow's, "adamw", "lamb", "lion", or a registered one
+    config.optimizer.name = "sgd"
+    config.optimizer.options = ConfigDict(type_safe=False)  # as Optax names them: {"b2": 0.95}
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = False
-    config.optimizer.weight_decay = 1e-4  # on the kernels of convolutions and linear layers only
-    config.optimizer.bias_rate_multiplier = 1.0  # on the learning rate of the biases of convolutions and linear layers; Caffe's is 2
+    # Of the kernels of convolutions and linear layers only; L2 in sgd and rmsprop, otherwise
+    # decoupled.
+    config.optimizer.weight_decay = 1e-4
+    # On the update of the biases of convolutions and linear layers; Caffe's is 2.
+    config.optimizer.bias_rate_multiplier = 1.0
+    config.optimizer.clip_norm = 0.0  # largest norm of all gradients together; 0 is no clipping
 
     config.schedule = ConfigDict(type_safe=False)
     config.schedule.name = "cosine"  # one of SCHEDULES
     config.schedule.learning_rate = 0.1  # the highest
-    config.schedule.warmup = "0 epochs"  # of a linear rise to the highest rate, before the schedule proper
+    # Of a linear rise to the highest rate, before the schedule proper.
+    config.schedule.warmup = "0 epochs"
     config.schedule.factor = 0.96  # step: the rate is multiplied by this …
     config.schedule.every = "8 epochs"  # … each time that this has passed
     config.schedule.power = 0.5  # polynomial: rate × (1 − progress) ^ power
 
     config.loss = ConfigDict(type_safe=False)
+    config.loss.name = "cross_entropy"  # or a registered loss
+    config.loss.options = ConfigDict(type_safe=False)  # of a registered loss: its further arguments
     config.loss.aux_weight = 0.3  # of each auxiliary head's cross entropy
     config.loss.label_smoothing = 0.0  # share of a target that is spread evenly over all classes
+    config.metrics = ("top1", "top5")  # in all lines, besides the losses; registered ones too
 
     config.ema = ConfigDict(type_safe=False)  # Polyak averaging of parameters and batch statistics
     config.ema.decay = 0.0  # share of the average that a step keeps; 0 is no averaging
@@ -90,6 +127,10 @@ def default_config() -> ConfigDict:
 
     config.checkpoint = ConfigDict(type_safe=False)
     config.checkpoint.keep = 3  # so many of the last ones, besides the best
+    # What decides which is the best, on the first evaluation split: "loss" or one of `metrics` …
+    config.checkpoint.best = "top1"
+    # … and whether the highest value is the best or the lowest, "min".
+    config.checkpoint.best_mode = "max"
 
     return config
 
@@ -101,14 +142,18 @@ def _parse_duration(duration: str) -> tuple[float, bool]:
     """Returns a duration's number, and whether it counts epochs."""
     match = _DURATION.fullmatch(duration)
     if match is None or (match[2].startswith("step") and "." in match[1]):
-        raise UserError(f"expected a duration such as '60 epochs', '0.5 epochs' or '5000 steps', found {duration!r}")
+        raise UserError(
+            "expected a duration such as '60 epochs', '0.5 epochs' or '5000 steps', found "
+            f"{duration!r}"
+        )
     return float(match[1]), match[2].startswith("epoch")
 
 
 def steps(duration: str, steps_per_epoch: float) -> int:
     """Converts a duration ("60 epochs", "0.5 epochs", "2400000 steps") into training steps.
 
-    A part of a step is rounded, and a duration above zero is at least one step. Raises UserError where `duration` does not parse.
+    A part of a step is rounded, and a duration above zero is at least one step. Raises UserError
+    where `duration` does not parse.
     """
     number, is_epochs = _parse_duration(duration)
     if number == 0:
@@ -116,29 +161,56 @@ def steps(duration: str, steps_per_epoch: float) -> int:
     return max(1, round(number * steps_per_epoch) if is_epochs else int(number))
 
 
-def is_due(duration: str, step: int, steps_per_epoch: float) -> bool:
-    """Whether something that happens every `duration` happens after `step` steps.
+def period(duration: str, steps_per_epoch: float) -> float:
+    """Converts a duration into a period in steps, at least 1 and not rounded, for `loop.is_due`.
 
-    Each multiple is rounded by itself: with 22.45 steps to an epoch, "1 epoch" is due after 22, 45, 67, … steps and "2 epochs" after every
-    second of these. Multiples of a rounded duration would drift apart. Raises UserError where `duration` does not parse.
+    Raises UserError where `duration` does not parse.
     """
     number, is_epochs = _parse_duration(duration)
-    period = max(1.0, number * steps_per_epoch if is_epochs else number)
-    count = round(step / period)
-    return count > 0 and round(count * period) == step
+    return max(1.0, number * steps_per_epoch if is_epochs else number)
 
 
-def build_model(config: ConfigDict, num_classes: int) -> Network:
-    """Builds a recipe's model. Raises UserError where the recipe's `model` or `dtype` do not make one."""
-    options = config.model.options.to_dict()
-    for name in ("num_classes", "dtype", "param_dtype"):
-        if name in options:
-            raise UserError(f"model.options.{name}: not an option of a recipe's model (the data set fixes the classes, `dtype` the types)")
-    param_dtype = jnp.float64 if config.dtype == "float64" else jnp.float32
-    try:
-        return create_model(config.model.name, num_classes=num_classes, dtype=jnp.dtype(config.dtype), param_dtype=param_dtype, **options)
-    except UserError as error:
-        raise UserError(f"model: {error}") from error
+@dataclasses.dataclass(frozen=True)
+class Durations:
+    """A recipe's durations in steps; an epoch is not whole where the batch size does not divide the
+    examples.
+
+    `eval_every`, `checkpoint_every` and `log_every` are periods for `loop.is_due`, the others whole
+    numbers of steps.
+    """
+
+    epoch: float
+    total: int
+    eval_every: float
+    checkpoint_every: float
+    log_every: float
+    warmup: int
+    decay_every: int
+    ema_start: int
+
+
+def in_steps(config: ConfigDict, examples: int) -> Durations:
+    """Returns a recipe's durations for a training split of so many examples.
+
+    Raises UserError where the warm-up is as long as the run.
+    """
+    epoch = examples / config.batch_size
+    total, warmup = steps(config.duration, epoch), steps(config.schedule.warmup, epoch)
+    if warmup >= total:
+        raise UserError(
+            f"schedule.warmup: {config.schedule.warmup!r} is {warmup} steps, expected fewer "
+            f"than the run's {total}"
+        )
+    return Durations(
+        epoch=epoch,
+        total=total,
+        eval_every=period(config.eval_every, epoch),
+        checkpoint_every=period(config.checkpoint_every, epoch),
+        log_every=period(config.log_every, epoch),
+        warmup=warmup,
+        decay_every=steps(config.schedule.every, epoch),
+        ema_start=steps(config.ema.start, epoch),
+    )
 
 
 Check = Callable[[Any], bool]
@@ -154,12 +226,9 @@ def _one_of(names: tuple[str, ...]) -> tuple[Check, str]:
 
 def _duration(low: float) -> tuple[Check, str]:
     expected = "a duration above zero" if low else "a duration"
-    return lambda value: _parse_duration(value)[0] > 0 or not low, f"{expected} such as '60 epochs', '0.5 epochs' or '5000 steps'"
-
-
-def _range(low: float, high: float) -> tuple[Check, str]:
-    return lambda pair: len(pair) == 2 and low < pair[0] <= pair[1] <= high, f"two numbers in ascending order, above {low:g}" + (
-        f" and at most {high:g}" if math.isfinite(high) else ""
+    return (
+        lambda value: _parse_duration(value)[0] > 0 or not low,
+        f"{expected} such as '60 epochs', '0.5 epochs' or '5000 steps'",
     )
 
 
@@ -174,11 +243,14 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "dtype": _one_of(DTYPES),
     "data.name": _NAME,
     "data.train_split": _NAME,
-    "data.eval_splits": (lambda splits: len(splits) > 0 and all(splits), "at least one split, such as ('test',)"),
+    "data.eval_splits": (
+        lambda splits: len(splits) > 0 and all(splits),
+        "at least one split, such as ('test',)",
+    ),
     "data.threads": _at_least(1),
     "augment.size": _at_least(0),
-    "augment.area": _range(0, 1),
-    "augment.aspect": _range(0, math.inf),
+    "augment.mixup": _NOT_NEGATIVE,
+    "augment.cutmix": _NOT_NEGATIVE,
     "batch_size": _at_least(1),
     "eval_batch_size": _at_least(1),
     "duration": _duration(1),
@@ -188,6 +260,7 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "optimizer.momentum": _FRACTION,
     "optimizer.weight_decay": _NOT_NEGATIVE,
     "optimizer.bias_rate_multiplier": _POSITIVE,
+    "optimizer.clip_norm": _NOT_NEGATIVE,
     "schedule.name": _one_of(SCHEDULES),
     "schedule.learning_rate": _POSITIVE,
     "schedule.warmup": _duration(0),
@@ -199,47 +272,50 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "ema.decay": _FRACTION,
     "ema.start": _duration(0),
     "checkpoint.keep": _at_least(1),
+    "checkpoint.best_mode": _one_of(("max", "min")),
 }
 
 
-def validate(config: ConfigDict) -> None:
-    """Checks a whole recipe without compiling, reading or downloading anything.
+def resolve(config: ConfigDict | Mapping[str, Any]) -> tuple[ConfigDict, TaskKind]:
+    """Checks a recipe without compiling, reading or downloading anything; returns it whole, and its
+    kind of task.
 
-    Raises UserError for an unknown or missing field, a wrong type, an impossible value, two fields that contradict each other, a model
-    that does not exist or does not take these options, and images below the model's smallest size.
+    A field that the recipe lacks, as one written by an older version may, has its default. Raises
+    UserError for an unknown field, a wrong type, an impossible value, two fields that contradict
+    each other, and whatever the kind of task refuses.
     """
-    fields, expected = _fields(config.to_dict()), _fields(default_config().to_dict())
-    for name in fields.keys() - expected.keys():
-        raise UserError(f"{name}: a recipe has no such field{nearest(name, expected)}")
-    for name, default in expected.items():
-        if name not in fields:
-            raise UserError(f"{name}: the field is missing; start a recipe from default_config()")
-        _check_type(name, fields[name], default)
-        _check_value(name, fields[name])
+    given = _fields(config.to_dict() if isinstance(config, ConfigDict) else config)
+    try:
+        kind = TASKS[given.get("task", "classification")]
+    except UserError as error:
+        raise UserError(f"task: {error}") from error
+    config = kind.defaults()
+    defaults = _fields(config.to_dict())
+    for name in given.keys() - defaults.keys():
+        raise UserError(f"{name}: a recipe has no such field{nearest(name, defaults)}")
+    for name, default in defaults.items():
+        value = given.get(name, default)
+        _check_type(name, value, default)
+        _check_value(name, value)
+    config.update_from_flattened_dict({name: _as_config(value) for name, value in given.items()})
     _check_together(config)
-    model = build_model(config, num_classes=1000)
-    for name, size in (("preprocessing.size", config.preprocessing.size), ("augment.size", training_size(config))):
-        if size < model.min_size:
-            raise UserError(f"{name}: {config.model.name} takes images of at least {model.min_size} pixels, found {size}")
-    if model.fully_connected_head and training_size(config) != config.preprocessing.size:
-        raise UserError(f"augment.size: a fully connected head takes one size, {config.preprocessing.size}, found {config.augment.size}")
-    groups = getattr(model, "bn_groups", 1)
-    if config.batch_size % groups:
-        raise UserError(f"batch_size: expected a multiple of model.options.bn_groups, {groups}, found {config.batch_size}")
+    kind.check(config)
+    return config, kind
 
 
-def training_size(config: ConfigDict) -> int:
-    """Returns the height and width of the images that a recipe trains on, in pixels."""
-    return config.augment.size or config.preprocessing.size
+def _as_config(value: Any) -> Any:
+    return ConfigDict(value, type_safe=False) if isinstance(value, dict) else value
 
 
 def _fields(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a recipe's fields by dotted name; `model.options` is one field."""
-    return flatten_dict(tree, sep=".", is_leaf=lambda path, _: path == ("model", "options"))
+    """Returns a recipe's fields by dotted name; a group's `options` are one field."""
+    return flatten_dict(dict(tree), sep=".", is_leaf=lambda path, _: path[-1:] == ("options",))
 
 
 def _is_type(value: Any, expected: type) -> bool:
-    """Whether `value` can stand for a field of that type: a whole number for a number, a list for a tuple, but no bool for a number."""
+    """Whether `value` can stand for a field of that type: a whole number for a number, a list for a
+    tuple, but no bool for a number.
+    """
     if isinstance(value, bool) or expected is bool:
         return isinstance(value, bool) and expected is bool
     if expected is float:
@@ -247,15 +323,28 @@ def _is_type(value: Any, expected: type) -> bool:
     return isinstance(value, list | tuple if expected is tuple else expected)
 
 
-_TYPE_NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple", dict: "a dictionary"}
+_TYPE_NAMES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    tuple: "a tuple",
+    dict: "a dictionary",
+}
 
 
 def _check_type(name: str, value: Any, default: Any) -> None:
     kind = type(default)
     if not _is_type(value, kind):
-        raise UserError(f"{name}: expected {_TYPE_NAMES[kind]} such as {default!r}, found {value!r}")
-    if kind is tuple and not all(_is_type(item, type(default[0])) for item in value):
-        raise UserError(f"{name}: each item should be {_TYPE_NAMES[type(default[0])]}, as in {default!r}, found {value!r}")
+        raise UserError(
+            f"{name}: expected {_TYPE_NAMES[kind]} such as {default!r}, found {value!r}"
+        )
+    item_kind = type(default[0]) if kind is tuple and default else str
+    if kind is tuple and not all(_is_type(item, item_kind) for item in value):
+        example = f", as in {default!r}" if default else ""
+        raise UserError(
+            f"{name}: each item should be {_TYPE_NAMES[item_kind]}{example}, found {value!r}"
+        )
 
 
 def _check_value(name: str, value: Any) -> None:
@@ -273,28 +362,45 @@ def _check_value(name: str, value: Any) -> None:
 
 def _check_together(config: ConfigDict) -> None:
     """Checks fields against each other."""
-    Preprocessing.from_dict(config.preprocessing.to_dict())  # which checks its own values
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise UserError("optimizer.nesterov: needs optimizer.momentum above 0, found 0")
-    (warmup, warmup_is_epochs), (duration, duration_is_epochs) = map(_parse_duration, (config.schedule.warmup, config.duration))
+    # This checks its own options.
+    create_optimizer(lambda step: step, **config.optimizer.to_dict())
+    warmup, warmup_is_epochs = _parse_duration(config.schedule.warmup)
+    duration, duration_is_epochs = _parse_duration(config.duration)
     if warmup_is_epochs == duration_is_epochs and warmup >= duration:
-        raise UserError(f"schedule.warmup: expected less than duration, {config.duration!r}, found {config.schedule.warmup!r}")
+        raise UserError(
+            f"schedule.warmup: expected less than duration, {config.duration!r}, found "
+            f"{config.schedule.warmup!r}"
+        )
 
 
-def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns what keeps a run of the recipe `old` from being resumed with `new`, as "schedule.power: 0.5 → 1.0"; empty if nothing does.
+def changed_fields(
+    old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> list[str]:
+    """Returns what keeps a run of the recipe `old` from being resumed with `new`, as
+    "schedule.power: 0.5 → 1.0"; empty if nothing does.
 
-    Both are nested dictionaries, as `ConfigDict.to_dict` or a config.json gives them. The fields of MAY_CHANGE are passed over, and so
-    is `duration` where both use the "step" schedule.
+    All are nested dictionaries, as `ConfigDict.to_dict` or a config.json gives them; a field that
+    `old` or `new` lacks has its default. The fields of MAY_CHANGE are passed over, and so is
+    `duration` where both use the "step" schedule.
     """
-    before, after = (flatten_dict(tree, sep=".") for tree in (old, new))
+    before, after = (
+        {**flatten_dict(defaults, sep="."), **flatten_dict(tree, sep=".")} for tree in (old, new)
+    )
     passed = set(MAY_CHANGE)
     if before.get("schedule.name") == after.get("schedule.name") == "step":
         passed.add("duration")
     absent = object()
     changed = []
     for name in sorted((before.keys() | after.keys()) - passed):
-        a, b = (list(value) if isinstance(value, tuple) else value for value in (before.get(name, absent), after.get(name, absent)))
+        a, b = (
+            list(value) if isinstance(value, tuple) else value
+            for value in (before.get(name, absent), after.get(name, absent))
+        )
         if a != b:
-            changed.append(f"{name}: {'not set' if a is absent else repr(a)} → {'not set' if b is absent else repr(b)}")
+            changed.append(
+                f"{name}: {'not set' if a is absent else repr(a)} → "
+                f"{'not set' if b is absent else repr(b)}"
+            )
     return changed

@@ -17,24 +17,45 @@ _STYLES = {"train": (":", 1.0), "raw": ("--", 1.2), "ema": ("-", 1.6)}  # line s
 def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """Draws a picture of three panels into `path` (PNG, PDF or SVG by its suffix).
 
-    `runs` maps a name to the lines of its metrics.jsonl. One run has a colour for each split, several have a colour each; dotted is
-    training, dashed the raw weights, drawn through their average ("ema"). Loss is on a logarithmic scale, top-1 in percent.
+    `runs` maps a name to the lines of its metrics.jsonl. One run has a colour for each split,
+    several have a colour each; dotted is training, dashed the raw weights, drawn through their
+    average ("ema"). Loss is on a logarithmic scale, top-1 in percent.
     """
     figure = Figure(figsize=(15, 4.6), dpi=110)
     FigureCanvasAgg(figure)  # Agg draws without a display
     # Fixed margins: matplotlib's own layout engines draw everything twice.
-    loss, top1, rate = figure.subplots(1, 3, gridspec_kw={"left": 0.04, "right": 0.985, "bottom": 0.12, "top": 0.92, "wspace": 0.16})
+    loss, top1, rate = figure.subplots(
+        1,
+        3,
+        gridspec_kw={"left": 0.04, "right": 0.985, "bottom": 0.12, "top": 0.92, "wspace": 0.16},
+    )
     colours = _Colours()
     for name, lines in runs.items():
         for split, weights in dict.fromkeys((line["split"], line.get("weights")) for line in lines):
-            own = [line for line in lines if (line["split"], line.get("weights")) == (split, weights)]
-            label = " ".join(part for part in (name if len(runs) > 1 else "", split, weights if weights == "ema" else "") if part)
+            own = [
+                line for line in lines if (line["split"], line.get("weights")) == (split, weights)
+            ]
+            label = " ".join(
+                part
+                for part in (
+                    name if len(runs) > 1 else "",
+                    split,
+                    weights if weights == "ema" else "",
+                )
+                if part
+            )
             style, width = _STYLES["train" if weights is None else weights]
-            look = {"color": colours[name if len(runs) > 1 else split], "linestyle": style, "linewidth": width, "label": label}
+            look = {
+                "color": colours[name if len(runs) > 1 else split],
+                "linestyle": style,
+                "linewidth": width,
+                "label": label,
+            }
             _plot(loss, _curve(own, "loss"), look)
             _plot(top1, _curve(own, "top1", 100), look)
             _plot(rate, _curve(own, "learning_rate"), {**look, "label": name, "linestyle": "-"})
-    loss.set_yscale("log")  # the first evaluations of a batch-normalised network can be far off, and would flatten all else
+    # The first evaluations of a batch-normalised network can be far off, and would flatten all else.
+    loss.set_yscale("log")
     loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     loss.yaxis.set_major_formatter("{x:g}")  # the scale's own powers of ten do not fit the margin
     loss.yaxis.set_minor_formatter(NullFormatter())

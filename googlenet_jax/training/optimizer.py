@@ -1,77 +1,219 @@
-"""Stochastic gradient descent as PyTorch's, out of Optax's pieces, and the learning rate's schedules."""
+"""Optimizers by name, out of Optax's pieces, and the learning rate's schedules."""
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.training.config import steps
+from googlenet_jax.registry import Registry, arguments
+
+Mask = Callable[[Any], Any]
+# (learning_rate=schedule, **options) -> transformation, as Optax's own optimizers are called.
+OptimizerFactory = Callable[..., optax.GradientTransformation]
 
 
-def create_optimizer(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns a recipe's optimizer, and its schedule from the step (0 is the first) to the learning rate.
+def sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    mask: Mask | None = None,
+    bias_rate_multiplier: float = 1.0,
+) -> optax.GradientTransformation:
+    """Stochastic gradient descent as PyTorch's, with L2 decay.
 
-    As PyTorch's SGD: d = gradient + weight_decay · p; buffer = momentum · buffer + d; p −= rate · buffer, or rate · (d + momentum ·
-    buffer) under Nesterov. The buffer holds no learning rate, so a change of rate acts at once; Caffe's holds rate · d, so there a
-    change fades in over about 1 / (1 − momentum) steps. At a rate of one value the two are the same.
-
-    Kernels alone decay. The biases of convolutions and linear layers learn at bias_rate_multiplier × the rate (Caffe's lr_mult: 2);
-    batch norm's scale and bias at the rate itself.
-
-    Raises UserError where the warm-up is as long as the run.
+    d = gradient + weight_decay · p; buffer = momentum · buffer + d; p −= rate · buffer, or rate ·
+    (d + momentum · buffer) under Nesterov. The buffer holds no learning rate, so a change of rate
+    acts at once; Caffe's holds rate · d, so there a change fades in over about 1 / (1 − momentum)
+    steps. At a rate of one value the two are the same.
     """
-    schedule = create_schedule(config, steps_per_epoch, total_steps)
-    optimizer = optax.chain(
-        optax.add_decayed_weights(config.optimizer.weight_decay, mask=_where(is_kernel)),
-        optax.trace(config.optimizer.momentum, nesterov=config.optimizer.nesterov),
-        optax.masked(optax.scale(config.optimizer.bias_rate_multiplier), _where(is_layer_bias)),
-        optax.scale_by_learning_rate(schedule),
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=mask),
+        optax.trace(momentum, nesterov=nesterov),
+        optax.masked(optax.scale(bias_rate_multiplier), _where(is_layer_bias)),
+        optax.scale_by_learning_rate(learning_rate),
     )
-    return optimizer, schedule
+
+
+def rmsprop(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    mask: Mask | None = None,
+    decay: float = 0.9,
+    eps: float = 1e-10,
+) -> optax.GradientTransformation:
+    """RMSProp as TensorFlow 1's, which Inception-v2 and v3 were trained with (arXiv 1512.00567:
+    decay 0.9, eps 1), with L2 decay.
+
+    d = gradient + weight_decay · p; square = decay · square + (1 − decay) · d², beginning with 1
+    and not with 0; buffer = momentum · buffer + rate · d / √(square + eps); p −= buffer. The buffer
+    holds the learning rate, unlike SGD's.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=mask),
+        optax.rmsprop(
+            learning_rate, decay, eps, initial_scale=1.0, eps_in_sqrt=True, momentum=momentum
+        ),
+    )
+
+
+OPTIMIZERS: Registry[OptimizerFactory] = Registry(
+    "optimizer",
+    {"sgd": sgd, "rmsprop": rmsprop, "adamw": optax.adamw, "lamb": optax.lamb, "lion": optax.lion},
+)
+register_optimizer = OPTIMIZERS.register
+
+
+def create_optimizer(
+    schedule: optax.Schedule,
+    name: str = "sgd",
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 1e-4,
+    bias_rate_multiplier: float = 1.0,
+    clip_norm: float = 0.0,
+    options: Mapping[str, Any] | None = None,
+) -> optax.GradientTransformation:
+    """Returns a registered optimizer.
+
+    Args:
+      schedule: from the step (0 is the first) to the learning rate.
+      name: one of `OPTIMIZERS`. Each is called as Optax's own are: learning_rate and, where it
+        takes them, momentum, nesterov, weight_decay and mask, and its options.
+      weight_decay: of kernels alone. As L2, a part of the gradient, by sgd and rmsprop; decoupled,
+        rate · weight_decay · p, otherwise.
+      bias_rate_multiplier: on the update of the biases of convolutions and linear layers (Caffe's
+        lr_mult: 2), and not of batch norm's.
+      clip_norm: the gradients of all parameters together are scaled down to this norm at most; 0 is
+        no clipping.
+      options: of that optimizer, such as {"b2": 0.95}.
+    Raises:
+      UserError: an unknown name, an option that the optimizer does not take, or a field that it has
+        no use for, changed from its default.
+    """
+    try:
+        factory = OPTIMIZERS[name]
+    except UserError as error:
+        raise UserError(f"optimizer.name: {error}") from error
+    fields = {
+        "momentum": (momentum, 0.9),
+        "nesterov": (nesterov, False),
+        # Those below are done here for an optimizer that does not take them itself.
+        "weight_decay": (weight_decay, weight_decay),
+        "bias_rate_multiplier": (bias_rate_multiplier, bias_rate_multiplier),
+    }
+    takes_decay = _takes(factory, "weight_decay", "mask")
+    takes_multiplier = _takes(factory, "bias_rate_multiplier")
+    if not takes_decay:
+        del fields["weight_decay"]
+    own = ("learning_rate", "mask")
+    taken = arguments(factory, f"optimizer {name!r}", "optimizer", fields, options or {}, own)
+    if takes_decay:
+        taken["mask"] = _where(is_kernel)
+    try:
+        chain = [factory(learning_rate=schedule, **taken)]
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"optimizer.options: {name} does not take {dict(options or {})!r}: {error}"
+        ) from error
+    if clip_norm:
+        chain.insert(0, optax.clip_by_global_norm(clip_norm))
+    if weight_decay and not takes_decay:
+        chain.append(
+            optax.add_decayed_weights(
+                lambda step: -weight_decay * schedule(step), mask=_where(is_kernel)
+            )
+        )
+    if bias_rate_multiplier != 1 and not takes_multiplier:
+        chain.append(optax.masked(optax.scale(bias_rate_multiplier), _where(is_layer_bias)))
+    optimizer = chain[0] if len(chain) == 1 else optax.chain(*chain)
+    if options:
+        _try(optimizer, name, options)
+    return optimizer
+
+
+def _takes(factory: OptimizerFactory, *names: str) -> bool:
+    return set(names) <= inspect.signature(factory).parameters.keys()
+
+
+def _try(optimizer: optax.GradientTransformation, name: str, options: Mapping[str, Any]) -> None:
+    """Raises UserError where an option's value is of a kind that Optax can't compute with; traces a
+    step, and computes nothing.
+    """
+
+    def step(params: Any) -> Any:
+        return optimizer.update(params, optimizer.init(params), params)
+
+    try:
+        shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+        jax.eval_shape(step, {"head": {"kernel": shape((1, 1)), "bias": shape((1,))}})
+    except (TypeError, ValueError, AttributeError) as error:
+        text = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"optimizer.options: {name} can't take {dict(options)!r}: {text}"
+        ) from error
 
 
 def is_kernel(path: tuple[str, ...]) -> bool:
-    """Whether a path in the parameter tree, such as ("inception_3a", "conv_1x1", "kernel"), names a layer's weights."""
+    """Whether a path in the parameter tree, such as ("inception_3a", "conv_1x1", "kernel"), names a
+    layer's weights.
+    """
     return path[-1] in ("kernel", "depthwise_kernel")
 
 
 def is_layer_bias(path: tuple[str, ...]) -> bool:
-    """Whether a path in the parameter tree names the bias of a convolution or a linear layer, and not batch norm's."""
+    """Whether a path in the parameter tree names the bias of a convolution or a linear layer, and
+    not batch norm's.
+    """
     return path[-1] == "bias" and path[-2:-1] != ("bn",)
 
 
-def _where(matches: Callable[[tuple[str, ...]], bool]) -> Callable[[Any], Any]:
-    """Returns Optax's form of a mask: from a tree of parameters to one of the answers of `matches` to each path."""
-    return functools.partial(jax.tree_util.tree_map_with_path, lambda path, _: matches(tuple(entry.key for entry in path)))
-
-
-def create_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> optax.Schedule:
-    """Returns a recipe's learning rate as a function of the step, from 0.
-
-    "step": rate · factor ^ ⌊step / every⌋. "polynomial": rate · (1 − step / steps) ^ power, Caffe's "poly". "cosine": rate · (1 +
-    cos(π · step / steps)) / 2. A warm-up of W steps comes before, rate · (1 + step) / (W + 1): the schedule proper begins at step W
-    with the full rate, and ends with the run.
+def _where(matches: Callable[[tuple[str, ...]], bool]) -> Mask:
+    """Returns Optax's form of a mask: from a tree of parameters to one of the answers of `matches`
+    to each path.
     """
-    rate = config.schedule.learning_rate
-    warmup = steps(config.schedule.warmup, steps_per_epoch)
-    if warmup >= total_steps:
-        raise UserError(f"schedule.warmup: {config.schedule.warmup!r} is {warmup} steps, expected fewer than the run's {total_steps}")
-    proper = _proper_schedule(config, steps_per_epoch, total_steps - warmup)
+    return functools.partial(
+        jax.tree_util.tree_map_with_path,
+        lambda path, _: matches(tuple(entry.key for entry in path)),
+    )
+
+
+def create_schedule(
+    name: str,
+    learning_rate: float,
+    total_steps: int,
+    *,
+    warmup: int = 0,
+    factor: float = 0.96,
+    every: int = 1,
+    power: float = 0.5,
+) -> optax.Schedule:
+    """Returns the learning rate as a function of the step, from 0; all durations are steps,
+    `warmup` below `total_steps`.
+
+    "step": rate · factor ^ ⌊step / every⌋. "polynomial": rate · (1 − step / steps) ^ power, Caffe's
+    "poly". "cosine": rate · (1 + cos(π · step / steps)) / 2. A warm-up of W steps comes before,
+    rate · (1 + step) / (W + 1): the schedule proper begins at step W with the full rate, and ends
+    with the run.
+    """
+    steps = total_steps - warmup
+    proper: optax.Schedule
+    if name == "polynomial":
+        proper = optax.polynomial_schedule(learning_rate, 0.0, power, steps)
+    elif name == "cosine":
+        proper = optax.cosine_decay_schedule(learning_rate, steps)
+    else:
+        # Whole-number division: optax.exponential_decay's float one can fall short at a stair where
+        # a device divides approximately.
+        proper = lambda step: learning_rate * factor ** (step // every)  # noqa: E731
     if warmup == 0:
         return proper
-    return optax.join_schedules([optax.linear_schedule(rate / (warmup + 1), rate, warmup), proper], [warmup])
-
-
-def _proper_schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> optax.Schedule:
-    rate = config.schedule.learning_rate
-    if config.schedule.name == "polynomial":
-        return optax.polynomial_schedule(rate, 0.0, config.schedule.power, total_steps)
-    if config.schedule.name == "cosine":
-        return optax.cosine_decay_schedule(rate, total_steps)
-    every, factor = steps(config.schedule.every, steps_per_epoch), config.schedule.factor
-    # Whole-number division: optax.exponential_decay's float one can fall short at a stair where a device divides approximately.
-    return lambda step: rate * factor ** (step // every)
+    rise = optax.linear_schedule(learning_rate / (warmup + 1), learning_rate, warmup)
+    return optax.join_schedules([rise, proper], [warmup])

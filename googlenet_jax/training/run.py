@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from googlenet_jax.data.preprocessing import Preprocessing
-from googlenet_jax.models.googlenet import Network
+from googlenet_jax.errors import UserError
+from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model
-from googlenet_jax.training.checkpoint import load_run
+from googlenet_jax.training.checkpoint import read_run
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class Run:
     """A trained model and what it takes to use it.
 
     Attributes:
@@ -29,22 +30,30 @@ class Trained:
     weights: str
 
 
-def load_trained(folder: str | Path, weights: str | None = None, step: int | None = None) -> Trained:
-    """Reads a checkpoint of the run in `folder`, and changes nothing there.
+def load_run(workdir: str | Path, weights: str | None = None, step: int | None = None) -> Run:
+    """Reads a checkpoint of the run in `workdir`, and changes nothing there.
 
-    `weights` is "raw" or "ema" (the average), None for "ema" where the run has it; `step` None is the newest whole checkpoint.
+    `weights` is "raw" or "ema" (the average), None for "ema" where the run has it; `step` None is
+    the newest whole checkpoint.
 
     Raises:
-      UserError: there is no checkpoint, none of that step, none that is whole, or no average although "ema" was asked for.
+      UserError: there is no checkpoint, none of that step, none that is whole, or no average
+        although "ema" was asked for.
     """
-    run = load_run(folder, weights=weights, step=step)
-    about = run.description
-    return Trained(
-        model=create_model(about.model_name, **about.model_options),
-        variables=run.variables,
+    read = read_run(workdir, weights=weights, step=step)
+    about = read.description
+    try:
+        model = create_model(about.model_name, **about.model_options)
+    except UserError as error:
+        raise UserError(
+            f"{workdir}: {error}; a network of your own has to be registered first (--import MODULE)"
+        ) from error
+    return Run(
+        model=model,
+        variables=read.variables,
         preprocessing=Preprocessing.from_dict(about.preprocessing),
         class_names=about.class_names,
         config=about.config,
-        step=run.step,
-        weights=run.weights,
+        step=read.step,
+        weights=read.weights,
     )

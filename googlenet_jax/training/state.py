@@ -6,15 +6,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.models.googlenet import Network
 
 
 @flax.struct.dataclass
 class TrainState:
-    """step: int32 scalar, the number of steps taken; params and batch_stats: the model's ({} without batch norm); opt_state: Optax's;
+    """step: int32 scalar, the number of steps taken; params and batch_stats: the model's ({}
+    without batch norm); opt_state: Optax's;
     ema: {"params": …, "batch_stats": …}, their averages, or None under ema.decay = 0."""
 
     step: jax.Array
@@ -24,32 +23,39 @@ class TrainState:
     ema: dict[str, Any] | None
 
 
-def make_create_state(model: Network, config: ConfigDict, tx: optax.GradientTransformation, image_size: int) -> Any:
-    """Returns the compiled function key -> TrainState: the state before the first step, for images [N, image_size, image_size, 3].
+def make_create_state(
+    model: Any, tx: optax.GradientTransformation, inputs: tuple[jax.Array, ...], *, average: bool
+) -> Any:
+    """Returns the compiled function key -> TrainState: the state before the first step.
 
-    The same key gives the same bits. Its `eval_shape(key)` gives shapes and dtypes without compiling.
+    `inputs` are the model's, such as images [1, S, S, 3]; `average` says whether the state keeps
+    averages. The same key gives the same bits. Its `eval_shape(key)` gives shapes and dtypes
+    without compiling.
     """
-    images = jnp.zeros((1, image_size, image_size, 3), jnp.dtype(config.dtype))
 
     def create(key: jax.Array) -> TrainState:
         params_key, dropout_key = jax.random.split(key)
-        variables = model.init({"params": params_key, "dropout": dropout_key}, images, train=False)
+        variables = model.init({"params": params_key, "dropout": dropout_key}, *inputs, train=False)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        ema = {"params": params, "batch_stats": batch_stats} if config.ema.decay else None
+        ema = {"params": params, "batch_stats": batch_stats} if average else None
         return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), ema)
 
-    # It runs once: on a CPU, optimising the code of some fifty random tensors takes four times as long as not.
+    # It runs once: on a CPU, optimizing the code of some fifty random tensors takes four times as
+    # long as not.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(create, compiler_options=options)
 
 
-def update_ema(ema: dict[str, Any], new: dict[str, Any], step: jax.Array, decay: float, start: int) -> dict[str, Any]:
-    """Returns the averages after step `step` (from 0): decay · ema + (1 − decay) · new, and a copy of `new` before step `start`."""
-    return optax.incremental_update(new, ema, jnp.where(step < start, 1.0, 1.0 - decay))
+@jax.jit
+def is_finite(tree: Any) -> jax.Array:
+    """Whether every float of a tree of arrays is finite; a bool scalar."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
 
 
 def eval_variables(state: TrainState, weights: str) -> dict[str, Any]:
-    """Returns the variables for `model.apply`: weights "raw" are the parameters themselves, "ema" their averages.
+    """Returns the variables for `model.apply`: weights "raw" are the parameters themselves, "ema"
+    their averages.
 
     Raises UserError for other weights, and for "ema" where the run keeps no average.
     """

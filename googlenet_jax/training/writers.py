@@ -1,19 +1,26 @@
-"""Where a run's metrics go: `metrics.jsonl`, TensorBoard events and `curves.png`, behind one small interface.
+"""Where a run's metrics go: `metrics.jsonl`, TensorBoard events and `curves.png`, behind one small
+interface; and the training lines.
 
-A line is a dictionary of JSON values: step, epoch, split, loss, top1, top5 (absent below five classes); a training line also has loss_main,
-loss_aux1, …, learning_rate and images_per_second, an evaluation line examples and weights, "raw" or "ema".
+A line is a dictionary of JSON values: step, epoch, split, loss, top1, top5 (absent below five
+classes); a training line also has loss_main, loss_aux1, …, learning_rate and images_per_second, an
+evaluation line examples and weights, "raw" or "ema".
 """
 
 import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+from tqdm import tqdm
+
 from googlenet_jax.errors import UserError
+from googlenet_jax.files import write_atomically
 from googlenet_jax.training.curves import draw_curves
+from googlenet_jax.training.process import is_first, shows_progress
 
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
@@ -24,13 +31,15 @@ Line = dict[str, Any]
 
 
 class Writer:
-    """Takes lines and does nothing with them: the writer of every process but the first, and the interface of the others."""
+    """Takes lines and does nothing with them: the writer of every process but the first, and the
+    interface of the others.
+    """
 
     def write(self, line: Line) -> None:
         """Takes one line."""
 
     def flush(self) -> None:
-        """Sees to it that what was taken outlives this process."""
+        """Flushes to disk what was taken."""
 
     def close(self) -> None:
         """Flushes, and ends."""
@@ -56,7 +65,7 @@ class Writers(Writer):
 
 
 class JsonLinesWriter(Writer):
-    """Appends to a file of one JSON object a line; `flush` waits for the disk."""
+    """Appends to a file of one JSON object a line; `flush` flushes to disk."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
@@ -74,10 +83,13 @@ class JsonLinesWriter(Writer):
 
 
 class TensorBoardWriter(Writer):
-    """Writes TensorBoard events, tags such as "loss/train" and "top1/test_ema"; TensorBoard hides older events of steps after `step`."""
+    """Writes TensorBoard events, tags such as "loss/train" and "top1/test_ema"; TensorBoard hides
+    older events of steps after `step`.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
-        from tensorboardX import SummaryWriter  # here, since it imports PyTorch where that is installed, which takes seconds
+        # Here, since it imports PyTorch where that is installed, which takes seconds.
+        from tensorboardX import SummaryWriter
 
         self._events = SummaryWriter(str(folder), purge_step=step + 1)
 
@@ -94,7 +106,9 @@ class TensorBoardWriter(Writer):
 
 
 class CurvesWriter(Writer):
-    """Draws `curves.png` anew from `metrics.jsonl`: after an evaluation, but no sooner than SECONDS_BETWEEN_CURVES, and at the end."""
+    """Draws `curves.png` anew from `metrics.jsonl`: after an evaluation, but no sooner than
+    SECONDS_BETWEEN_CURVES, and at the end.
+    """
 
     def __init__(self, workdir: Path) -> None:
         self._workdir = workdir
@@ -110,28 +124,165 @@ class CurvesWriter(Writer):
     def _draw(self) -> None:
         lines = read_metrics(self._workdir / METRICS_FILE)
         if lines:
-            write_atomically(self._workdir / CURVES_FILE, lambda path: draw_curves({self._workdir.name: lines}, path))
+            write_atomically(
+                self._workdir / CURVES_FILE,
+                lambda path: draw_curves({self._workdir.name: lines}, path),
+            )
         self._drawn_at = time.monotonic()
 
 
 def draw_if_stale(workdir: Path) -> None:
-    """Draws `curves.png` where it is missing or older than `metrics.jsonl`: the run was killed between the two."""
+    """Draws `curves.png` where it is missing or older than `metrics.jsonl`: the run was killed
+    between the two.
+    """
     curves, metrics = workdir / CURVES_FILE, workdir / METRICS_FILE
-    if metrics.exists() and not (curves.exists() and curves.stat().st_mtime >= metrics.stat().st_mtime):
+    if metrics.exists() and not (
+        curves.exists() and curves.stat().st_mtime >= metrics.stat().st_mtime
+    ):
         CurvesWriter(workdir).close()
 
 
-def create_writer(workdir: Path, step: int, process_index: int) -> Writer:
-    """The writers of a run that goes on after `step` steps: all of them in process 0, one that does nothing in the others."""
-    if process_index:
+def create_writer(workdir: Path, step: int) -> Writer:
+    """The writers of a run that goes on after `step` steps; in every process but the first, one
+    that does nothing.
+    """
+    if not is_first():
         return Writer()
-    return Writers(JsonLinesWriter(workdir / METRICS_FILE), TensorBoardWriter(workdir / EVENTS_FOLDER, step), CurvesWriter(workdir))
+    return Writers(
+        JsonLinesWriter(workdir / METRICS_FILE),
+        TensorBoardWriter(workdir / EVENTS_FOLDER, step),
+        CurvesWriter(workdir),
+    )
+
+
+class NotFinite(UserError):
+    """Training has run into infinities or what is not a number."""
+
+
+class TrainingLog:
+    """The training lines and the progress bar. A line is the mean over the steps since the last;
+    `learning_rate` is its own step's.
+
+    Metrics are fetched one step late, so that the device is never idle meanwhile. A checkpoint
+    keeps the sums of the interval that has begun: the lines of a resumed run are those of the run
+    that was never stopped, images_per_second apart.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        *,
+        logs: Callable[[int], bool],
+        epoch: float,
+        batch_size: int,
+        start: int,
+        total: int,
+        interval: Mapping[str, Any],
+    ) -> None:
+        """For a run that goes on after `start` of `total` steps, an `epoch` being so many.
+
+        `logs` says after which steps a line is due; `interval` is what the checkpoint of step
+        `start` kept of the interval that had begun, or {}.
+        """
+        self._writer, self._logs = writer, logs
+        self._epoch, self._batch_size = epoch, batch_size
+        self._steps: int = interval.get("steps", 0)
+        self._sums: dict[str, float] = dict(interval.get("sums", {}))
+        self._waiting: tuple[int, Mapping[str, jax.Array]] | None = None
+        self._timed_steps, self._seconds, self._line_time = 0, 0.0, time.perf_counter()
+        self._own_steps = 0  # taken by this process since the last line, timed or not
+        self.rate = math.nan  # of the last step whose metrics have been fetched
+        # None where what comes next is not to be timed: compilation, evaluation, saving.
+        self._fetched_at: float | None = None
+        self._bar = tqdm(
+            desc="compiling…",
+            initial=start,
+            total=total,
+            unit=" images",
+            unit_scale=batch_size,
+            disable=not is_first(),
+            mininterval=0.5 if shows_progress() else 30,
+        )
+
+    @property
+    def interval(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the interval that has begun; all metrics must have been
+        flushed.
+        """
+        return {"steps": self._steps, "sums": self._sums}
+
+    def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Takes the metrics of the step that led to `step`, still being computed.
+
+        Raises NotFinite for an earlier step's loss.
+        """
+        self._fetch()
+        self._waiting = step, metrics
+
+    def flush(self, what: str) -> None:
+        """Waits for the last step's metrics and shows `what` follows, which is not timed.
+
+        Raises NotFinite for the step's loss.
+        """
+        self._fetch()
+        self._bar.set_description(what)
+        self._fetched_at = None
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()
+
+    def _fetch(self) -> None:
+        if self._waiting is None:
+            return
+        (step, metrics), self._waiting = self._waiting, None
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        now = time.perf_counter()
+        if self._fetched_at is not None:
+            self._timed_steps += 1
+            self._seconds += now - self._fetched_at
+        self._fetched_at = now
+        self.rate = values.pop("learning_rate")
+        if not math.isfinite(values["loss"]):
+            raise NotFinite(f"step {step}: the loss is {values['loss']}")
+        self._steps += 1
+        self._own_steps += 1
+        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
+        self._bar.set_description("training", refresh=False)
+        self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+        self._bar.update()
+        if self._logs(step):
+            self._write(step, now)
+
+    def _write(self, step: int, now: float) -> None:
+        means = {name: total / self._steps for name, total in self._sums.items()}
+        # Where no step of the interval was timed (a line each step), all of its time counts.
+        timed, seconds = (
+            (self._timed_steps, self._seconds)
+            if self._timed_steps
+            else (self._own_steps, now - self._line_time)
+        )
+        speed = {
+            "learning_rate": self.rate,
+            "images_per_second": timed * self._batch_size / seconds,
+        }
+        self._writer.write(
+            {"step": step, "epoch": step / self._epoch, "split": "train", **means, **speed}
+        )
+        self._steps, self._sums = 0, {}
+        self._timed_steps, self._own_steps, self._seconds, self._line_time = 0, 0, 0.0, now
 
 
 def read_metrics(path: Path) -> list[Line]:
-    """The lines of a `metrics.jsonl`, without a last one that is half-written. Raises UserError for a file that is missing or broken."""
+    """The lines of a `metrics.jsonl`, without a last one that is half-written.
+
+    Raises UserError for a file that is missing or broken.
+    """
     if not path.is_file():
-        raise UserError(f"{path.parent}: no {path.name} in it; give the --workdir of a run that train.py has begun")
+        raise UserError(
+            f"{path.parent}: no {path.name} in it; give the --workdir of a run that train.py "
+            "has begun"
+        )
     texts = path.read_bytes().split(b"\n")
     lines = []
     # What follows the last newline is empty, or was being written when the process was killed.
@@ -139,29 +290,36 @@ def read_metrics(path: Path) -> list[Line]:
         try:
             line = json.loads(text)
         except ValueError as error:
-            raise UserError(f"{path}, line {number}: expected a JSON object, found {text[:40]!r}; remove that line") from error
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int) or "split" not in line:
-            raise UserError(f"{path}, line {number}: expected an object with 'step' and 'split', found {text[:40]!r}; remove that line")
+            raise UserError(
+                f"{path}, line {number}: expected a JSON object, found {text[:40]!r}; remove "
+                "that line"
+            ) from error
+        if (
+            not isinstance(line, dict)
+            or not isinstance(line.get("step"), int)
+            or "split" not in line
+        ):
+            raise UserError(
+                f"{path}, line {number}: expected an object with 'step' and 'split', found "
+                f"{text[:40]!r}; remove that line"
+            )
         lines.append(line)
     return lines
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Removes the lines after `step` from a `metrics.jsonl`, and a half-written last one; the file need not exist.
+    """Removes the lines after `step` from a `metrics.jsonl`, and a half-written last one; the file
+    need not exist.
 
-    The new file replaces the old one in one stroke: killed at any moment, one of the two is there, whole.
+    The new file replaces the old one atomically: killed at any moment, one of the two is there,
+    whole.
     """
     if not path.exists():
         return
-    kept = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in read_metrics(path) if line["step"] <= step)
+    kept = "".join(
+        json.dumps(line, ensure_ascii=False) + "\n"
+        for line in read_metrics(path)
+        if line["step"] <= step
+    )
     if path.read_text(encoding="utf-8") != kept:
         write_atomically(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a file beside `path`, which then takes its place in one stroke."""
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)

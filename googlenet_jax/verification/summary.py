@@ -10,12 +10,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.extend import core
 
 from googlenet_jax.errors import UserError
+from googlenet_jax.models.network import Network, variable_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,18 +60,16 @@ class Summary:
         return {field: sum(getattr(row, field) for row in rows) for field in ("parameters", "weights", "multiply_adds")}
 
 
-def summarize(model: nn.Module, input_size: int = 224) -> Summary:
+def summarize(model: Network, input_size: int = 224) -> Summary:
     """Traces `model` on one image of `input_size` × `input_size` × 3.
 
     Raises:
       UserError: `input_size` is below the model's smallest.
     """
-    smallest = getattr(model, "min_size", 1)
-    if input_size < smallest:
-        raise UserError(f"input size: expected at least {smallest} for this model, found {input_size}")
+    if input_size < model.min_size:
+        raise UserError(f"input size: expected at least {model.min_size} for this model, found {input_size}")
     images = jax.ShapeDtypeStruct((1, input_size, input_size, 3), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    variables = jax.eval_shape(lambda k, x: model.init({"params": k, "dropout": k}, x, train=False), key, images)
+    variables = variable_shapes(model, input_size)
     params, rest = variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
     endpoint_order: list[str] = []
 

@@ -16,7 +16,8 @@ import safetensors.numpy
 from flax import traverse_util
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.models.googlenet import Network
+from googlenet_jax.files import write_atomically
+from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model, model_name, model_options
 from googlenet_jax.weights.tree import check_array, check_names, counter_paths, expected_shapes, flatten, shape_fits
 
@@ -152,18 +153,10 @@ def _check(source: str, model: Network, arrays: Mapping[str, np.ndarray]) -> Non
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Writes beside the goal and renames, so that no reader sees half a file."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        write_atomically(path, lambda part: part.write_bytes(data))
     except OSError as error:
         raise UserError(f"{path}: can't be written: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _unreadable(path: str | os.PathLike, error: Exception) -> UserError:

@@ -1,7 +1,7 @@
 """PyTorch state dicts ↔ variables.
 
-One naming for all networks, torchvision's: `conv1.conv.weight`, `inception3a.branch2.0.bn.bias`, `aux1.fc1.weight`, `fc.weight`. Networks
-without batch norm have `conv1.conv.bias` in its place. PyTorch itself is not imported.
+Each network's class states the names: torchvision's for the GoogLeNets, such as `conv1.conv.weight`, `inception3a.branch2.0.bn.bias`,
+`aux1.fc1.weight` and `fc.weight`. PyTorch itself is not imported.
 """
 
 import logging
@@ -14,47 +14,35 @@ import numpy as np
 from flax import traverse_util
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.models.googlenet import Network
+from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import model_name
 from googlenet_jax.weights.tree import COUNTERS, HEAD, Path, check_array, check_names, counter_paths, expected_shapes, flatten, shape_fits
 
 _LOG = logging.getLogger(__name__)
 
-_MODULES = {"conv1": "conv1", "conv2_reduce": "conv2", "conv2": "conv3", "head": "fc", "aux1/fc": "aux1.fc1", "aux2/fc": "aux2.fc1"}
-_MODULES |= {"aux1/head": "aux1.fc2", "aux2/head": "aux2.fc2", "aux1/conv": "aux1.conv", "aux2/conv": "aux2.conv"}
-_BRANCHES = {
-    "conv_1x1": "branch1",
-    "conv_3x3_reduce": "branch2.0",
-    "conv_3x3": "branch2.1",
-    "conv_5x5_reduce": "branch3.0",
-    "conv_5x5": "branch3.1",
-    "pool_proj": "branch4.1",
-}
-_NAIVE_BRANCHES = {"conv_1x1": "branch1", "conv_3x3": "branch2", "conv_5x5": "branch3"}
-_DENSE_LEAVES = {"kernel": "weight", "bias": "bias"}
-_UNIT_LEAVES = {
-    "kernel": "conv.weight",
-    "bias": "conv.bias",
-    "depthwise_kernel": "depthwise.weight",
-    "bn/scale": "bn.weight",
-    "bn/bias": "bn.bias",
-    "bn/mean": "bn.running_mean",
-    "bn/var": "bn.running_var",
-    "bn/count": "bn.num_batches_tracked",
-}
+_DENSE_PARTS = {"kernel": ".weight", "bias": ".bias"}
 
 
-def torch_name(path: Path, naive: bool = False) -> str:
-    """Returns the state dict's name for an entry of the variables; `naive`: its Inception modules have no reductions."""
-    inner = path[1:-1]
-    leaf = path[-1]
-    if inner[-1] == "bn":
-        inner, leaf = inner[:-1], f"bn/{leaf}"
-    if inner[0].startswith("inception_"):
-        module = inner[0].replace("_", "") + "." + (_NAIVE_BRANCHES if naive else _BRANCHES)[inner[1]]
-    else:
-        module = _MODULES["/".join(inner)]
-    return f"{module}.{(_DENSE_LEAVES if inner[-1] in ('fc', 'head') else _UNIT_LEAVES)[leaf]}"
+def torch_names(model: Network) -> dict[Path, str]:
+    """Returns the state dict's name for every entry of the variables, counters among them, in the state dict's own order.
+
+    The model's class states what PyTorch calls its layers.
+    """
+    shapes = expected_shapes(model)
+    present = {*shapes, *counter_paths(shapes)}
+    names = {}
+    for layer, theirs in model.torch_names.items():
+        inner = tuple(layer.split("/"))
+        dense = len(shapes.get(("params", *inner, "kernel"), ())) == 2
+        for part, ending in (_DENSE_PARTS if dense else model.torch_unit).items():
+            for collection in ("params", "batch_stats", COUNTERS):
+                path = (collection, *inner, *part.split("/"))
+                if path in present:
+                    names[path] = theirs + ending
+    if missing := present - names.keys():
+        layer = "/".join(sorted(missing)[0])
+        raise UserError(f"{model_name(model)}: its class names no PyTorch counterpart of {layer} in torch_names")
+    return names
 
 
 def from_torch(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,8 +61,8 @@ def from_torch(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
             f"from_torch: the state dict must map names to tensors, found {type(state_dict).__name__}: pass module.state_dict()"
         )
     shapes = expected_shapes(model)
-    names = _names(shapes)
-    counters = {torch_name(path): path for path in counter_paths(shapes)}
+    counters = {name: path for path, name in torch_names(model).items() if path[0] == COUNTERS}
+    names = {path: name for path, name in torch_names(model).items() if path[0] != COUNTERS}
     given = _without_aux(model, state_dict)
     check_names("the state dict", model, set(given) - set(counters), names.values())
     variables = {path: _convert(model, shapes, path, name, given[name]) for path, name in names.items()}
@@ -86,7 +74,8 @@ def from_torch(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
 def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Turns `model`'s variables into a state dict of numpy arrays; with each through `torch.from_numpy` it loads with `strict=True`.
 
-    Counters (`num_batches_tracked`) that `from_torch` did not find are 0.
+    The entries stand in the order of the PyTorch module's own state dict. Counters (`num_batches_tracked`) that `from_torch` did not
+    find are 0.
 
     Raises:
       UserError: names a missing, unexpected or misshapen entry.
@@ -95,18 +84,14 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
     found = flatten(variables)
     check_names("variables", model, ["/".join(path) for path in found if path[0] != COUNTERS], map("/".join, shapes))
     state_dict = {}
-    for path, name in _names(shapes).items():
+    for path, name in torch_names(model).items():
+        if path[0] == COUNTERS:
+            state_dict[name] = np.asarray(found.get(path, 0), np.int64)
+            continue
         array = np.asarray(found[path])
         check_array("variables", model, "/".join(path), array, shape_fits(model, path, array.shape, shapes[path]), shapes[path])
         state_dict[name] = _to_torch_layout(array, _map_channels(shapes, path))
-    for path in counter_paths(shapes):
-        state_dict[torch_name(path)] = np.asarray(found.get(path, 0), np.int64)
     return state_dict
-
-
-def _names(shapes: Mapping[Path, Any]) -> dict[Path, str]:
-    naive = not any("conv_3x3_reduce" in path for path in shapes)
-    return {path: torch_name(path, naive) for path in shapes}
 
 
 def _without_aux(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,14 +4,13 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from flax.core import unfreeze
 
 from googlenet_jax.errors import UserError, nearest
-from googlenet_jax.models.googlenet import Network
+from googlenet_jax.models.network import Network, variable_shapes
 from googlenet_jax.models.registry import model_name
 
 # An entry's place in the variables, collection first: ("params", "conv1", "kernel").
@@ -34,10 +33,9 @@ def expected_shapes(model: Network) -> dict[Path, tuple[int, ...]]:
 
     With `fully_connected_head` the classifier's kernel [H·W·C, num_classes] depends on the image's size: here it is [C, num_classes].
     """
-    model = model.clone(fully_connected_head=False)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    images = jax.ShapeDtypeStruct((1, model.min_size, model.min_size, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda key, images: model.init({"params": key, "dropout": key}, images, train=False), key, images)
+    if hasattr(model, "fully_connected_head"):
+        model = model.clone(fully_connected_head=False)
+    shapes = variable_shapes(model, model.min_size)
     return {path: leaf.shape for path, leaf in flatten(shapes).items() if path[0] in ("params", "batch_stats")}
 
 
@@ -48,7 +46,7 @@ def counter_paths(shapes: Iterable[Path]) -> list[Path]:
 
 def shape_fits(model: Network, path: Path, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     """Whether an entry has its expected shape; a fully connected head's kernel may stand for any square map."""
-    if path == HEAD and model.fully_connected_head and len(found) == 2:
+    if path == HEAD and getattr(model, "fully_connected_head", False) and len(found) == 2:
         positions, rest = divmod(found[0], expected[0])
         return found[1] == expected[1] and rest == 0 and positions > 0 and math.isqrt(positions) ** 2 == positions
     return found == expected

@@ -12,7 +12,8 @@ from googlenet_jax.data.digits import prepare_digits
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.models.registry import model_options
 from googlenet_jax.training.checkpoint import Checkpoints, RunDescription
-from googlenet_jax.training.config import build_model, default_config
+from googlenet_jax.training.classification import build_model
+from googlenet_jax.training.config import default_config
 from googlenet_jax.training.state import TrainState
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -43,6 +44,6 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     preprocessing = Preprocessing(**config.preprocessing.to_dict())
     description = RunDescription(config.model.name, model_options(model), config.to_dict(), CLASS_NAMES, preprocessing.to_dict())
     checkpoints = Checkpoints(workdir, description, keep=1)
-    checkpoints.save(12, state, top1=None, interval={})
+    checkpoints.save(12, state, metric=None, interval={})
     checkpoints.close()
     return workdir

@@ -24,7 +24,7 @@ def lines_by_name(text: str) -> dict[str, str]:
 def test_googlenet_stands_beside_table_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("googlenet") == 0
     lines = lines_by_name(capsys.readouterr().out)
-    assert lines["inception_3a"] == "inception_3a 28×28×256 2 163,696 128,049,152 159.5K 159K 128.0M 128M equal"
+    assert lines["inception_3a"] == "inception_3a 28×28×256 2 163,696 128,049,152 28×28×256 159.5K 159K 128.0M 128M equal"
     assert lines["inception_4c"].endswith("497.5K 463K 99.9M 100M weights -6.9 %")
     assert lines["inception_5a"].endswith("weights +5.3 %, multiply-adds +5.7 %")
     assert lines["conv2"].endswith("equal (with conv2_reduce)")
@@ -38,7 +38,7 @@ def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads(capsys.readouterr().out)
     assert result["depth"] == 23  # the separable stem's two products are two layers
     assert result["model"]["stem"] == "separable"
-    assert [row["layers"][-1] for row in result["table_1"] if not row["equal"]] == [
+    assert [row["layers"][-1] for row in result["printed"]["rows"] if not row["equal"]] == [
         f"inception_{m}" for m in ("4a", "4c", "4d", "4e", "5a", "5b")
     ]
     assert result["totals"]["with_aux"]["parameters"] == sum(row["parameters"] for row in result["rows"])
@@ -47,7 +47,7 @@ def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("options", [["--width", "0.5"], ["--num-classes", "10"], ["--input-size", "128"], ["--stem", "small"]])
 def test_table_1_is_for_the_papers_network_alone(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     run("googlenet", "--json", *options)
-    assert "table_1" not in json.loads(capsys.readouterr().out)
+    assert "printed" not in json.loads(capsys.readouterr().out)
 
 
 def test_no_aux(capsys: pytest.CaptureFixture[str]) -> None:

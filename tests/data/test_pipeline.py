@@ -2,7 +2,6 @@ import itertools
 import math
 import threading
 import time
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -10,17 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from googlenet_jax.data.pipeline import CROP_TRIES, eval_batches, random_crop, train_batches
+from googlenet_jax.data.pipeline import CROP_TRIES, RandomCrop, eval_batches, random_crop, train_batches
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.data.sources import load_source
 from googlenet_jax.errors import UserError
-
-
-@dataclass(frozen=True)
-class Crop:
-    area: tuple[float, float] = (0.08, 1.0)
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)
-
 
 SMALL = Preprocessing(size=12, resize=14)
 few = settings(max_examples=15, deadline=None)
@@ -38,7 +30,7 @@ def take(batches, count):
 
 
 def training(source, **options):
-    return train_batches(source, **{"batch_size": 8, "size": SMALL.size, "augment": Crop(), "seed": 0, "threads": 0} | options)
+    return train_batches(source, **{"batch_size": 8, "size": SMALL.size, "augment": RandomCrop(), "seed": 0, "threads": 0} | options)
 
 
 def joined(parts):
@@ -93,7 +85,7 @@ def test_an_example_is_cropped_anew_in_each_epoch(digits):
 
 
 def test_a_batch_holds_its_examples(digits):
-    (batch,) = take(training(digits, augment=Crop(area=(1.0, 1.0), aspect=(1.0, 1.0)), size=8), 1)
+    (batch,) = take(training(digits, augment=RandomCrop(area=(1.0, 1.0), aspect=(1.0, 1.0)), size=8), 1)
     assert {key: (values.dtype.name, values.shape) for key, values in batch.items()} == {
         "image": ("uint8", (8, 8, 8, 3)),
         "label": ("int32", (8,)),
@@ -108,7 +100,7 @@ def test_a_crop_is_a_window_of_the_image_anywhere_and_never_mirrored(make_data_s
     ramp = np.zeros((64, 64, 3), np.uint8)
     ramp[..., 0], ramp[..., 1], ramp[..., 2] = np.arange(64)[:, None], np.arange(64), 200
     source = load_source("pictures", "train", make_data_set([png(ramp)]))
-    quarter = Crop(area=(0.25, 0.25), aspect=(1.0, 1.0))  # 32 × 32 pixels: no scaling
+    quarter = RandomCrop(area=(0.25, 0.25), aspect=(1.0, 1.0))  # 32 × 32 pixels: no scaling
     (batch,) = take(training(source, batch_size=400, augment=quarter, size=32), 1)
     corners = batch["image"][:, 0, 0, :2].astype(int)
     for image, (top, left) in zip(batch["image"], corners, strict=True):
@@ -126,7 +118,7 @@ def test_a_crop_is_a_window_of_the_image_anywhere_and_never_mirrored(make_data_s
     draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=2 * CROP_TRIES + 2, max_size=2 * CROP_TRIES + 2),
 )
 def test_a_crop_lies_in_the_image_and_within_the_bounds(height, width, smallest, narrowest, draws):
-    ranges = Crop(area=(smallest, 1.0), aspect=(narrowest, 1 / narrowest))
+    ranges = RandomCrop(area=(smallest, 1.0), aspect=(narrowest, 1 / narrowest))
     top, left, crop_height, crop_width = random_crop(height, width, ranges, pairs(draws))
     assert crop_height >= 1 and crop_width >= 1
     assert 0 <= top <= height - crop_height and 0 <= left <= width - crop_width
@@ -141,7 +133,7 @@ def pairs(values):
 
 def test_areas_are_uniform_and_aspect_ratios_log_uniform():
     generator = np.random.default_rng(0)
-    ranges = Crop(area=(0.1, 0.5), aspect=(0.5, 1.5))  # always fits a square
+    ranges = RandomCrop(area=(0.1, 0.5), aspect=(0.5, 1.5))  # always fits a square
     boxes = np.array([random_crop(1000, 1000, ranges, generator.random((CROP_TRIES + 1, 2)).tolist()) for _ in range(4000)])
     area, aspect = boxes[:, 2] * boxes[:, 3] / 1e6, np.log(boxes[:, 3] / boxes[:, 2])
     quantiles = np.linspace(0, 1, 11)
@@ -156,7 +148,7 @@ def test_areas_are_uniform_and_aspect_ratios_log_uniform():
 )
 def test_where_ten_tries_do_not_fit_the_centre_is_taken(size, box):
     never_fits = (0.999, 0.999 if size[1] < 200 else 0.0)  # nearly the whole area, as wide or as high as it gets
-    assert random_crop(*size, Crop(), [*[never_fits] * CROP_TRIES, (0.9, 0.9)]) == box
+    assert random_crop(*size, RandomCrop(), [*[never_fits] * CROP_TRIES, (0.9, 0.9)]) == box
 
 
 # ------------------------------------------------------------------------------------------------------------- evaluation
@@ -227,14 +219,25 @@ def test_a_corrupt_image_in_a_batch_names_the_example(make_data_set, threads):
         ({"seed": -1}, "seed: .* found -1"),
         ({"start_step": -1}, "start_step: .* found -1"),
         ({"threads": -1}, "threads: .* found -1"),
-        ({"augment": Crop(area=(0.5, 0.1))}, "augment.area: .* found"),
-        ({"augment": Crop(area=(0.5, 1.5))}, "augment.area: .* at most 1"),
-        ({"augment": Crop(aspect=(0.0, 1.0))}, "augment.aspect: .* found"),
     ],
 )
 def test_an_impossible_number_names_the_argument_before_anything_is_read(digits, options, message):
     with pytest.raises(UserError, match=message):
         training(digits, **options)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        ({"area": (0.5, 0.1)}, r"augment.area: .* found \(0.5, 0.1\)"),
+        ({"area": (0.5, 1.5)}, "augment.area: .* at most 1"),
+        ({"aspect": (0.0, 1.0)}, "augment.aspect: .* found"),
+        ({"area": (0.5,)}, "augment.area: .* found"),
+    ],
+)
+def test_an_impossible_range_is_named(ranges, message):
+    with pytest.raises(UserError, match=message):
+        RandomCrop(**ranges)
 
 
 def test_closing_ends_the_threads(digits):

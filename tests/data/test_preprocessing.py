@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from googlenet_jax.data.preprocessing import Preprocessing, flip, normalize
+from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.errors import UserError
 
 CAFFE = Preprocessing(size=224, resize=256, mean=(104, 117, 123), std=(1, 1, 1), channel_order="bgr")
@@ -59,13 +59,3 @@ def test_normalize_takes_mean_and_std_in_the_network_s_channel_order(dtype):
 def test_normalize_refuses_images_that_were_scaled_already():
     with pytest.raises(UserError, match="expected uint8"):
         normalize(jnp.zeros((1, 4, 4, 3)), CAFFE)
-
-
-def test_flip_mirrors_about_half_of_the_images_and_leaves_the_others():
-    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (400, 3, 5, 3), np.uint8))
-    flipped = np.asarray(jax.jit(flip)(images, jax.random.key(0)))
-    same = (flipped == images).all((1, 2, 3))
-    mirrored = (flipped == images[:, :, ::-1]).all((1, 2, 3))
-    assert (same ^ mirrored).all()
-    assert abs(int(mirrored.sum()) - 200) < 60  # six standard deviations
-    assert (flipped != np.asarray(flip(images, jax.random.key(1)))).any()

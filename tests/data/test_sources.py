@@ -185,11 +185,10 @@ def test_a_set_that_is_not_for_classification_is_refused(make_data_set, features
 def test_never_imports_tensorflow_and_ends_with_a_batch_iterator_open(digits_dir):
     code = """
 import sys
-from googlenet_jax.data.pipeline import train_batches
+from googlenet_jax.data.pipeline import RandomCrop, train_batches
 from googlenet_jax.data.sources import load_source
-from googlenet_jax.training.config import default_config
 source = load_source("digits", "train", sys.argv[1])
-batches = train_batches(source, batch_size=64, size=16, augment=default_config().augment, seed=0, threads=3)
+batches = train_batches(source, batch_size=64, size=16, augment=RandomCrop(), seed=0, threads=3)
 assert next(batches)["image"].shape == (64, 16, 16, 3)
 print("tensorflow" in sys.modules)
 """

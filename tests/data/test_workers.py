@@ -8,26 +8,18 @@ import sys
 import time
 import zlib
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from googlenet_jax.data.bad_images import BadImages
-from googlenet_jax.data.pipeline import eval_batches, train_batches
+from googlenet_jax.data.pipeline import RandomCrop, eval_batches, train_batches
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.data.sources import load_source
 from googlenet_jax.data.workers import read_in_workers
 from googlenet_jax.errors import UserError
 from tests.data.odd_batches import Odd
 from tests.data.photographs import difference, encode, photograph
-
-
-@dataclass(frozen=True)
-class Crop:
-    area: tuple[float, float] = (0.08, 1.0)
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)
-
 
 PHOTOGRAPHS = [encode(photograph(name)[: 200 + 9 * i], quality=90) for i in range(6) for name in ("china.jpg", "flower.jpg")]
 SMALL = Preprocessing(size=24, resize=32)
@@ -45,7 +37,15 @@ def take(batches, count):
 
 
 def training(source, **options):
-    defaults = {"batch_size": 8, "size": 24, "augment": Crop(), "seed": 0, "threads": 0, "interpolation": "random", "exact_decoding": False}
+    defaults = {
+        "batch_size": 8,
+        "size": 24,
+        "augment": RandomCrop(),
+        "seed": 0,
+        "threads": 0,
+        "interpolation": "random",
+        "exact_decoding": False,
+    }
     return train_batches(source, **defaults | options)
 
 
@@ -71,7 +71,7 @@ def test_defaults_give_the_bits_they_always_gave(digits_dir):
         (7, 3, 5, 2821501072, 282198297),
         (2**32 - 1, 22, 12, 3187886542, 1672778451),
     ):
-        batches = train_batches(source, batch_size=64, size=size, augment=Crop(), seed=seed, start_step=start, threads=0)
+        batches = train_batches(source, batch_size=64, size=size, augment=RandomCrop(), seed=seed, start_step=start, threads=0)
         batch = next(batches)
         batches.close()
         assert batch.keys() == {"image", "label", "index"}
@@ -119,7 +119,7 @@ def test_a_drawn_interpolation_leaves_the_crops_as_they_are(photographs):
 def test_the_four_interpolations_are_drawn_equally_often(make_data_set):
     """One crop, the whole of one photograph: the four pictures that come out are the four interpolations'."""
     source = load_source("pictures", "train", make_data_set(PHOTOGRAPHS[:1]))
-    whole = Crop(area=(1.0, 1.0), aspect=(640 / 200, 640 / 200))
+    whole = RandomCrop(area=(1.0, 1.0), aspect=(640 / 200, 640 / 200))
     (batch,) = take(training(source, batch_size=400, augment=whole, exact_decoding=True), 1)
     counts = Counter(image.tobytes() for image in batch["image"])
     expected = {}

@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from googlenet_jax.data.mesh import create_mesh, replicate
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.data.sources import Source, load_source
 from googlenet_jax.errors import UserError
-from googlenet_jax.evaluation.evaluate import evaluate_source
-from googlenet_jax.models.googlenet import Output
-from googlenet_jax.training.mesh import create_mesh, replicate
-from googlenet_jax.training.step import make_eval_step
+from googlenet_jax.evaluation.evaluate import evaluate_source, make_eval_step
+from googlenet_jax.models.network import Output
 
 PREPROCESSING = Preprocessing(size=8, resize=8)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.evaluation.predict import predict, top_predictions
-from googlenet_jax.models.googlenet import Output
+from googlenet_jax.models.network import Output
 
 PREPROCESSING = Preprocessing(size=4, resize=4, channel_order="bgr")
 

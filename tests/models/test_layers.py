@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from googlenet_jax.models import kernels, layers
+from googlenet_jax.models import layers, ops
 
 SETTINGS = settings(max_examples=15, deadline=None, derandomize=True)
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -70,9 +70,7 @@ def test_max_pool_and_its_gradient_are_pytorchs_ties_included(case):
 @pytest.mark.parametrize(("window", "stride", "pads"), [(3, 2, ((0, 1), (0, 1))), (3, 1, ((1, 1), (1, 1))), (2, 2, ((0, 0), (0, 0)))])
 def test_indexed_max_pool_is_the_plain_one(window, stride, pads):
     x = quantised(np.random.default_rng(0), (2, 8, 10, 3), 3, "float32")
-    forms = [
-        functools.partial(form, window=window, stride=stride, pads=pads) for form in (kernels.plain_max_pool, kernels._indexed_max_pool)
-    ]
+    forms = [functools.partial(form, window=window, stride=stride, pads=pads) for form in (ops.plain_max_pool, ops._indexed_max_pool)]
     plain, indexed = (with_gradient(form, x) for form in forms)
     for a, b in zip(plain, indexed, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -82,7 +80,7 @@ def test_on_a_cpu_pools_do_not_scatter_and_1x1_convolutions_are_products():
     x, kernel = jnp.zeros((1, 9, 9, 2)), jnp.zeros((1, 1, 2, 3))
 
     def loss(x, kernel):
-        return kernels.conv(layers.max_pool(x), kernel, 1, ((0, 0), (0, 0))).sum()
+        return ops.conv(layers.max_pool(x), kernel, 1, ((0, 0), (0, 0))).sum()
 
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).as_text()
     assert "stablehlo.dot_general" in compiled
@@ -104,7 +102,7 @@ def test_adaptive_average_has_pytorchs_windows(height, width, seed):
 
 def test_the_papers_average_pool_differs_from_the_adaptive_one_at_14():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 14, 14, 2)), jnp.float32)
-    paper, adaptive = layers.avg_pool_valid(x, 5, 3), layers.adaptive_avg_pool(x, 4)
+    paper, adaptive = layers.avg_pool(x, 5, 3), layers.adaptive_avg_pool(x, 4)
     assert paper.shape == adaptive.shape == (1, 4, 4, 2)
     np.testing.assert_allclose(paper, from_torch(F.avg_pool2d(to_torch(x), 5, 3)), atol=1e-6)
     assert float(jnp.abs(paper - adaptive).max()) > 0.1
@@ -143,7 +141,7 @@ def test_convolutions_and_their_gradients_are_the_plain_ones(size):
             kernel = jnp.asarray(rng.normal(size=(window, window, 3, 4)))
             pads = ((window // 2, window // 2),) * 2
             (plain, plain_pull), (ours, pull) = (
-                jax.vjp(lambda x, k, form=form, pads=pads: form(x, k, 1, pads), x, kernel) for form in (kernels.plain_conv, kernels.conv)
+                jax.vjp(lambda x, k, form=form, pads=pads: form(x, k, 1, pads), x, kernel) for form in (ops.plain_conv, ops.conv)
             )
             np.testing.assert_allclose(ours, plain, rtol=1e-11)
             for a, b in zip(pull(plain), plain_pull(plain), strict=True):
@@ -157,7 +155,7 @@ def test_batch_norm_and_its_gradients_are_the_plain_ones(groups, relu):
         rng = np.random.default_rng(0)
         x, dy = (jnp.asarray(rng.normal(3, 2, size=(4, 3, 5, 2))) for _ in range(2))
         gamma, beta = jnp.asarray([1.5, -0.7]), jnp.asarray([0.3, 0.1])
-        forms = [functools.partial(form, epsilon=1e-3, groups=groups, relu=relu) for form in (kernels.plain_batch_norm, _positional)]
+        forms = [functools.partial(form, epsilon=1e-3, groups=groups, relu=relu) for form in (ops.plain_batch_norm, _positional)]
         (plain, plain_pull), (ours, pull) = (jax.vjp(form, x, gamma, beta) for form in forms)
         for a, b in zip(ours, plain, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
@@ -167,7 +165,7 @@ def test_batch_norm_and_its_gradients_are_the_plain_ones(groups, relu):
 
 
 def _positional(x, gamma, beta, epsilon, groups, relu):
-    return kernels.batch_norm(x, gamma, beta, epsilon, groups, relu)
+    return ops.batch_norm(x, gamma, beta, epsilon, groups, relu)
 
 
 def run_batch_norm(x: jax.Array, **settings) -> tuple[jax.Array, dict]:
@@ -175,6 +173,47 @@ def run_batch_norm(x: jax.Array, **settings) -> tuple[jax.Array, dict]:
     variables = module.init(jax.random.key(0), x, False)
     y, updated = module.apply(variables, x, False, mutable=["batch_stats"])
     return y, updated["batch_stats"]
+
+
+@pytest.mark.parametrize("count_padding", [True, False])
+@pytest.mark.parametrize("size", [5, 8])
+def test_average_pool_counts_what_is_padded_or_does_not(size, count_padding):
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(size).normal(size=(2, size, size + 1, 3)))
+        ours = layers.avg_pool(x, 3, 1, 1, count_padding)
+        theirs = F.avg_pool2d(to_torch(x), 3, 1, 1, count_include_pad=count_padding)
+        assert ours.shape == from_torch(theirs).shape
+        np.testing.assert_allclose(ours, from_torch(theirs), rtol=1e-12, atol=1e-14)
+
+
+def test_average_pool_without_counting_padding_is_tensorflows_same():
+    """At a corner of a 3×3/1 window four values count, at an edge six."""
+    ones = jnp.ones((1, 4, 4, 1))
+    np.testing.assert_allclose(layers.avg_pool(ones, 3, 1, "same"), ones, rtol=1e-6)
+    counted = np.asarray(layers.avg_pool(ones, 3, 1, "same", count_padding=True))[0, :, :, 0]
+    np.testing.assert_allclose(counted[:2, :2], [[4 / 9, 6 / 9], [6 / 9, 1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "expected"),
+    [((1, 7), 1, "half", (9, 8)), ((7, 1), 1, "half", (9, 8)), ((3, 3), 2, 0, (4, 3)), ((3, 3), 2, "same", (5, 4)), ((3, 1), 1, 0, (7, 8))],
+)
+def test_convolution_units_take_any_kernel_and_padding(kernel, stride, padding, expected):
+    unit = layers.ConvUnit(5, kernel, stride, padding, relu=False, bias_init=layers.Constant(0.0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 8, 3)), jnp.float32)
+    y, variables = unit.init_with_output(jax.random.key(0), x, True)
+    assert y.shape == (2, *expected, 5)
+    if padding != "same":
+        pads = tuple(k // 2 for k in kernel) if padding == "half" else 0
+        weight = torch.tensor(np.asarray(variables["params"]["kernel"])).permute(3, 2, 0, 1)
+        theirs = F.conv2d(to_torch(x).float(), weight, stride=stride, padding=pads)
+        np.testing.assert_allclose(y, from_torch(theirs), rtol=1e-4, atol=1e-5)
+
+
+def test_a_bias_may_stand_beside_batch_norm():
+    unit = layers.ConvUnit(4, norm=layers.Norm(epsilon=1e-5), use_bias=True)
+    variables = unit.init(jax.random.key(0), jnp.ones((1, 2, 2, 3)), True)
+    assert set(variables["params"]) == {"kernel", "bias", "bn"}
 
 
 @pytest.mark.parametrize("unbiased", [True, False])

@@ -4,6 +4,7 @@ Everything on PyTorch's side (normalisation, losses, optimizer, average) is writ
 train step runs as `train.py` runs it. Needs JAX's 64-bit mode.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -20,11 +21,11 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import googlenet_jax as gj
-from googlenet_jax.data.preprocessing import Preprocessing
-from googlenet_jax.models.googlenet import Network
-from googlenet_jax.training.config import build_model, default_config, validate
-from googlenet_jax.training.mesh import create_mesh, replicate, shard_batch
-from googlenet_jax.training.optimizer import create_optimizer
+from googlenet_jax.data.mesh import create_mesh, replicate, shard_batch
+from googlenet_jax.models.network import Network
+from googlenet_jax.training.classification import build_model, make_task
+from googlenet_jax.training.config import default_config, in_steps, resolve
+from googlenet_jax.training.optimizer import create_optimizer, create_schedule
 from googlenet_jax.training.state import TrainState
 from googlenet_jax.training.step import make_train_step
 from tests import reference
@@ -132,8 +133,7 @@ def recipe(name: str, size: int, options: Mapping[str, Any], changes: Mapping[st
         **changes,
     }
     config.update_from_flattened_dict(fields)
-    validate(config)
-    return config
+    return resolve(config)[0]
 
 
 def _by_torch_name(model: Network, params: Any, batch_stats: Any, prefix: str) -> dict[str, np.ndarray]:
@@ -143,18 +143,28 @@ def _by_torch_name(model: Network, params: Any, batch_stats: Any, prefix: str) -
     return {f"{prefix} {name}": value for name, value in arrays.items() if not name.endswith("num_batches_tracked")}
 
 
+class TenClasses(list):
+    """A data set of which nothing is read; an epoch is one batch."""
+
+    num_classes, class_names = 10, tuple("0123456789")
+
+
 class Ours:
     """Our side of a training run: the project's compiled step."""
 
     def __init__(self, model: Network, variables: Any, config: ConfigDict) -> None:
         self.model = model
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        tx, schedule = create_optimizer(config, 1.0, 10)
-        mesh = create_mesh(jax.devices()[:1])
+        mesh, source = create_mesh(jax.devices()[:1]), TenClasses([None] * config.batch_size)
+        task, when = dataclasses.replace(make_task(config, mesh, source, []), model=model), in_steps(config, len(source))
+        rates = {"factor": config.schedule.factor, "every": when.decay_every}
+        schedule = create_schedule(config.schedule.name, config.schedule.learning_rate, when.total, **rates)
+        tx = create_optimizer(schedule, **config.optimizer.to_dict())
         # A copy of the average: the step uses its state up.
         average = jax.tree.map(np.copy, {"params": params, "batch_stats": batch_stats})
         self.state = replicate(TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), average), mesh)
-        self.step = make_train_step(model, config, tx, schedule, Preprocessing.from_dict(config.preprocessing.to_dict()), mesh, 1.0)
+        average_of = {"ema_decay": config.ema.decay, "ema_start": when.ema_start}
+        self.step = make_train_step(task, tx, schedule, mesh, **average_of)
         self.mesh = mesh
 
     def train(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

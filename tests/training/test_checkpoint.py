@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.training.checkpoint import Checkpoints, RunDescription, load_run
+from googlenet_jax.models.registry import create_model, model_options
+from googlenet_jax.training.checkpoint import Checkpoints, RunDescription, read_run
 
 DESCRIPTION = RunDescription(
     model_name="googlenet",
@@ -46,7 +47,7 @@ def bits_of(state):
 def write(workdir, steps, keep=3, description=DESCRIPTION, top1=None):
     checkpoints = Checkpoints(workdir, description, keep)
     for step in steps:
-        checkpoints.save(step, make_state(step), top1=(top1 or {}).get(step), interval={"steps": step})
+        checkpoints.save(step, make_state(step), metric=(top1 or {}).get(step), interval={"steps": step})
     checkpoints.close()
 
 
@@ -71,7 +72,7 @@ def test_float64_round_trip(tmp_path):
         state = {"params": {"kernel": jnp.asarray([1 / 3, np.pi])}}
         assert state["params"]["kernel"].dtype == jnp.float64
         checkpoints = Checkpoints(tmp_path, DESCRIPTION, 1)
-        checkpoints.save(1, state, top1=None, interval={})
+        checkpoints.save(1, state, metric=None, interval={})
         checkpoints.close()
         assert bits_of(restore(tmp_path, state).state) == bits_of(state)
 
@@ -95,7 +96,7 @@ def test_save_is_not_disturbed_by_donating_the_state(tmp_path):
     checkpoints = Checkpoints(tmp_path, DESCRIPTION, 1)
     state = change({"params": {"kernel": jnp.zeros_like(values)}})
     state = jax.tree.map(lambda x: x + 1 + values, state)
-    checkpoints.save(1, state, top1=None, interval={})
+    checkpoints.save(1, state, metric=None, interval={})
     for _ in range(5):
         state = change(state)
     checkpoints.close()
@@ -113,26 +114,26 @@ def test_load_run_takes_any_step_raw_or_ema(tmp_path):
     for step in (1, 2):
         variables = {"params": {"head": {"kernel": jnp.full((2,), step)}}, "batch_stats": {"bn": {"mean": jnp.full((1,), step)}}}
         state = {**variables, "ema": jax.tree.map(lambda x: x + 10, variables), "opt_state": jnp.zeros(3)}
-        checkpoints.save(step, state, top1={1: 0.9, 2: 0.1}[step], interval={})
+        checkpoints.save(step, state, metric={1: 0.9, 2: 0.1}[step], interval={})
     checkpoints.close()
-    run = load_run(tmp_path)
+    run = read_run(tmp_path)
     assert (run.step, run.weights, run.description) == (2, "ema", RunDescription.from_json(DESCRIPTION.to_json()))
     assert jax.tree.map(lambda x: x.tolist(), run.variables) == {
         "params": {"head": {"kernel": [12, 12]}},
         "batch_stats": {"bn": {"mean": [12]}},
     }
-    first = load_run(tmp_path, weights="raw", step=1)
+    first = read_run(tmp_path, weights="raw", step=1)
     assert (first.step, first.variables["params"]["head"]["kernel"].tolist()) == (1, [1, 1])
     with pytest.raises(UserError, match="no checkpoint of step 3; there are 1, 2"):
-        load_run(tmp_path, step=3)
+        read_run(tmp_path, step=3)
 
 
 def test_load_run_refuses_what_is_not_there(tmp_path):
     with pytest.raises(UserError, match="no folder 'checkpoints'"):
-        load_run(tmp_path)
+        read_run(tmp_path)
     write(tmp_path, [1])
     with pytest.raises(UserError, match="no average"):
-        load_run(tmp_path, weights="ema")
+        read_run(tmp_path, weights="ema")
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -173,7 +174,7 @@ def test_flipped_byte_in_an_array_is_found_and_named(tmp_path, capsys):
     values = np.random.default_rng(0).integers(0, 2**31, 100_000, dtype=np.int32)
     checkpoints = Checkpoints(tmp_path, DESCRIPTION, keep=3)
     for step in (1, 2):
-        checkpoints.save(step, {"params": {"kernel": jnp.asarray(values + step)}}, top1=None, interval={})
+        checkpoints.save(step, {"params": {"kernel": jnp.asarray(values + step)}}, metric=None, interval={})
     checkpoints.close()
     largest = max(files_of(tmp_path / "checkpoints" / "2"), key=lambda p: p.stat().st_size)
     content = bytearray(largest.read_bytes())
@@ -198,7 +199,7 @@ def test_damaged_metrics_stop_neither_resuming_nor_reading(tmp_path, capsys, con
     write(tmp_path, [1, 2], top1={1: 0.5, 2: 0.6})
     (tmp_path / "checkpoints" / "2" / "metrics" / "metrics").write_text(content)
     with pytest.raises(UserError, match=r"checkpoints/2: the checkpoint is damaged .its metrics can't be read"):
-        load_run(tmp_path, weights="raw")
+        read_run(tmp_path, weights="raw")
     assert restore(tmp_path).step == 1
     assert "checkpoints/2 is damaged (its metrics can't be read" in capsys.readouterr().err
 
@@ -220,7 +221,7 @@ def test_a_damaged_step_can_be_saved_again(tmp_path, capsys):
     shutil.rmtree(tmp_path / "checkpoints" / "2" / "state")
     checkpoints = Checkpoints(tmp_path, DESCRIPTION, keep=3)
     assert checkpoints.restore_latest(make_state()).step == 1
-    checkpoints.save(2, make_state(2), top1=None, interval={})
+    checkpoints.save(2, make_state(2), metric=None, interval={})
     checkpoints.close()
     assert bits_of(restore(tmp_path).state) == bits_of(make_state(2))
 
@@ -234,13 +235,14 @@ def test_a_folder_left_by_a_killed_save_is_named_and_not_used(tmp_path, capsys):
     assert restore(tmp_path).step == 2
 
 
-def refuse_to_read(*args, **kwargs):
-    raise AssertionError("an array was read")
+def without_arrays(workdir):
+    """Takes the arrays away: what is refused before any is read is not called damaged."""
+    shutil.rmtree(workdir / "checkpoints" / "1" / "state" / "d")
 
 
-def test_another_model_or_other_options_are_refused_before_reading(tmp_path, monkeypatch):
+def test_another_model_or_other_options_are_refused_before_reading(tmp_path):
     write(tmp_path, [1])
-    monkeypatch.setattr("googlenet_jax.training.checkpoint._read_arrays", refuse_to_read)
+    without_arrays(tmp_path)
     with pytest.raises(UserError, match="is of model googlenet, not googlenet_bn"):
         restore(tmp_path, description=dataclasses.replace(DESCRIPTION, model_name="googlenet_bn"))
     options = {"width": 1.0, "aux_heads": True}
@@ -248,9 +250,9 @@ def test_another_model_or_other_options_are_refused_before_reading(tmp_path, mon
         restore(tmp_path, description=dataclasses.replace(DESCRIPTION, model_options=options))
 
 
-def test_missing_misshapen_and_left_over_parameters_are_named(tmp_path, monkeypatch):
+def test_missing_misshapen_and_left_over_parameters_are_named(tmp_path):
     write(tmp_path, [1])
-    monkeypatch.setattr("googlenet_jax.training.checkpoint._read_arrays", refuse_to_read)
+    without_arrays(tmp_path)
     state = make_state()
     state["params"]["conv1"]["kernel"] = jnp.zeros((3, 3, 2, 5))
     with pytest.raises(UserError, match=r"params/conv1/kernel is float32 \[3, 3, 2, 4\], expected float32 \[3, 3, 2, 5\]"):
@@ -263,3 +265,20 @@ def test_missing_misshapen_and_left_over_parameters_are_named(tmp_path, monkeypa
     del state["batch_stats"]
     with pytest.raises(UserError, match="batch_stats/conv1/mean is in the checkpoint, but not"):
         restore(tmp_path, state)
+
+
+def test_an_option_that_an_older_checkpoint_lacks_has_its_default(tmp_path):
+    write(tmp_path, [1])
+    whole = {**model_options(create_model("googlenet")), **DESCRIPTION.model_options}
+    assert restore(tmp_path, description=dataclasses.replace(DESCRIPTION, model_options=whole)).step == 1
+    other = {**whole, "dropout": 0.1}
+    with pytest.raises(UserError, match=r"dropout=0\.4 \(now 0\.1\)"):
+        restore(tmp_path, description=dataclasses.replace(DESCRIPTION, model_options=other))
+
+
+def test_the_best_may_be_the_lowest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, DESCRIPTION, 1, best="loss", best_mode="min")
+    for step, loss in enumerate((0.5, 0.2, 0.9, 0.7), start=1):
+        checkpoints.save(step, make_state(step), metric=loss, interval={})
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]

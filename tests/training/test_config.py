@@ -4,7 +4,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.training.config import MAY_CHANGE, build_model, changed_fields, default_config, steps, validate
+from googlenet_jax.training.classification import build_model
+from googlenet_jax.training.config import MAY_CHANGE, changed_fields, default_config, in_steps, period, resolve, steps
+from googlenet_jax.training.loop import is_due
+
+DEFAULTS = default_config().to_dict()
 
 
 def changed(**fields):
@@ -20,11 +24,11 @@ def changed(**fields):
 
 
 def test_default_recipe_is_valid():
-    validate(default_config())
+    resolve(default_config())
 
 
 def test_whole_numbers_count_as_numbers_and_lists_as_tuples():
-    validate(changed(optimizer__momentum=0, schedule__power=1, augment__area=[0.5, 1], data__eval_splits=["a", "b"]))
+    resolve(changed(optimizer__momentum=0, schedule__power=1, augment__area=[0.5, 1], data__eval_splits=["a", "b"]))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +46,7 @@ def test_whole_numbers_count_as_numbers_and_lists_as_tuples():
         ({"deterministic": 1}, r"^deterministic: expected True or False"),
         ({"seed": -1}, r"^seed: "),
         ({"dtype": "float16"}, r"^dtype: expected one of .*found 'float16' \(did you mean 'bfloat16'\?\)"),
-        ({"duration": 60}, r"^duration: expected a text such as '90 epochs'"),
+        ({"duration": 60}, r"^duration: expected a string such as '90 epochs'"),
         ({"duration": "sixty epochs"}, r"^duration: .*'60 epochs'.*found 'sixty epochs'"),
         ({"duration": "0 epochs"}, r"^duration: expected a duration above zero"),
         ({"eval_every": "1.5 steps"}, r"^eval_every: "),
@@ -73,20 +77,43 @@ def test_whole_numbers_count_as_numbers_and_lists_as_tuples():
         ({"model__options": {"widht": 0.5}}, r"^model: .*did you mean 'width'"),
         ({"model__options": {"width": -1}}, r"^model: .*width"),
         ({"model__options": {"bn_groups": 3}, "batch_size": 8}, r"^batch_size: .*multiple of model.options.bn_groups, 3, found 8"),
+        ({"task": "segmentation"}, r"^task: expected one of 'classification', found 'segmentation'"),
+        ({"optimizer__name": "adamv"}, r"^optimizer.name: .*did you mean 'adamw'"),
+        ({"optimizer__name": "lion", "optimizer__momentum": 0.5}, r"^optimizer.momentum: .*has no use for it"),
+        ({"optimizer__clip_norm": -1}, r"^optimizer.clip_norm: "),
+        ({"optimizer__options": {"b1": 0.9}}, r"^optimizer.options.b1: "),
+        ({"loss__name": "focall"}, r"^loss.name: expected one of .*'cross_entropy'"),
+        ({"loss__options": {"gamma": 2}}, r"^loss.options.gamma: loss 'cross_entropy' has no such option"),
+        ({"metrics": ("top1", "top6")}, r"^metrics: .*found 'top6' \(did you mean 'top5'\?\)"),
+        ({"checkpoint__best": "top6"}, r"^checkpoint.best: expected one of 'loss', 'top1', 'top5', found 'top6'"),
+        ({"checkpoint__best_mode": "least"}, r"^checkpoint.best_mode: "),
+        ({"augment__mixup": -1}, r"^augment.mixup: "),
+        ({"augment__transforms": ("blur",)}, r"^augment.transforms: .*found 'blur'"),
+        ({"augment__transforms": (1,)}, r"^augment.transforms: each item should be a string"),
         ({"model__options": {"num_classes": 10}}, r"^model.options.num_classes: "),
     ],
 )  # fmt: skip
 def test_error_names_the_field(fields, error):
     with pytest.raises(UserError, match=error) as caught:
-        validate(changed(**fields))
+        resolve(changed(**fields))
     assert "\n" not in str(caught.value)
 
 
-def test_missing_field_is_named():
-    config = default_config()
-    del config.schedule.warmup
-    with pytest.raises(UserError, match=r"^schedule.warmup: .*missing"):
-        validate(config)
+def test_a_field_that_an_older_recipe_lacks_has_its_default():
+    old = json.loads(json.dumps(default_config().to_dict()))
+    del old["task"], old["metrics"], old["optimizer"]["name"], old["checkpoint"]["best"], old["augment"]["mixup"]
+    config, _ = resolve(old)
+    assert json.loads(json.dumps(config.to_dict())) == json.loads(json.dumps(default_config().to_dict()))
+    assert changed_fields(old, config.to_dict(), DEFAULTS) == []
+
+
+def test_what_is_resolved_is_a_copy():
+    given = changed(model__options={"width": 0.5})
+    config, _ = resolve(given)
+    assert config.model.options.width == 0.5
+    config.model.options.width = 1.0
+    config.batch_size = 7
+    assert (given.model.options.width, given.batch_size) == (0.5, 256)
 
 
 @pytest.mark.parametrize(
@@ -122,12 +149,12 @@ def test_built_model_has_the_recipes_types():
 
 def test_json_changes_nothing():
     config = default_config().to_dict()
-    assert changed_fields(json.loads(json.dumps(config)), config) == []
+    assert changed_fields(json.loads(json.dumps(config)), config, DEFAULTS) == []
 
 
 def test_changes_are_listed_by_name():
     old, new = changed(model__options={"width": 0.5}).to_dict(), changed(batch_size=64, augment__area=(0.5, 1.0)).to_dict()
-    assert changed_fields(old, new) == [
+    assert changed_fields(old, new, DEFAULTS) == [
         "augment.area: [0.08, 1.0] → [0.5, 1.0]",
         "batch_size: 256 → 64",
         "model.options.width: 0.5 → not set",
@@ -136,7 +163,7 @@ def test_changes_are_listed_by_name():
 
 def test_what_never_reaches_the_parameters_may_change():
     new = changed(log_every="1 step", eval_every="9 steps", checkpoint_every="2 steps", eval_batch_size=7, data__dir="x", data__threads=1)
-    assert changed_fields(default_config().to_dict(), new.to_dict()) == []
+    assert changed_fields(DEFAULTS, new.to_dict(), DEFAULTS) == []
     assert flatten_dict(default_config().to_dict(), sep=".").keys() >= MAY_CHANGE
 
 
@@ -147,4 +174,23 @@ def test_duration_may_change_only_where_the_schedule_does_not_depend_on_it():
         ("polynomial", ["duration: '90 epochs' → '9 epochs'"]),
     ):
         old, new = changed(schedule__name=schedule), changed(schedule__name=schedule, duration="9 epochs")
-        assert changed_fields(old.to_dict(), new.to_dict()) == refused
+        assert changed_fields(old.to_dict(), new.to_dict(), DEFAULTS) == refused
+
+
+def test_each_multiple_of_a_duration_is_counted_by_itself():
+    """1,437 examples by 64 are 22.45 steps an epoch: two epochs end where every second single one ends, and the run with the last."""
+    every = {"eval_every": "1 epoch", "checkpoint_every": "2 epochs", "log_every": "100 steps"}
+    when = in_steps(changed(batch_size=64, duration="10 epochs", **every), 1437)
+    evaluations = [step for step in range(when.total + 1) if is_due(when.eval_every, step)]
+    assert evaluations == [22, 45, 67, 90, 112, 135, 157, 180, 202, 225] and when.total == 225
+    assert [step for step in range(when.total + 1) if is_due(when.checkpoint_every, step)] == evaluations[1::2]
+    assert [step for step in range(when.total + 1) if is_due(when.log_every, step)] == [100, 200]
+
+
+def test_a_period_is_a_step_at_least():
+    assert period("0.001 epochs", 10) == 1.0 and all(is_due(1.0, step) for step in range(1, 5)) and not is_due(1.0, 0)
+
+
+def test_warmup_as_long_as_the_run_is_refused():
+    with pytest.raises(UserError, match=r"^schedule.warmup: '20 steps' is 20 steps, .*the run's 20"):
+        in_steps(changed(duration="2 epochs", batch_size=10, schedule__warmup="20 steps"), 100)

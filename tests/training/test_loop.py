@@ -1,5 +1,6 @@
 """The loop's order, what stands in a run's folder, and what happens when the same command comes again."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,8 +11,10 @@ import pytest
 
 from googlenet_jax.errors import UserError
 from googlenet_jax.training import loop
-from googlenet_jax.training.checkpoint import Checkpoints, load_run
-from googlenet_jax.training.loop import Plan, train
+from googlenet_jax.training.classification import CLASSIFICATION
+from googlenet_jax.training.loop import train
+from googlenet_jax.training.run import load_run
+from googlenet_jax.training.task import TaskKind, register_task
 from googlenet_jax.training.writers import read_metrics
 from tests.training.tiny_run import tiny_config
 
@@ -95,30 +98,49 @@ def test_training_lines_are_means_over_their_interval(finished, copy, data_dir, 
             assert line["learning_rate"] == single[step]["learning_rate"]
 
 
-def test_the_order_is_evaluate_save_next_batch_step(tmp_path, data_dir, monkeypatch):
+def record_events(workdir, events):
+    """Registers a task that is classification, and notes when a batch is asked for and when a split is evaluated.
+
+    Beside it stands which checkpoints have been begun by then, and the step of the last training line.
+    """
+
+    def note(event):
+        folder = workdir / "checkpoints"
+        saved = sorted({int(path.name.split(".")[0]) for path in folder.iterdir() if path.name[0].isdigit()})
+        lines = metrics_of(workdir) if (workdir / "metrics.jsonl").exists() else []
+        events.append((event, saved, max((line["step"] for line in lines if line["split"] == "train"), default=0)))
+
+    def open_recorded(config, mesh):
+        task = CLASSIFICATION.open(config, mesh)
+
+        def batches(start):
+            for number, batch in enumerate(task.batches(start), start):
+                note(f"batch {number}")
+                yield batch
+
+        def recorded(split, evaluate):
+            return lambda variables: note(f"evaluate {split}") or evaluate(variables)
+
+        evaluations = {split: recorded(split, evaluate) for split, evaluate in task.evaluations.items()}
+        return dataclasses.replace(task, batches=batches, evaluations=evaluations)
+
+    register_task(f"recorded {workdir}", TaskKind(CLASSIFICATION.defaults, CLASSIFICATION.check, open_recorded))
+    return f"recorded {workdir}"
+
+
+def test_the_order_is_evaluate_save_next_batch_step(tmp_path, data_dir):
     events = []
-    evaluate, save, train_batches, push = loop._evaluate, Checkpoints.save, loop.train_batches, loop.TrainingLog.push
-
-    def batches(*args, **kwargs):
-        for batch in train_batches(*args, **kwargs):
-            events.append("batch")
-            yield batch
-
-    monkeypatch.setattr(
-        loop, "_evaluate", lambda job, state, step, writer: events.append(f"evaluate {step}") or evaluate(job, state, step, writer)
-    )
-    monkeypatch.setattr(
-        Checkpoints, "save", lambda self, step, *args, **kwargs: events.append(f"save {step}") or save(self, step, *args, **kwargs)
-    )
-    monkeypatch.setattr(loop, "train_batches", batches)
-    monkeypatch.setattr(loop.TrainingLog, "push", lambda self, step, metrics: events.append(f"step {step}") or push(self, step, metrics))
     config = tiny_config(data_dir)
-    config.duration, config.checkpoint_every = "5 steps", "2 steps"
+    config.task = record_events(tmp_path, events)
+    config.duration, config.checkpoint_every, config.log_every, config.ema.decay = "5 steps", "2 steps", "1 step", 0.0
+    config.data.eval_splits = ("test[:100]",)
     train(config, tmp_path)
-    assert events == [
-        *("batch", "step 1", "batch", "step 2", "save 2", "batch", "step 3", "batch", "step 4"),
-        *("evaluate 4", "save 4", "batch", "step 5", "evaluate 5", "save 5"),
+    assert [event for event, _, _ in events] == [
+        *("batch 0", "batch 1", "batch 2", "batch 3", "evaluate test[:100]", "batch 4", "evaluate test[:100]"),
     ]
+    # A step that has been evaluated or saved is done: its line stands. A line is written while the next batch is computed on.
+    assert [saved for _, saved, _ in events] == [[], [], [2], [2], [2], [2, 4], [2, 4]]
+    assert [step for event, _, step in events if event.startswith("evaluate")] == [4, 5]
 
 
 @pytest.mark.parametrize("step", [16, 20])  # 16 lies inside an interval of the training lines, which end at 15 and 18
@@ -139,14 +161,13 @@ def test_killed_before_the_first_checkpoint_starts_anew(finished, copy, data_dir
     assert without_speed(metrics_of(copy)) == without_speed(metrics_of(finished))
 
 
-def test_evaluation_and_saving_are_not_repeated_on_resuming(copy, data_dir, monkeypatch):
+def test_evaluation_and_saving_are_not_repeated_on_resuming(copy, data_dir, capsys):
     rewind(copy, 20)
-    done = []
-    evaluate, save = loop._evaluate, Checkpoints.save
-    monkeypatch.setattr(loop, "_evaluate", lambda *args: done.append(("evaluate", args[2])) or evaluate(*args))
-    monkeypatch.setattr(Checkpoints, "save", lambda *args, **kwargs: done.append(("save", args[1])) or save(*args, **kwargs))
+    saved_at = (copy / "checkpoints" / "20").stat().st_mtime_ns
     train(tiny_config(data_dir), copy)
-    assert done == [("evaluate", 24), ("save", 24)]
+    said = capsys.readouterr().err
+    assert (said.count("epoch 5.0, "), said.count("epoch 6.0, ")) == (0, 4)
+    assert (copy / "checkpoints" / "20").stat().st_mtime_ns == saved_at
 
 
 def test_a_finished_run_says_so_and_stays_as_it_is(copy, data_dir, capsys):
@@ -267,14 +288,25 @@ def test_a_batch_that_the_devices_do_not_divide_is_named(tmp_path, data_dir, mon
         train(config, tmp_path)
 
 
-def test_plan_counts_each_multiple_by_itself():
-    """1,437 examples by 64 are 22.45 steps an epoch: two epochs end where every second single one ends, and the run with the last."""
-    from googlenet_jax.training.config import default_config
+def test_a_run_of_an_older_version_goes_on_and_ends_in_the_same_bits(finished, copy, data_dir):
+    """Its config.json lacks the fields that have come since."""
+    rewind(copy, 20)
+    config = json.loads((copy / "config.json").read_text())
+    for path in ("task", "metrics", "loss.name", "optimizer.clip_norm", "augment.cutmix", "checkpoint.best_mode"):
+        *groups, field = path.split(".")
+        del (config[groups[0]] if groups else config)[field]
+    (copy / "config.json").write_text(json.dumps(config))
+    train(config, copy)  # a recipe may be plain dictionaries, and lack the same fields
+    assert bits(load_run(copy).variables) == bits(load_run(finished).variables)
+    assert json.loads((copy / "config.json").read_text())["task"] == "classification"
 
-    config = default_config()
-    config.update(batch_size=64, duration="10 epochs", eval_every="1 epoch", checkpoint_every="2 epochs", log_every="100 steps")
-    plan = Plan(config, 1437)
-    evaluations = [step for step in range(plan.total_steps + 1) if plan.evaluates(step)]
-    assert evaluations == [22, 45, 67, 90, 112, 135, 157, 180, 202, 225] and plan.total_steps == 225
-    assert [step for step in range(plan.total_steps + 1) if plan.saves(step)] == evaluations[1::2]
-    assert [step for step in range(plan.total_steps + 1) if plan.logs(step)] == [100, 200]
+
+def test_the_metric_that_decides_which_is_best_is_the_recipes(tmp_path, data_dir):
+    config = tiny_config(data_dir)
+    config.checkpoint.update(keep=1, best="loss", best_mode="min")
+    config.metrics = ("top1",)
+    train(config, tmp_path)
+    lines = [line for line in metrics_of(tmp_path) if (line["split"], line.get("weights")) == ("test[:100]", "ema")]
+    assert {"top1"} == set(lines[0]) & {"top1", "top5"}
+    best = min(lines, key=lambda line: line["loss"])["step"]
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {best, 24}

@@ -1,5 +1,6 @@
 """The steps on a small network; run as a script, this file trains on every device there is and writes the parameters to the path given."""
 
+import functools
 import itertools
 import os
 import subprocess
@@ -12,19 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from googlenet_jax.data.augment import apply_transforms, device_transforms
+from googlenet_jax.data.mesh import create_mesh, replicate, shard_batch
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.errors import UserError
-from googlenet_jax.models.googlenet import Output
+from googlenet_jax.evaluation.evaluate import make_eval_step
+from googlenet_jax.evaluation.metrics import METRICS, cross_entropy
 from googlenet_jax.models.layers import BatchNorm, max_pool
-from googlenet_jax.training.config import default_config
-from googlenet_jax.training.losses import cross_entropy
-from googlenet_jax.training.mesh import create_mesh, replicate, shard_batch
-from googlenet_jax.training.optimizer import create_optimizer
+from googlenet_jax.models.network import Output
+from googlenet_jax.training.losses import create_loss
+from googlenet_jax.training.optimizer import create_optimizer, create_schedule
 from googlenet_jax.training.state import TrainState, eval_variables, make_create_state
-from googlenet_jax.training.step import label_ranks, make_eval_step, make_train_step
+from googlenet_jax.training.step import make_train_step
+from googlenet_jax.training.task import Task
 
 PREPROCESSING = Preprocessing(size=8, resize=8)
 KEY = jax.random.key(7)
@@ -58,17 +60,29 @@ def batch_of(examples, classes=6, seed=0):
 
 
 class Run:
-    """A model, its state and its compiled step, of the default recipe with some fields changed."""
+    """A model, its state and its compiled step, as classification trains it."""
 
-    def __init__(self, model=None, mesh=None, **groups):
-        self.model, self.mesh, config = model or Tiny(), mesh or create_mesh(), default_config()
-        config.augment.flip = False
-        config.schedule.update({"name": "step", "learning_rate": 0.01})
-        for group, fields in groups.items():
-            config[group].update(fields) if isinstance(fields, dict) else config.update({group: fields})
-        tx, schedule = create_optimizer(config, steps_per_epoch=10, total_steps=100)
-        self.state = replicate(make_create_state(self.model, config, tx, image_size=8)(KEY), self.mesh)
-        self.compiled = make_train_step(self.model, config, tx, schedule, PREPROCESSING, self.mesh, steps_per_epoch=10)
+    def __init__(self, model=None, mesh=None, *, rate=0.01, ema_decay=0.0, ema_start=0, **augment):
+        self.model, self.mesh = model or Tiny(), mesh or create_mesh()
+        classes = self.model.num_classes
+        transforms = device_transforms(PREPROCESSING, dtype=self.model.dtype, num_classes=classes, **augment)
+        images = jnp.zeros((1, 8, 8, 3), self.model.dtype)
+        task = Task(
+            model=self.model,
+            inputs=lambda batch: (batch["image"],),
+            example={"image": images},
+            examples=1000,
+            batches=lambda start: iter(()),
+            prepare=functools.partial(apply_transforms, transforms),
+            loss=create_loss(),
+            metrics={name: METRICS[name] for name in ("top1", "top5")},
+            evaluations={},
+            description={},
+        )
+        schedule = create_schedule("step", rate, 100, every=100)
+        tx = create_optimizer(schedule)
+        self.state = replicate(make_create_state(self.model, tx, (images,), average=ema_decay > 0)(KEY), self.mesh)
+        self.compiled = make_train_step(task, tx, schedule, self.mesh, ema_decay=ema_decay, ema_start=ema_start)
 
     def step(self, batch, key=KEY):
         self.state, metrics = self.compiled(self.state, shard_batch(batch, self.mesh), key)
@@ -103,7 +117,7 @@ def test_training_fits_the_batch():
 
 
 def test_the_given_state_is_used_up():
-    run = Run(ema={"decay": 0.9})
+    run = Run(ema_decay=0.9)
     before = run.state
     run.step(batch_of(8))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
@@ -125,25 +139,24 @@ def test_randomness_is_a_function_of_key_and_step():
         run.state = start
         return two
 
-    frozen = {"name": "step", "learning_rate": 1e-30}
-    for groups in ({"model": Tiny(dropout=0.5)}, {"augment": {"flip": True}}):
-        run = Run(schedule=frozen, **groups)
+    for options in ({"model": Tiny(dropout=0.5)}, {"mirror": True}, {"mixup": 0.5}, {"cutmix": 1.0}):
+        run = Run(rate=1e-30, **options)
         first, second = losses(run, KEY)
         assert losses(run, KEY) == [first, second]
         assert first != second
         assert losses(run, jax.random.key(8))[0] != first
-    run = Run(schedule=frozen)
+    run = Run(rate=1e-30)
     assert losses(run, KEY) == losses(run, jax.random.key(8)), "without dropout and flips nothing is random"
 
 
 def test_bfloat16_keeps_float32_parameters_and_statistics():
-    run = Run(Tiny(dtype=jnp.bfloat16), dtype="bfloat16", ema={"decay": 0.9})
+    run = Run(Tiny(dtype=jnp.bfloat16), ema_decay=0.9)
     run.step(batch_of(8))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(run.state) if leaf.ndim} == {"float32"}
 
 
 def test_average_starts_as_a_copy_and_then_follows():
-    run, batch = Run(ema={"decay": 0.75, "start": "2 steps"}), batch_of(8)
+    run, batch = Run(ema_decay=0.75, ema_start=2), batch_of(8)
     history = []
     for _ in range(4):
         run.step(batch)
@@ -183,24 +196,14 @@ def test_evaluation_counts_examples_and_no_padding():
     np.testing.assert_allclose(sums["loss"], cross_entropy(logits, batch["label"][:7]).sum(), rtol=1e-6)
 
 
-@settings(deadline=None)
-@given(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=2, max_size=8))
-def test_rank_is_the_place_in_a_stable_sort(logits):
-    order = np.argsort(-np.array(logits), kind="stable")
-    ranks = label_ranks(jnp.tile(jnp.array(logits), (len(logits), 1)), jnp.arange(len(logits)))
-    np.testing.assert_array_equal(ranks[order], np.arange(len(logits)))
-
-
-def test_logits_that_are_not_numbers_hit_nothing():
-    nan = float("nan")
-    logits = jnp.array([[nan, nan, nan], [0, nan, 1], [0, 1, nan]])
-    np.testing.assert_array_equal(label_ranks(logits, jnp.array([0, 1, 1])), [3, 3, 1])
-
-
 def trained_on_every_device():
     results = {}
+    # How a batch lies on the devices: the rows that each holds.
+    batch = shard_batch(batch_of(16), create_mesh())
+    results["rows"] = np.array([shard.data.shape[0] for shard in batch["image"].addressable_shards])
+    results["mesh size"] = np.array(create_mesh().size)
     for groups in (1, 2):
-        run = Run(Tiny(dropout=0.5, bn_groups=groups), augment={"flip": True}, ema={"decay": 0.9})
+        run = Run(Tiny(dropout=0.5, bn_groups=groups), mirror=True, ema_decay=0.9)
         losses = [run.step(batch_of(16, seed=step))["loss"] for step in range(3)]
         arrays = {"losses": np.array(losses), **run.params(), "var": np.array(run.state.batch_stats["bn"]["var"])}
         results |= {f"{name}, {groups} groups": array for name, array in arrays.items()}
@@ -212,8 +215,11 @@ def test_eight_devices_train_as_one(tmp_path):
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     subprocess.run([sys.executable, __file__, tmp_path / "eight.npz"], env=environment, check=True)
     one, eight = trained_on_every_device(), np.load(tmp_path / "eight.npz")
-    assert eight["devices"] == 8
+    assert eight["devices"] == eight["mesh size"] == 8
+    assert eight["rows"].tolist() == [2] * 8  # each device holds an eighth
     for name, expected in one.items():
+        if name in ("rows", "mesh size"):
+            continue
         assert np.linalg.norm(eight[name] - expected) <= 1e-4 * np.linalg.norm(expected) + 1e-7, name
 
 

@@ -5,22 +5,19 @@ As a script, `python -m tests.training.tiny_run WORKDIR DATA_DIR`, it is the pro
 
 import sys
 from pathlib import Path
-from typing import ClassVar
 
 import flax.linen as nn
 from ml_collections import ConfigDict
 
 from googlenet_jax.data.digits import prepare_digits
-from googlenet_jax.models import registry
-from googlenet_jax.models.googlenet import Network, Output
+from googlenet_jax.models.network import Network, Output
+from googlenet_jax.models.registry import register_model
 from googlenet_jax.training.config import default_config
 from googlenet_jax.training.loop import train
 
 
 class Tiny(Network):
     """Convolution, batch norm, dropout, classifier, and an auxiliary head."""
-
-    min_sizes: ClassVar[dict[str, int]] = {"dense": 8}
 
     @nn.compact
     def __call__(self, images, train, **_):
@@ -33,7 +30,8 @@ class Tiny(Network):
 
 def tiny_config(data_dir: Path) -> ConfigDict:
     """24 steps of 100 of 400 examples: 4 steps an epoch, a training line every 3, an evaluation every 4, a checkpoint every 4."""
-    registry._MODELS["tiny"] = Tiny  # here and not on import: tests that are parametrised by the registry must not see it
+    # Here and not on import: tests that are parametrized by the registry must not see it.
+    register_model("tiny", Tiny)
     prepare_digits(data_dir)
     config = default_config()
     config.model.name = "tiny"

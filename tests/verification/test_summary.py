@@ -6,19 +6,19 @@ import jax.numpy as jnp
 import pytest
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.models.googlenet import Output
+from googlenet_jax.models.network import Network, Output
 from googlenet_jax.models.registry import create_model, list_models
-from googlenet_jax.verification import table1
+from googlenet_jax.verification.printed import Comparison, compare
 from googlenet_jax.verification.summary import summarize
 
 
-def beside_table_1(stem: str) -> dict[str, table1.Comparison]:
-    summary = summarize(create_model("googlenet", stem=stem))
-    rows = table1.compare({row.name: row.weights for row in summary.rows}, {row.name: row.multiply_adds for row in summary.rows})
+def beside_table_1(stem: str) -> dict[str, Comparison]:
+    model = create_model("googlenet", stem=stem)
+    rows = compare(summarize(model), model.printed)
     return {row.layers[-1]: row for row in rows}
 
 
-def rounded(rows: dict[str, table1.Comparison], field: str) -> dict[str, float]:
+def rounded(rows: dict[str, Comparison], field: str) -> dict[str, float]:
     values = {name: getattr(row, field) for name, row in rows.items()}
     return {name: round(value, 1) for name, value in values.items() if value is not None}
 
@@ -39,7 +39,8 @@ def test_separable_stem_differs_from_table_1_only_where_known() -> None:
     rows = beside_table_1("separable")
     assert rounded(rows, "weights_difference") == WEIGHTS_DIFFER
     assert rounded(rows, "multiply_adds_difference") == MULTIPLY_ADDS_DIFFER
-    assert [row.note for row in rows.values()] == [""] * 12
+    assert [row.note for row in rows.values()] == [""] * 17
+    assert all(row.output == row.paper_output for row in rows.values())
 
 
 def test_dense_stem_differs_in_the_first_row_too_and_says_why() -> None:
@@ -100,7 +101,7 @@ def test_input_below_the_smallest_is_refused() -> None:
         summarize(create_model("googlenet"), 16)
 
 
-class Forms(nn.Module):
+class Forms(Network):
     """Products of every form that the count has to tell apart, in one network."""
 
     @nn.compact

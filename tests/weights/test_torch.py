@@ -10,9 +10,13 @@ import torch
 
 import googlenet_jax as gj
 from googlenet_jax.errors import UserError
-from googlenet_jax.weights.torch import torch_name
+from googlenet_jax.weights.torch import torch_names
 from tests.reference import NETWORKS
 
+TORCHVISIONS_UNIT = (
+    "conv.weight",
+    *(f"bn.{part}" for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
+)
 NARROW: dict[str, Any] = {"width": 0.125, "num_classes": 5}
 
 
@@ -46,6 +50,10 @@ def test_torchvisions_state_dict_has_its_names() -> None:
     model = gj.create_model("googlenet_torchvision")
     names = gj.weights.to_torch(model, shapes_as_zeros(model))
     assert len(names) == 364
+    # The order of torchvision's own state dict.
+    assert list(names)[:7] == [f"conv1.{part}" for part in TORCHVISIONS_UNIT] + ["conv2.conv.weight"]
+    heads = [f"{layer}.{part}" for layer in ("aux2.fc1", "aux2.fc2", "fc") for part in ("weight", "bias")]
+    assert list(names)[-12:] == [*(f"aux2.conv.{part}" for part in TORCHVISIONS_UNIT), *heads]
     assert {"conv1.conv.weight", "inception4e.branch3.1.bn.running_var", "aux2.fc1.weight", "fc.bias"} <= set(names)
     assert names["inception3a.branch3.1.conv.weight"].shape == (32, 16, 3, 3)
     without = gj.create_model("googlenet_torchvision", aux_heads=False)
@@ -60,11 +68,13 @@ def shapes_as_zeros(model: Any) -> dict[str, Any]:
     return unflatten_dict({path: np.zeros(shape, np.float32) for path, shape in expected_shapes(model).items()})
 
 
-def test_names() -> None:
-    assert torch_name(("params", "conv2_reduce", "kernel")) == "conv2.conv.weight"
-    assert torch_name(("batch_stats", "inception_3b", "conv_5x5", "bn", "mean")) == "inception3b.branch3.1.bn.running_mean"
-    assert torch_name(("params", "aux1", "head", "bias")) == "aux1.fc2.bias"
-    assert torch_name(("params", "inception_3b", "conv_5x5", "bias"), naive=True) == "inception3b.branch3.conv.bias"
+def test_names_are_torchvisions() -> None:
+    names = {"/".join(path): name for path, name in torch_names(gj.create_model("googlenet_torchvision")).items()}
+    assert names["params/conv2_reduce/kernel"] == "conv2.conv.weight"
+    assert names["batch_stats/inception_3b/conv_5x5/bn/mean"] == "inception3b.branch3.1.bn.running_mean"
+    assert names["params/aux1/head/bias"] == "aux1.fc2.bias"
+    naive = {"/".join(path): name for path, name in torch_names(gj.create_model("googlenet_naive")).items()}
+    assert naive["params/inception_3b/conv_5x5/bias"] == "inception3b.branch3.conv.bias"
 
 
 def test_aux_entries_are_dropped_with_a_note_where_the_model_has_no_heads(caplog: pytest.LogCaptureFixture) -> None:

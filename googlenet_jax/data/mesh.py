@@ -1,4 +1,6 @@
-"""Devices in a line: batches are split over the mesh's one axis, `data`; the state is whole on every device."""
+"""Devices in a line: batches are split over the mesh's one axis, `data`; the state is whole on
+every device.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +31,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Returns the global batch on the devices, from this process's share of it: {name: [B, …]}."""
-    return {name: jax.make_array_from_process_local_data(data_sharding(mesh), array) for name, array in batch.items()}
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
@@ -42,4 +48,7 @@ def check_batch_size(batch_size: int, mesh: Mesh | AbstractMesh) -> None:
     devices = mesh.size
     if batch_size % devices:
         multiple = (batch_size // devices + 1) * devices
-        raise UserError(f"batch_size: {batch_size} examples do not divide among {devices} devices; take a multiple, such as {multiple}")
+        raise UserError(
+            f"batch_size: {batch_size} examples do not divide among {devices} devices; take a "
+            f"multiple, such as {multiple}"
+        )

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
+from googlenet_jax.data.mesh import check_batch_size, create_mesh, replicate, shard_batch
 from googlenet_jax.errors import UserError
-from googlenet_jax.training.mesh import check_batch_size, create_mesh, replicate, shard_batch
 
 
 def mesh_of(devices):

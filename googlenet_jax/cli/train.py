@@ -1,0 +1,148 @@
+"""`googlenet-jax train`: trains as a recipe says, or goes on with the run that is in the folder."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from googlenet_jax.errors import UserError, nearest
+
+INTERRUPTED = 130  # 128 + SIGINT
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the subcommand's arguments.
+
+    `--config.field=value` are left over by the parser, in `args.fields`.
+    """
+    parser = subparsers.add_parser(
+        "train",
+        help="train a network, or go on with a run",
+        usage="%(prog)s --config=NAME[:ARG] --workdir=DIR [--config.field=value …]",
+        allow_abbrev=False,
+        epilog="--config.field=value sets a field of the recipe, such as --config.batch_size=64.",
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="NAME[:ARG]",
+        help="a recipe's name, such as digits, or its file; :ARG hands it an argument",
+    )
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="the run's folder: config, metrics, checkpoints and curves",
+    )
+    parser.set_defaults(takes_fields=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains; returns 0, or 130 where it was interrupted."""
+    config = read_recipe(args.config, args.fields)
+    from googlenet_jax.training.process import prepare
+
+    prepare()
+    from googlenet_jax.training.loop import train
+
+    try:
+        train(config, args.workdir)
+    except KeyboardInterrupt:
+        print(
+            "googlenet-jax: interrupted; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    return 0
+
+
+def recipe_folder() -> Path:
+    """Where the package's recipes lie: inside an installed package, or beside it where it runs from
+    its sources.
+    """
+    package = Path(__file__).parents[1]
+    return next(
+        folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()
+    )
+
+
+def read_recipe(recipe: str, fields: list[str]) -> Any:
+    """Reads a recipe and sets fields of it.
+
+    Args:
+      recipe: NAME or NAME:ARG; NAME is that of a recipe of the package, or a file's path.
+      fields: "--config.field=value", or both as items of their own.
+    Returns:
+      The ConfigDict, not checked yet.
+    Raises:
+      UserError: there is no such recipe, it does not load, or a value is not of its field's kind.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    name, colon, argument = recipe.partition(":")
+    path = f"{_recipe_path(name)}{colon}{argument}"
+    values = flags.FlagValues()
+    arguments = ["train", f"--config={path}", *fields]
+    # New fields are let through: the check of the whole recipe names them, and a model's options
+    # need not stand in it.
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        flag_values=values,
+        lock_config=False,
+        accept_new_attributes=True,
+        sys_argv=arguments,
+    )
+    try:
+        rest = values(arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_explain(error)) from error
+    if len(rest) > 1:
+        raise UserError(
+            f"{rest[1]!r} is no field; fields of the recipe are set with --config.field=value"
+        )
+    return holder.value
+
+
+def _recipe_path(name: str) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    recipes = {path.stem: path for path in sorted(recipe_folder().glob("*.py"))}
+    if name in recipes:
+        return recipes[name]
+    if name.endswith(".py") or "/" in name:
+        files = [*map(str, sorted(Path("configs").glob("*.py"))), *recipes]
+        raise UserError(f"--config: there is no file {name!r}{nearest(name, files)}")
+    raise UserError(
+        f"--config: there is no recipe {name!r}{nearest(name, recipes)}: one of "
+        f"{', '.join(recipes)}, or a file"
+    )
+
+
+def _explain(error: Exception) -> str:
+    """The line for an error that came while the recipe was read and its fields were set."""
+    from absl import flags
+    from flax.traverse_util import flatten_dict
+
+    from googlenet_jax.training.config import default_config
+
+    text = " ".join(str(error).split())
+    field = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
+    if field and isinstance(error, flags.IllegalFlagValueError):
+        fields = flatten_dict(default_config().to_dict(), sep=".")
+        expected = (
+            f"a value such as {fields[field[1]]!r}"
+            if field[1] in fields
+            else "another kind of value"
+        )
+        if any(name.startswith(f"{field[1]}.") for name in fields):
+            expected = "one of its fields, such as --config.data.name=digits"
+        return f"{field[1]}: expected {expected}, found {field[2]!r}"
+    if isinstance(error, flags.Error):
+        return text
+    return (
+        f"--config: the recipe does not load: {type(error).__name__}: {text} (--debug shows where)"
+    )

@@ -1,0 +1,186 @@
+"""Image classification, the default kind of task: a data set's images and labels, and a network of
+`models`.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from googlenet_jax.data.augment import apply_transforms, device_transforms
+from googlenet_jax.data.pipeline import RandomCrop, train_batches
+from googlenet_jax.data.preprocessing import Preprocessing
+from googlenet_jax.data.sources import Source, load_source
+from googlenet_jax.errors import UserError
+from googlenet_jax.evaluation.evaluate import evaluate_source, make_eval_step
+from googlenet_jax.evaluation.metrics import METRICS, Metric
+from googlenet_jax.models.network import Network
+from googlenet_jax.models.registry import create_model, model_options
+from googlenet_jax.training.config import default_config
+from googlenet_jax.training.losses import create_loss
+from googlenet_jax.training.process import shows_progress
+from googlenet_jax.training.task import TASKS, Task, TaskKind
+
+
+def build_model(config: ConfigDict, num_classes: int) -> Network:
+    """Builds a recipe's model.
+
+    Raises UserError where the recipe's `model` or `dtype` do not make one.
+    """
+    options = config.model.options.to_dict()
+    for name in ("num_classes", "dtype", "param_dtype"):
+        if name in options:
+            raise UserError(
+                f"model.options.{name}: not an option of a recipe's model (the data set fixes "
+                "the classes, `dtype` the types)"
+            )
+    options |= {"num_classes": num_classes, "dtype": jnp.dtype(config.dtype)}
+    options["param_dtype"] = jnp.float64 if config.dtype == "float64" else jnp.float32
+    try:
+        return create_model(config.model.name, **options)
+    except UserError as error:
+        raise UserError(f"model: {error}") from error
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for a model, image sizes, augmentations, a loss or metrics that can't be."""
+    # These check their own values.
+    Preprocessing.from_dict(config.preprocessing.to_dict())
+    RandomCrop(config.augment.area, config.augment.aspect)
+    model = build_model(config, num_classes=1000)
+    training_size = config.augment.size or config.preprocessing.size
+    for name, size in (
+        ("preprocessing.size", config.preprocessing.size),
+        ("augment.size", training_size),
+    ):
+        if size < model.min_size:
+            raise UserError(
+                f"{name}: {config.model.name} takes images of at least {model.min_size} "
+                f"pixels, found {size}"
+            )
+    if getattr(model, "fully_connected_head", False) and training_size != config.preprocessing.size:
+        raise UserError(
+            "augment.size: a fully connected head takes one size, "
+            f"{config.preprocessing.size}, found {training_size}"
+        )
+    groups = getattr(model, "bn_groups", 1)
+    if config.batch_size % groups:
+        raise UserError(
+            f"batch_size: expected a multiple of model.options.bn_groups, {groups}, found "
+            f"{config.batch_size}"
+        )
+    create_loss(**config.loss.to_dict())
+    metrics = _metrics(config.metrics)
+    if config.checkpoint.best not in ("loss", *metrics):
+        names = ", ".join(map(repr, ("loss", *metrics)))
+        raise UserError(
+            f"checkpoint.best: expected one of {names}, found {config.checkpoint.best!r}"
+        )
+    _transforms(config, num_classes=1000)
+
+
+def open_task(config: ConfigDict, mesh: Mesh) -> Task:
+    """Opens the recipe's data set and builds its model.
+
+    Raises UserError where there is no such data or split.
+    """
+    data = config.data
+    splits = (data.train_split, *data.eval_splits)
+    source, *eval_sources = (load_source(data.name, split, data.dir or None) for split in splits)
+    return make_task(config, mesh, source, eval_sources)
+
+
+def make_task(
+    config: ConfigDict, mesh: Mesh, source: Source, eval_sources: Sequence[Source]
+) -> Task:
+    """Returns the task of training a checked recipe's model on `source` and evaluating it on the
+    others.
+    """
+    preprocessing = Preprocessing.from_dict(config.preprocessing.to_dict())
+    model = build_model(config, source.num_classes)
+    metrics = _metrics(config.metrics)
+    if config.checkpoint.best == "top5" and source.num_classes < 5:
+        raise UserError(
+            f"checkpoint.best: {source.name} has {source.num_classes} classes, too few for 'top5'"
+        )
+    size = preprocessing.size
+    return Task(
+        model=model,
+        inputs=lambda batch: (batch["image"],),
+        example={"image": jnp.zeros((1, size, size, 3), jnp.dtype(config.dtype))},
+        examples=len(source),
+        batches=functools.partial(
+            _batches,
+            source,
+            batch_size=config.batch_size,
+            size=config.augment.size or size,
+            augment=RandomCrop(tuple(config.augment.area), tuple(config.augment.aspect)),
+            seed=config.seed,
+            threads=config.data.threads,
+        ),
+        prepare=functools.partial(apply_transforms, _transforms(config, source.num_classes)),
+        loss=create_loss(**config.loss.to_dict()),
+        metrics=metrics,
+        evaluations=_evaluations(
+            make_eval_step(model, preprocessing, mesh, metrics),
+            eval_sources,
+            batch_size=config.eval_batch_size,
+            preprocessing=preprocessing,
+            mesh=mesh,
+            threads=config.data.threads,
+        ),
+        description={
+            "model_name": config.model.name,
+            "model_options": model_options(model),
+            "class_names": tuple(source.class_names),
+            "preprocessing": preprocessing.to_dict(),
+        },
+    )
+
+
+def _metrics(names: Sequence[str]) -> dict[str, Metric]:
+    try:
+        return {name: METRICS[name] for name in names}
+    except UserError as error:
+        raise UserError(f"metrics: {error}") from error
+
+
+def _transforms(config: ConfigDict, num_classes: int) -> Any:
+    augment = config.augment
+    try:
+        return device_transforms(
+            Preprocessing.from_dict(config.preprocessing.to_dict()),
+            dtype=jnp.dtype(config.dtype),
+            num_classes=num_classes,
+            mirror=augment.flip,
+            names=augment.transforms,
+            mixup=augment.mixup,
+            cutmix=augment.cutmix,
+        )
+    except UserError as error:
+        raise UserError(f"augment.transforms: {error}") from error
+
+
+def _batches(source: Source, start_step: int, **options: Any) -> Any:
+    """This process's share of the batches from that step's on."""
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    return train_batches(source, start_step=start_step, **options, **processes)
+
+
+def _evaluations(
+    eval_step: Any, sources: Sequence[Source], **options: Any
+) -> dict[str, Callable[[Any], dict[str, float]]]:
+    def evaluation(source: Source) -> Callable[[Any], dict[str, float]]:
+        return lambda variables: evaluate_source(
+            eval_step, variables, source, progress=shows_progress(), **options
+        )
+
+    return {source.split: evaluation(source) for source in sources}
+
+
+CLASSIFICATION = TaskKind(default_config, check, open_task)
+TASKS.register("classification", CLASSIFICATION)

@@ -1,0 +1,75 @@
+"""What the loop has to know of what it trains: a task, handed in. The loop knows of no images,
+labels or heads.
+
+A kind of task is registered under the name that recipes give in `task`. Opened with a recipe it is
+a `Task`: a model, its data and what is made of both.
+"""
+
+import dataclasses
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from googlenet_jax.registry import Registry
+
+Array = jax.Array
+Batch = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task, opened.
+
+    Attributes:
+      model: a linen module, called as model.apply(variables, *inputs(batch), train=…).
+      inputs: the positional arguments of the model's call from a prepared batch, such as
+        (batch["image"],).
+      example: a prepared batch of zeros, as small as the model takes, from which the variables are
+        initialized.
+      examples: how many there are to train on; an epoch is so many.
+      batches: from the number of the first step to a generator of the host's batches, this
+        process's share of each: {name: [B, …]}. Which examples make up batch k, and how the host
+        changes them, depends on the recipe and k alone.
+      prepare: (batch, key) -> batch, on the device inside jit: augmentation and normalization.
+      loss: (output, batch) -> (loss, parts); what training lines hold besides the loss. Scalars.
+      metrics: name -> (output, batch) -> [N], of which training lines hold the means; None where
+        one does not apply.
+      evaluations: split -> (variables) -> a line's "loss", "examples" and metrics over that whole
+        split. The first split decides which checkpoint is the best.
+      description: what a checkpoint tells about the model: see `checkpoint.RunDescription`.
+    """
+
+    model: Any
+    inputs: Callable[[Batch], tuple[Array, ...]]
+    example: Batch
+    examples: int
+    batches: Callable[[int], Generator[Mapping[str, np.ndarray], None, None]]
+    prepare: Callable[[Batch, Array], Batch]
+    loss: Callable[[Any, Batch], tuple[Array, dict[str, Array]]]
+    metrics: Mapping[str, Callable[[Any, Batch], Array | None]]
+    evaluations: Mapping[str, Callable[[Any], dict[str, float]]]
+    description: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskKind:
+    """A kind of task, as recipes name it.
+
+    Attributes:
+      defaults: returns a recipe of this kind with every field there is.
+      check: raises UserError for what no single field's type and range says; reads and compiles
+        nothing.
+      open: opens the data and builds the model of a checked recipe.
+    """
+
+    defaults: Callable[[], ConfigDict]
+    check: Callable[[ConfigDict], None]
+    open: Callable[[ConfigDict, Mesh], Task]
+
+
+TASKS: Registry[TaskKind] = Registry("task", {})
+register_task = TASKS.register
