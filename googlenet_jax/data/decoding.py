@@ -16,7 +16,7 @@ Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 # What scales a crop. "auto" averages areas where no side grows and is bilinear otherwise. "bilinear", "area", "nearest" and "bicubic"
 # are OpenCV's, and the paper's four (1409.4842, section 6); of these only "area" doesn't alias where it shrinks. The last widens its
 # kernel with the scale, as Pillow, torchvision and tf.image.resize(antialias=True) do.
-_OPENCV = {"bilinear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "nearest": cv2.INTER_NEAREST, "bicubic": cv2.INTER_CUBIC}
+_OPENCV = {"bilinear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "nearest": cv2.INTER_NEAREST_EXACT, "bicubic": cv2.INTER_CUBIC}
 ANTIALIASED = "bilinear_antialiased"
 INTERPOLATIONS = ("auto", *_OPENCV, ANTIALIASED)
 PAPER_INTERPOLATIONS = tuple(_OPENCV)

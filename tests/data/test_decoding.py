@@ -65,7 +65,7 @@ REFERENCES = {
     "area": coverage,
     "bilinear": lambda out, size: weights(out, size, triangle, 1, widens=False),
     "bicubic": lambda out, size: weights(out, size, keys(-0.75), 2, widens=False),
-    "nearest": lambda out, size: np.eye(size)[np.floor(np.arange(out) * size / out).astype(int)],
+    "nearest": lambda out, size: np.eye(size)[np.floor((np.arange(out) + 0.5) * size / out).astype(int)],
     "bilinear_antialiased": lambda out, size: weights(out, size, triangle, 1, widens=True),
 }
 
