@@ -1,8 +1,26 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what a disk says where it refuses one."""
 
+import contextlib
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from googlenet_jax.errors import UserError
+
+# Why a disk refuses, and what a person can do about it.
+_ADVICE = {
+    errno.ENOSPC: "free some space there and run the same command again",
+    errno.EDQUOT: "free some of your quota and run the same command again",
+    errno.EFBIG: "raise the limit on the size of files and run the same command again",
+    errno.EROFS: "choose a place that can be written",
+    errno.EACCES: "mend the permissions, or choose another place",
+    errno.EPERM: "mend the permissions, or choose another place",
+    errno.EEXIST: "choose another place",
+    errno.ENOTDIR: "choose another place",
+    errno.EIO: "check the disk",
+    errno.ENOENT: "something removed the folder in the meantime",
+}
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -19,3 +37,39 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turns what a disk refuses inside into one line that names `path`, the reason and what to do.
+
+    Raises UserError in place of OSError, and of what Orbax and TensorStore make of one.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = disk_reason(error)
+        if reason is None:
+            raise
+        raise UserError(f"{path}: can't be written: {reason}") from error
+
+
+def disk_reason(error: BaseException) -> str | None:
+    """The disk's reason and what to do, from an exception or what caused it; None where no disk is
+    to blame.
+    """
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        number = cause.errno if isinstance(cause, OSError) else None
+        for known, advice in _ADVICE.items():
+            # Where an error has crossed C++ or a thread, its text alone tells.
+            if number == known or (number is None and os.strerror(known) in str(cause)):
+                return f"{os.strerror(known)}; {advice}"
+        if isinstance(cause, OSError):
+            return cause.strerror or str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None

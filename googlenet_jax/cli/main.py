@@ -95,8 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and not (args.takes_fields and FIELD.match(rest[0])):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-    # Orbax warns of what is meant: that a run's folder is only read.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax warns of what is meant, that a run's folder is only read, and prints tracebacks of what
+    # it also raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         import_registrations([*args.imports_before, *args.imports])
         status = SUBCOMMANDS[args.subcommand].run(args)

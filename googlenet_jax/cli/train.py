@@ -2,13 +2,10 @@
 
 import argparse
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from googlenet_jax.errors import UserError, nearest
-
-INTERRUPTED = 130  # 128 + SIGINT
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,21 +36,19 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains; returns 0, or 130 where it was interrupted."""
-    config = read_recipe(args.config, args.fields)
-    from googlenet_jax.training.process import prepare
+    """Trains; returns 0. Raises KeyboardInterrupt or SystemExit where a signal has stopped the run,
+    which is saved then.
+    """
+    from googlenet_jax.training.guard import catching_signals
 
-    prepare()
-    from googlenet_jax.training.loop import train
+    with catching_signals():  # before the slow imports
+        config = read_recipe(args.config, args.fields)
+        from googlenet_jax.training.process import prepare
 
-    try:
+        prepare()
+        from googlenet_jax.training.loop import train
+
         train(config, args.workdir)
-    except KeyboardInterrupt:
-        print(
-            "googlenet-jax: interrupted; the same command goes on from the last checkpoint",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
     return 0
 
 
@@ -99,7 +94,7 @@ def read_recipe(recipe: str, fields: list[str]) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(_explain(error)) from error
+        raise UserError(_explain(error, recipe)) from error
     if len(rest) > 1:
         raise UserError(
             f"{rest[1]!r} is no field; fields of the recipe are set with --config.field=value"
@@ -117,22 +112,19 @@ def _recipe_path(name: str) -> Path:
         files = [*map(str, sorted(Path("configs").glob("*.py"))), *recipes]
         raise UserError(f"--config: there is no file {name!r}{nearest(name, files)}")
     raise UserError(
-        f"--config: there is no recipe {name!r}{nearest(name, recipes)}: one of "
-        f"{', '.join(recipes)}, or a file"
+        f"--config: there is no recipe {name!r}{nearest(name, recipes)}: one of {', '.join(recipes)}, or a file"
     )
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, recipe: str) -> str:
     """The line for an error that came while the recipe was read and its fields were set."""
     from absl import flags
     from flax.traverse_util import flatten_dict
 
-    from googlenet_jax.training.config import default_config
-
     text = " ".join(str(error).split())
     field = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
     if field and isinstance(error, flags.IllegalFlagValueError):
-        fields = flatten_dict(default_config().to_dict(), sep=".")
+        fields = flatten_dict(read_recipe(recipe, []).to_dict(), sep=".")
         expected = (
             f"a value such as {fields[field[1]]!r}"
             if field[1] in fields

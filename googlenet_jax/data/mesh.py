@@ -49,6 +49,5 @@ def check_batch_size(batch_size: int, mesh: Mesh | AbstractMesh) -> None:
     if batch_size % devices:
         multiple = (batch_size // devices + 1) * devices
         raise UserError(
-            f"batch_size: {batch_size} examples do not divide among {devices} devices; take a "
-            f"multiple, such as {multiple}"
+            f"batch_size: {batch_size} examples do not divide among {devices} devices; take a multiple, such as {multiple}"
         )

@@ -20,6 +20,10 @@ Batch = dict[str, jax.Array]
 Sums = Mapping[str, jax.Array]
 
 
+class CutShort(Exception):
+    """An evaluation has ended early, as it was asked to; there is no result."""
+
+
 def make_eval_step(
     model: Any,
     preprocessing: Preprocessing,
@@ -72,6 +76,7 @@ def evaluate_source(
     workers: int = 0,
     bad_images: BadImages | None = None,
     progress: bool = True,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Evaluates every example of `source` exactly once, whatever the batch size and the number of
     devices.
@@ -85,10 +90,12 @@ def evaluate_source(
       bad_images: where images that can't be read are counted, and not evaluated; None is for an
         error. progress: whether a bar with the time left stands on standard
         error.
+      should_stop: asked before each batch.
     Returns:
       The means of all sums (top5 is absent below five classes), and examples, their number.
     Raises:
       UserError: a batch size below one.
+      CutShort: `should_stop()` said so.
     """
     if batch_size < 1:
         raise UserError(f"batch size: expected at least 1, found {batch_size}")
@@ -112,6 +119,9 @@ def evaluate_source(
     totals: dict[str, float] = {}
     waiting: Sums = {}
     for batch in bar:
+        if should_stop():
+            bar.close()
+            raise CutShort
         # The sums are fetched one batch late, so that the device has the next one while the host
         # adds.
         computing = eval_step(variables, shard_batch(batch, mesh))

@@ -33,7 +33,8 @@ def register_model(name: str, cls: type[Network]) -> None:
     if not (isinstance(cls, type) and issubclass(cls, Network)):
         raise UserError(f"register_model: {name!r} must be a subclass of googlenet_jax.Network, found {cls!r}")
     other = _MODELS.get(name, cls)
-    if other is not cls:
+    # The same class defined once more, as where a notebook's cell is run again, takes its place.
+    if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
         raise UserError(f"register_model: {name!r} is {other.__module__}.{other.__qualname__}; choose another name")
     _MODELS[name] = cls
 

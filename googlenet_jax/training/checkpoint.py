@@ -14,9 +14,11 @@ CRC-32 finds.
 import dataclasses
 import itertools
 import json
+import shutil
 import sys
+import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from googlenet_jax.errors import UserError
+from googlenet_jax.files import writing
 from googlenet_jax.models.registry import create_model, list_models, model_options, option_defaults
 
 FORMAT_VERSION = 1
@@ -67,13 +70,14 @@ class RunDescription:
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A state read back: `interval` is what the loop gave to `save`, `step` the number of steps
-    taken.
+    """A state read back: `step` is the number of steps taken; `interval` and `evaluated` are what
+    the loop gave to `save`.
     """
 
     step: int
     state: Any
     interval: dict[str, Any]
+    evaluated: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,21 +138,34 @@ class Checkpoints:
         )
 
     def save(
-        self, step: int, state: Any, *, metric: float | None, interval: Mapping[str, Any]
+        self,
+        step: int,
+        state: Any,
+        *,
+        metric: float | None,
+        interval: Mapping[str, Any],
+        evaluated: bool = True,
     ) -> None:
         """Starts saving `state` after `step` steps, and returns as soon as the arrays are copied to
         the host.
 
         `metric` is the value that decides which is the best, where this step was evaluated;
-        `interval` is JSON that the loop wants back on resuming. Raises UserError where the disk
-        refuses, also for a save begun earlier.
+        `interval` is JSON that the loop wants back on resuming, and so is `evaluated`: false where
+        this step's evaluation was cut short. Such a checkpoint is replaced when the evaluation has
+        been made up for. Raises UserError where the disk refuses, also for a save begun earlier.
         """
+        unevaluated = self.folder / f"unevaluated-{step}"
+        if step in self._manager.all_steps():
+            with writing(self.folder):
+                self._first(lambda: (self.folder / str(step)).rename(unevaluated))
+            self._manager.reload()
         arrays = _flatten(state)
         content = {
             "format_version": FORMAT_VERSION,
             "step": step,
             **self._description.to_json(),
             "interval": dict(interval),
+            "evaluated": evaluated,
             "arrays": {
                 name: {**_shape_and_dtype(array), "crc32": _crc32(array)}
                 for name, array in arrays.items()
@@ -159,12 +176,11 @@ class Checkpoints:
             state=ocp.args.PyTreeSave(arrays), metadata=ocp.args.JsonSave(metadata)
         )
         metrics = None if metric is None else {self._best: metric}
-        try:
+        with writing(self.folder / str(step)):
             self._manager.save(step, args=items, metrics=metrics, force=True)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.folder / str(step)}: could not save the checkpoint: {_first_line(error)}"
-            ) from error
+        if unevaluated.exists():
+            self.wait()
+            self._first(lambda: shutil.rmtree(unevaluated))
 
     def restore_latest(self, state: Any) -> Restored | None:
         """The newest checkpoint that is whole, or None where there is no checkpoint at all.
@@ -189,11 +205,11 @@ class Checkpoints:
                 _report_damage(self.folder / str(step), error)
             else:
                 self._move_aside(damaged)
-                return Restored(step, _unflatten(arrays, state), content["interval"])
+                evaluated = content.get("evaluated", True)  # older checkpoints don't say
+                return Restored(step, _unflatten(arrays, state), content["interval"], evaluated)
         if steps:
             raise UserError(
-                f"{self.folder}: each of its {len(steps)} checkpoints is damaged; train in a "
-                "new folder, or remove this one to start anew"
+                f"{self.folder}: each of its {len(steps)} checkpoints is damaged; train in a new folder, or remove this one to start anew"
             )
         return None
 
@@ -202,27 +218,34 @@ class Checkpoints:
         self._manager.wait_until_finished()
         return self._manager.latest_step()
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until everything begun is on the disk.
 
         Raises UserError where it could not be written.
         """
-        try:
+        with writing(self.folder):
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.folder}: could not save a checkpoint: {_first_line(error)}"
-            ) from error
+
+    def close(self) -> None:
+        """Waits as `wait` does, and ends."""
+        try:
+            self.wait()
         finally:
             self._manager.close()
+
+    def _first(self, change: Callable[[], object]) -> None:
+        """Lets the first process change the folder, and the others wait for it."""
+        multihost_utils.sync_global_devices("the folder of checkpoints is about to change")
+        if jax.process_index() == 0:
+            change()
+        multihost_utils.sync_global_devices("the folder of checkpoints has changed")
 
     def _refuse_another_model(self, step: int, content: Mapping[str, Any]) -> None:
         ours = self._description.to_json()
         where = self.folder / str(step)
         if content["model_name"] != ours["model_name"]:
             raise UserError(
-                f"{where}: the checkpoint is of model {content['model_name']}, not "
-                f"{ours['model_name']}; train in another folder"
+                f"{where}: the checkpoint is of model {content['model_name']}, not {ours['model_name']}; train in another folder"
             )
         theirs, options = (
             _complete(ours["model_name"], each["model_options"]) for each in (content, ours)
@@ -234,19 +257,17 @@ class Checkpoints:
         ]
         if changed:
             raise UserError(
-                f"{where}: the checkpoint's {ours['model_name']} has other options: "
-                f"{', '.join(changed)}; train in another folder"
+                f"{where}: the checkpoint's {ours['model_name']} has other options: {', '.join(changed)}; train in another folder"
             )
 
     def _move_aside(self, steps: list[int]) -> None:
-        if not steps:
-            return
-        multihost_utils.sync_global_devices("every process has read the checkpoints")
-        if jax.process_index() == 0:
+        def move() -> None:
             for step in steps:
                 _move_aside(self.folder / str(step))
-        multihost_utils.sync_global_devices("the damaged checkpoints are moved aside")
-        self._manager.reload()
+
+        if steps:
+            self._first(move)
+            self._manager.reload()
 
 
 def _complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,9 +279,15 @@ def _complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tidy(folder: Path) -> None:
-    """Names what Orbax is about to remove, and moves aside the checkpoints whose metrics would stop
-    it from opening the folder.
+    """Names what Orbax is about to remove, moves aside the checkpoints whose metrics would stop it
+    from opening the folder, and settles a replacement that was cut short.
     """
+    for path in folder.glob("unevaluated-*"):
+        replaced = folder / path.name.removeprefix("unevaluated-")
+        if replaced.exists():
+            shutil.rmtree(path)
+        else:
+            path.rename(replaced)
     for path in sorted(folder.glob("*.orbax-checkpoint-tmp*")):
         print(
             f"googlenet_jax: {path} is a checkpoint that was never finished; it is removed, the one before it counts",
@@ -316,13 +343,41 @@ def read_run(
     folder = Path(workdir).absolute() / FOLDER
     if not folder.is_dir():
         raise UserError(
-            f"{workdir}: no folder {FOLDER!r} in it; give the --workdir of a run that train.py "
-            "has begun"
+            f"{workdir}: no folder {FOLDER!r} in it; give the --workdir of a run that train.py has begun"
         )
+    while True:
+        found = _steps(folder)
+        try:
+            read, damaged = _read_newest(folder, weights, step)
+        except (UserError, OSError, ValueError):
+            if _is_as_it_was(folder, found):
+                raise
+            continue
+        if not damaged or _is_as_it_was(folder, found):
+            for number, error in damaged.items():
+                _report_damage(folder / str(number), error)
+            return read
+
+
+def _steps(folder: Path) -> set[str]:
+    """The names of the checkpoints that are in the folder now."""
+    return {path.name for path in folder.iterdir() if path.name.isdigit()}
+
+
+def _is_as_it_was(folder: Path, steps: set[str]) -> bool:
+    """Whether what could not be read is damaged: a run under way deletes and adds checkpoints."""
+    time.sleep(0.2)  # a deletion under way has ended then
+    return _steps(folder) == steps
+
+
+def _read_newest(
+    folder: Path, weights: str | None, step: int | None
+) -> tuple[Weights, dict[int, _Damaged]]:
+    """`read_run` on what is in the folder now, and the newer checkpoints that are damaged."""
+    damaged: dict[int, _Damaged] = {}
     for checkpoint, error in _with_damaged_metrics(folder):
         raise UserError(
-            f"{checkpoint}: the checkpoint is damaged ({error}); move this folder elsewhere, "
-            "or resume the run, which does"
+            f"{checkpoint}: the checkpoint is damaged ({error}); move this folder elsewhere, or resume the run, which does"
         )
     options = ocp.CheckpointManagerOptions(read_only=True)
     with ocp.CheckpointManager(
@@ -331,18 +386,17 @@ def read_run(
         steps = sorted(manager.all_steps(), reverse=True)
         if step is not None and step not in steps:
             raise UserError(
-                f"{folder}: no checkpoint of step {step}; there are "
-                f"{', '.join(map(str, reversed(steps))) or 'none'}"
+                f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, reversed(steps))) or 'none'}"
             )
         for candidate in steps if step is None else [step]:
             try:
-                return _read_weights(manager, candidate, weights)
+                return _read_weights(manager, candidate, weights), damaged
             except _Damaged as error:
                 if step is not None:
                     raise UserError(
                         f"{folder / str(step)}: the checkpoint is damaged: {error}"
                     ) from error
-                _report_damage(folder / str(candidate), error)
+                damaged[candidate] = error
     raise UserError(
         f"{folder}: no {'whole ' if steps else ''}checkpoint in it{'' if steps else ' yet'}"
     )
@@ -394,8 +448,7 @@ def _read_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
         raise _Damaged("its metadata does not have the checksum it was written with")
     if content["format_version"] != FORMAT_VERSION:
         raise UserError(
-            f"{manager.directory}/{step}: checkpoint format {content['format_version']}, this "
-            f"googlenet_jax reads {FORMAT_VERSION}"
+            f"{manager.directory}/{step}: checkpoint format {content['format_version']}, this googlenet_jax reads {FORMAT_VERSION}"
         )
     return content
 
@@ -434,8 +487,7 @@ def _refuse_if_no_damage(manager: ocp.CheckpointManager, step: int, error: Excep
         words in str(error) for words in outside
     ):
         raise UserError(
-            f"{manager.directory}/{step}: can't be read: {_first_line(error)}; free memory or "
-            "mend the permissions"
+            f"{manager.directory}/{step}: can't be read: {_first_line(error)}; free memory or mend the permissions"
         ) from error
 
 
@@ -455,8 +507,7 @@ def _refuse_other_arrays(
         )
         if expected != found:
             raise UserError(
-                f"{where}: {name} is {found['dtype']} {found['shape']}, expected "
-                f"{expected['dtype']} {expected['shape']}; {advice}"
+                f"{where}: {name} is {found['dtype']} {found['shape']}, expected {expected['dtype']} {expected['shape']}; {advice}"
             )
     for name in stored:
         if name not in targets:

@@ -3,7 +3,8 @@
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from googlenet_jax.models.registry import create_model, model_options
 from googlenet_jax.training.config import default_config
 from googlenet_jax.training.losses import create_loss
 from googlenet_jax.training.process import shows_progress
-from googlenet_jax.training.task import TASKS, Task, TaskKind
+from googlenet_jax.training.task import TASKS, Evaluate, Task, TaskKind
 
 
 def build_model(config: ConfigDict, num_classes: int) -> Network:
@@ -36,8 +37,7 @@ def build_model(config: ConfigDict, num_classes: int) -> Network:
     for name in ("num_classes", "dtype", "param_dtype"):
         if name in options:
             raise UserError(
-                f"model.options.{name}: not an option of a recipe's model (the data set fixes "
-                "the classes, `dtype` the types)"
+                f"model.options.{name}: not an option of a recipe's model (the data set fixes the classes, `dtype` the types)"
             )
     options |= {"num_classes": num_classes, "dtype": jnp.dtype(config.dtype)}
     options["param_dtype"] = jnp.float64 if config.dtype == "float64" else jnp.float32
@@ -60,19 +60,17 @@ def check(config: ConfigDict) -> None:
     ):
         if size < model.min_size:
             raise UserError(
-                f"{name}: {config.model.name} takes images of at least {model.min_size} "
-                f"pixels, found {size}"
+                f"{name}: {config.model.name} takes images of at least {model.min_size} pixels, found {size}"
             )
     if getattr(model, "fully_connected_head", False) and training_size != config.preprocessing.size:
         raise UserError(
-            "augment.size: a fully connected head takes one size, "
-            f"{config.preprocessing.size}, found {training_size}"
+            f"augment.size: a fully connected head takes one size, {config.preprocessing.size}, found {training_size}"
         )
+    _check_memory(config.batch_size, training_size)
     groups = getattr(model, "bn_groups", 1)
     if config.batch_size % groups:
         raise UserError(
-            f"batch_size: expected a multiple of model.options.bn_groups, {groups}, found "
-            f"{config.batch_size}"
+            f"batch_size: expected a multiple of model.options.bn_groups, {groups}, found {config.batch_size}"
         )
     create_loss(**config.loss.to_dict())
     metrics = _metrics(config.metrics)
@@ -82,6 +80,19 @@ def check(config: ConfigDict) -> None:
             f"checkpoint.best: expected one of {names}, found {config.checkpoint.best!r}"
         )
     _transforms(config, num_classes=1000)
+
+
+def _check_memory(batch_size: int, size: int) -> None:
+    """Raises UserError where not even the images of one batch, as bytes, fit the host's memory."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = batch_size * size**2 * 3
+    if needed > memory:
+        raise UserError(
+            f"batch_size: {batch_size:,} images of {size}×{size} take {needed / 1e9:,.0f} GB, and "
+            f"the host has {memory / 1e9:,.0f}; take fewer"
+        )
 
 
 def open_task(config: ConfigDict, mesh: Mesh) -> Task:
@@ -182,12 +193,15 @@ def _batches(source: Source, start_step: int, **options: Any) -> Any:
     return train_batches(source, start_step=start_step, **options, **processes)
 
 
-def _evaluations(
-    eval_step: Any, sources: Sequence[Source], **options: Any
-) -> dict[str, Callable[[Any], dict[str, float]]]:
-    def evaluation(source: Source) -> Callable[[Any], dict[str, float]]:
-        return lambda variables: evaluate_source(
-            eval_step, variables, source, progress=shows_progress(), **options
+def _evaluations(eval_step: Any, sources: Sequence[Source], **options: Any) -> dict[str, Evaluate]:
+    def evaluation(source: Source) -> Evaluate:
+        return lambda variables, should_stop: evaluate_source(
+            eval_step,
+            variables,
+            source,
+            progress=shows_progress(),
+            should_stop=should_stop,
+            **options,
         )
 
     return {source.split: evaluation(source) for source in sources}

@@ -167,8 +167,7 @@ def _parse_duration(duration: str) -> tuple[float, bool]:
     match = _DURATION.fullmatch(duration)
     if match is None or (match[2].startswith("step") and "." in match[1]):
         raise UserError(
-            "expected a duration such as '60 epochs', '0.5 epochs' or '5000 steps', found "
-            f"{duration!r}"
+            f"expected a duration such as '60 epochs', '0.5 epochs' or '5000 steps', found {duration!r}"
         )
     return float(match[1]), match[2].startswith("epoch")
 
@@ -222,8 +221,7 @@ def in_steps(config: ConfigDict, examples: int) -> Durations:
     total, warmup = steps(config.duration, epoch), steps(config.schedule.warmup, epoch)
     if warmup >= total:
         raise UserError(
-            f"schedule.warmup: {config.schedule.warmup!r} is {warmup} steps, expected fewer "
-            f"than the run's {total}"
+            f"schedule.warmup: {config.schedule.warmup!r} is {warmup} steps, expected fewer than the run's {total}"
         )
     return Durations(
         epoch=epoch,
@@ -407,8 +405,7 @@ def _check_together(config: ConfigDict) -> None:
     duration, duration_is_epochs = _parse_duration(config.duration)
     if warmup_is_epochs == duration_is_epochs and warmup >= duration:
         raise UserError(
-            f"schedule.warmup: expected less than duration, {config.duration!r}, found "
-            f"{config.schedule.warmup!r}"
+            f"schedule.warmup: expected less than duration, {config.duration!r}, found {config.schedule.warmup!r}"
         )
 
 
@@ -437,7 +434,6 @@ def changed_fields(
         )
         if a != b:
             changed.append(
-                f"{name}: {'not set' if a is absent else repr(a)} → "
-                f"{'not set' if b is absent else repr(b)}"
+                f"{name}: {'not set' if a is absent else repr(a)} → {'not set' if b is absent else repr(b)}"
             )
     return changed

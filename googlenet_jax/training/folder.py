@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.files import write_atomically
+from googlenet_jax.files import write_atomically, writing
 from googlenet_jax.training.checkpoint import FOLDER
 from googlenet_jax.training.config import changed_fields
 from googlenet_jax.training.process import is_first
+from googlenet_jax.training.writers import METRICS_FILE
 
 CONFIG_FILE = "config.json"
 
@@ -23,37 +24,32 @@ def check_folder(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str
     if not path.exists():
         if (workdir / FOLDER).exists():
             raise UserError(
-                f"{workdir} holds checkpoints but no {CONFIG_FILE}; put it back, or take "
-                "another --workdir"
+                f"{workdir} holds checkpoints but no {CONFIG_FILE}; put it back, or take another --workdir"
             )
         return
+    if (workdir / METRICS_FILE).exists() and not (workdir / FOLDER).exists():
+        raise UserError(
+            f"{workdir} holds {METRICS_FILE} of a run, but no {FOLDER!r}; put the checkpoints back, or remove {METRICS_FILE} to start anew"
+        )
     try:
         changed = changed_fields(json.loads(path.read_text(encoding="utf-8")), config, defaults)
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: expected a recipe as JSON, found {error}; put the file back, or take "
-            "another --workdir"
+            f"{path}: expected a recipe as JSON, found {error}; put the file back, or take another --workdir"
         ) from error
     if changed:
         raise UserError(
-            f"{workdir} holds a run with another config ({'; '.join(changed)}); take its "
-            "values, or another --workdir"
+            f"{workdir} holds a run with another config ({'; '.join(changed)}); take its values, or another --workdir"
         )
 
 
 def write_config(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Makes the folder and its `config.json`; only the first process does. Raises UserError where
-    that can't be.
+    """Writes the folder's `config.json`; only the first process does. Raises UserError where that
+    can't be.
     """
     if not is_first():
         return
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            workdir / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8")
-        )
-    except OSError as error:
-        raise UserError(
-            f"--workdir: can't write in {workdir}: {error.strerror}; choose another folder"
-        ) from error
+    path = workdir / CONFIG_FILE
+    with writing(path):
+        write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -7,8 +7,7 @@ after k is a function of the checkpoint and of k alone.
 
 import contextlib
 import functools
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,23 @@ from googlenet_jax.data.mesh import (
     shard_batch,
 )
 from googlenet_jax.errors import UserError
+from googlenet_jax.evaluation.evaluate import CutShort
 from googlenet_jax.training.checkpoint import Checkpoints, RunDescription
 from googlenet_jax.training.config import in_steps, resolve
 from googlenet_jax.training.folder import check_folder, write_config
+from googlenet_jax.training.guard import catching_signals, end, locked
 from googlenet_jax.training.optimizer import create_optimizer, create_schedule
 from googlenet_jax.training.process import is_first, make_deterministic, say
 from googlenet_jax.training.state import TrainState, eval_variables, is_finite, make_create_state
 from googlenet_jax.training.step import make_train_step
 from googlenet_jax.training.task import Task
 from googlenet_jax.training.writers import (
+    CURVES_FILE,
     METRICS_FILE,
     NotFinite,
     TrainingLog,
     Writer,
+    check_finite,
     create_writer,
     cut_back,
     draw_if_stale,
@@ -54,7 +57,6 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
     workdir = Path(workdir)
     config, kind = resolve(config)
     recipe = config.to_dict()
-    check_folder(workdir, recipe, kind.defaults().to_dict())
     if config.deterministic:
         make_deterministic()
 
@@ -84,9 +86,14 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
         task.model, optimizer, task.inputs(task.example), average=config.ema.decay > 0
     )
 
-    write_config(workdir, recipe)
     with contextlib.ExitStack() as stack:
-        # Where the run stands: its newest whole checkpoint, or the first state.
+        # The folder is this run's now. Where it stands: its newest whole checkpoint, or the first
+        # state.
+        stop = stack.enter_context(catching_signals())
+        if is_first():
+            stack.enter_context(locked(workdir))
+        check_folder(workdir, recipe, kind.defaults().to_dict())
+        write_config(workdir, recipe)
         checkpoints = stack.enter_context(
             contextlib.closing(
                 Checkpoints(
@@ -105,9 +112,10 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
         )
         restored = checkpoints.restore_latest(shapes)
         start = restored.step if restored else 0
+        cut_short = restored is not None and not restored.evaluated
         if is_first():
-            cut_back(workdir / METRICS_FILE, start)
-        if start >= when.total:
+            cut_back(workdir / METRICS_FILE, start, drop_evaluation=cut_short)
+        if start >= when.total and not cut_short:
             if is_first():
                 draw_if_stale(workdir)
             say(f"{workdir}: this run is finished, all {when.total} steps are done")
@@ -136,32 +144,58 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
         batches = stack.enter_context(contextlib.closing(task.batches(start)))
 
         # The loop: evaluate → save → next batch → step. What belongs to the step that was resumed
-        # from is done.
+        # from is done, unless a signal had cut its evaluation short. A signal stops the run after
+        # what is under way, and then the state is saved.
+        stop.has_state = start > 0
         try:
             for step in range(start, when.total + 1):
                 last = step == when.total
+                undone = step > start or cut_short
+                evaluates = undone and (last or is_due(when.eval_every, step))
+                saves = undone and (last or is_due(when.checkpoint_every, step))
                 best = None
-                if step > start and (last or is_due(when.eval_every, step)):
-                    log.flush("evaluating (the first time compiles…)")
-                    best = _evaluate(
-                        task, state, step, step / when.epoch, config.checkpoint.best, writer
-                    )
-                if step > start and (last or is_due(when.checkpoint_every, step)):
+                if evaluates:
+                    log.flush("evaluating")
+                    with contextlib.suppress(CutShort):
+                        best = _evaluate(
+                            task,
+                            state,
+                            step,
+                            step / when.epoch,
+                            config.checkpoint.best,
+                            writer,
+                            stop,
+                        )
+                if saves or (stop() and step > start):
                     log.flush("saving")
                     writer.flush()
                     # The very step whose loss was still finite can spoil them.
                     if not is_finite(state):
                         raise NotFinite(f"step {step}: the parameters or statistics are not finite")
-                    checkpoints.save(step, state, metric=best, interval=log.interval)
-                if last:
+                    evaluated = best is not None or not evaluates
+                    checkpoints.save(
+                        step, state, metric=best, interval=log.interval, evaluated=evaluated
+                    )
+                if last or stop():
                     break
                 batch = shard_batch(next(batches), mesh)
                 state, metrics = train_step(state, batch, step_key)
+                stop.has_state = True
                 log.push(step + 1, metrics)
         except NotFinite as error:
             raise UserError(
                 f"{error}, at learning rate {log.rate:.6g}; {_where_to_go_on(checkpoints)}"
             ) from error
+        checkpoints.wait()
+        signum, name = stop.signum, stop.name
+    if name:
+        say(
+            f"{workdir}: stopped by {name} after step {step} of {when.total}, which is saved; the same command goes on"
+        )
+        end(signum)
+    say(
+        f"{workdir}: finished all {when.total} steps; {config.checkpoint.best} {best:.4f}, curves in {workdir / CURVES_FILE}"
+    )
 
 
 def is_due(period: float, step: int) -> bool:
@@ -176,22 +210,25 @@ def is_due(period: float, step: int) -> bool:
 
 
 def _evaluate(
-    task: Task, state: TrainState, step: int, epoch: float, best: str, writer: Writer
+    task: Task,
+    state: TrainState,
+    step: int,
+    epoch: float,
+    best: str,
+    writer: Writer,
+    should_stop: Callable[[], bool],
 ) -> float:
     """Writes a line for each evaluation split with the weights "raw" and, where they are averaged,
     "ema".
 
     Returns what the best checkpoint is chosen by: the metric `best` on the first split, of the
-    average where there is one.
+    average where there is one. Raises CutShort where `should_stop()` says so.
     """
     values = []
     for split, evaluate in task.evaluations.items():
         for weights in ("raw",) if state.ema is None else ("raw", "ema"):
-            metrics = evaluate(eval_variables(state, weights))
-            if not math.isfinite(metrics["loss"]):
-                raise NotFinite(
-                    f"step {step}: the loss on {split} ({weights} weights) is {metrics['loss']}"
-                )
+            metrics = evaluate(eval_variables(state, weights), should_stop)
+            check_finite(f"step {step}, {split} ({weights} weights)", metrics)
             writer.write(
                 {"step": step, "epoch": epoch, "split": split, "weights": weights, **metrics}
             )

@@ -40,7 +40,8 @@ def prepare() -> None:
 
     Call it before JAX touches a device.
     """
-    logging.set_verbosity(logging.ERROR)  # absl's, on which Orbax tells what it does
+    # absl's, on which Orbax tells what it does, and prints tracebacks of what it also raises.
+    logging.set_verbosity(logging.FATAL)
     keep_freed_memory()
     jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
 

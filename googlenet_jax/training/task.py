@@ -18,6 +18,9 @@ from googlenet_jax.registry import Registry
 
 Array = jax.Array
 Batch = dict[str, Array]
+# (variables, should_stop) -> a line's "loss", "examples" and metrics. Before each batch it asks
+# `should_stop()`, and raises `evaluation.evaluate.CutShort` where that says so.
+Evaluate = Callable[[Any, Callable[[], bool]], dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Task:
       loss: (output, batch) -> (loss, parts); what training lines hold besides the loss. Scalars.
       metrics: name -> (output, batch) -> [N], of which training lines hold the means; None where
         one does not apply.
-      evaluations: split -> (variables) -> a line's "loss", "examples" and metrics over that whole
-        split. The first split decides which checkpoint is the best.
+      evaluations: split -> the evaluation of that whole split. The first split decides which
+        checkpoint is the best.
       description: what a checkpoint tells about the model: see `checkpoint.RunDescription`.
     """
 
@@ -51,7 +54,7 @@ class Task:
     prepare: Callable[[Batch, Array], Batch]
     loss: Callable[[Any, Batch], tuple[Array, dict[str, Array]]]
     metrics: Mapping[str, Callable[[Any, Batch], Array | None]]
-    evaluations: Mapping[str, Callable[[Any], dict[str, float]]]
+    evaluations: Mapping[str, Evaluate]
     description: Mapping[str, Any]
 
 

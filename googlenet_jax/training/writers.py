@@ -18,7 +18,7 @@ import jax
 from tqdm import tqdm
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.files import write_atomically
+from googlenet_jax.files import write_atomically, writing
 from googlenet_jax.training.curves import draw_curves
 from googlenet_jax.training.process import is_first, shows_progress
 
@@ -71,15 +71,17 @@ class JsonLinesWriter(Writer):
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, line: Line) -> None:
-        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()  # so that a killed process leaves whole lines, and `tail -f` shows them
+        with writing(self._file.name):
+            self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.flush()  # so that a killed process leaves whole lines, and `tail -f` shows them
 
     def flush(self) -> None:
-        os.fsync(self._file.fileno())
+        with writing(self._file.name):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self.flush()
-        self._file.close()
+        with writing(self._file.name), self._file:
+            os.fsync(self._file.fileno())
 
 
 class TensorBoardWriter(Writer):
@@ -96,13 +98,16 @@ class TensorBoardWriter(Writer):
     def write(self, line: Line) -> None:
         curve = "_".join(line[key] for key in ("split", "weights") if key in line)
         for name in line.keys() - {"step", "epoch", "split", "weights", "examples"}:
-            self._events.add_scalar(f"{name}/{curve}", line[name], line["step"])
+            with writing(self._events.logdir):
+                self._events.add_scalar(f"{name}/{curve}", line[name], line["step"])
 
     def flush(self) -> None:
-        self._events.flush()
+        with writing(self._events.logdir):
+            self._events.flush()
 
     def close(self) -> None:
-        self._events.close()
+        with writing(self._events.logdir):
+            self._events.close()
 
 
 class CurvesWriter(Writer):
@@ -124,10 +129,11 @@ class CurvesWriter(Writer):
     def _draw(self) -> None:
         lines = read_metrics(self._workdir / METRICS_FILE)
         if lines:
-            write_atomically(
-                self._workdir / CURVES_FILE,
-                lambda path: draw_curves({self._workdir.name: lines}, path),
-            )
+            path = self._workdir / CURVES_FILE
+            with writing(path):
+                write_atomically(
+                    path, lambda partial: draw_curves({self._workdir.name: lines}, partial)
+                )
         self._drawn_at = time.monotonic()
 
 
@@ -157,6 +163,13 @@ def create_writer(workdir: Path, step: int) -> Writer:
 
 class NotFinite(UserError):
     """Training has run into infinities or what is not a number."""
+
+
+def check_finite(where: str, values: Mapping[str, float]) -> None:
+    """Raises NotFinite, naming the value, unless all are finite."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise NotFinite(f"{where}: the {name} is {value}")
 
 
 class TrainingLog:
@@ -194,6 +207,7 @@ class TrainingLog:
         self.rate = math.nan  # of the last step whose metrics have been fetched
         # None where what comes next is not to be timed: compilation, evaluation, saving.
         self._fetched_at: float | None = None
+        self._paused_at = time.time()
         self._bar = tqdm(
             desc="compiling…",
             initial=start,
@@ -226,7 +240,7 @@ class TrainingLog:
         """
         self._fetch()
         self._bar.set_description(what)
-        self._fetched_at = None
+        self._fetched_at, self._paused_at = None, time.time()
 
     def close(self) -> None:
         """Ends the bar."""
@@ -238,21 +252,34 @@ class TrainingLog:
         (step, metrics), self._waiting = self._waiting, None
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
-        if self._fetched_at is not None:
+        if self._fetched_at is None:
+            self._skip_pause()
+        else:
             self._timed_steps += 1
             self._seconds += now - self._fetched_at
+            self._bar.update()
         self._fetched_at = now
         self.rate = values.pop("learning_rate")
-        if not math.isfinite(values["loss"]):
-            raise NotFinite(f"step {step}: the loss is {values['loss']}")
+        check_finite(f"step {step}", values)
         self._steps += 1
         self._own_steps += 1
         self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
         self._bar.set_description("training", refresh=False)
         self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
-        self._bar.update()
         if self._logs(step):
             self._write(step, now)
+
+    def _skip_pause(self) -> None:
+        """Takes the first step after a pause out of the bar's rate and of its time left."""
+        if self._bar.disable:
+            return
+        self._bar.n, self._bar.last_print_n = self._bar.n + 1, self._bar.last_print_n + 1
+        self._bar.initial += 1
+        pause = time.time() - self._paused_at
+        self._bar.start_t, self._bar.last_print_t = (
+            self._bar.start_t + pause,
+            self._bar.last_print_t + pause,
+        )
 
     def _write(self, step: int, now: float) -> None:
         means = {name: total / self._steps for name, total in self._sums.items()}
@@ -280,8 +307,7 @@ def read_metrics(path: Path) -> list[Line]:
     """
     if not path.is_file():
         raise UserError(
-            f"{path.parent}: no {path.name} in it; give the --workdir of a run that train.py "
-            "has begun"
+            f"{path.parent}: no {path.name} in it; give the --workdir of a run that train.py has begun"
         )
     texts = path.read_bytes().split(b"\n")
     lines = []
@@ -291,8 +317,7 @@ def read_metrics(path: Path) -> list[Line]:
             line = json.loads(text)
         except ValueError as error:
             raise UserError(
-                f"{path}, line {number}: expected a JSON object, found {text[:40]!r}; remove "
-                "that line"
+                f"{path}, line {number}: expected a JSON object, found {text[:40]!r}; remove that line"
             ) from error
         if (
             not isinstance(line, dict)
@@ -300,16 +325,15 @@ def read_metrics(path: Path) -> list[Line]:
             or "split" not in line
         ):
             raise UserError(
-                f"{path}, line {number}: expected an object with 'step' and 'split', found "
-                f"{text[:40]!r}; remove that line"
+                f"{path}, line {number}: expected an object with 'step' and 'split', found {text[:40]!r}; remove that line"
             )
         lines.append(line)
     return lines
 
 
-def cut_back(path: Path, step: int) -> None:
+def cut_back(path: Path, step: int, *, drop_evaluation: bool = False) -> None:
     """Removes the lines after `step` from a `metrics.jsonl`, and a half-written last one; the file
-    need not exist.
+    need not exist. `drop_evaluation` removes the evaluation lines of `step` too.
 
     The new file replaces the old one atomically: killed at any moment, one of the two is there,
     whole.
@@ -319,7 +343,9 @@ def cut_back(path: Path, step: int) -> None:
     kept = "".join(
         json.dumps(line, ensure_ascii=False) + "\n"
         for line in read_metrics(path)
-        if line["step"] <= step
+        if line["step"] < step
+        or (line["step"] == step and not (drop_evaluation and "weights" in line))
     )
     if path.read_text(encoding="utf-8") != kept:
-        write_atomically(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+        with writing(path):
+            write_atomically(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))

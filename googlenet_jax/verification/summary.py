@@ -91,7 +91,9 @@ def summarize(model: Network, input_size: int = 224) -> Summary:
 
     def output_of(name: str) -> tuple[int, ...]:
         value = endpoints.get(name, logits)
-        return tuple((value["output"] if isinstance(value, Mapping) else value).shape[1:])
+        while isinstance(value, Mapping):  # of a module that sows no output, its last layer's
+            value = value.get("output", list(value.values())[-1])
+        return tuple(value.shape[1:])
 
     rows = (
         Row(

@@ -54,7 +54,14 @@ def rewind(workdir, step):
 
 
 def test_the_folder_of_a_run(finished, data_dir):
-    assert {path.name for path in finished.iterdir()} == {"config.json", "metrics.jsonl", "checkpoints", "tensorboard", "curves.png"}
+    assert {path.name for path in finished.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "tensorboard",
+        "curves.png",
+        ".lock",
+    }
     assert json.loads((finished / "config.json").read_text()) == json.loads(json.dumps(tiny_config(data_dir).to_dict()))
     steps = [int(path.name) for path in (finished / "checkpoints").iterdir()]
     assert {16, 20, 24} <= set(steps) and len(steps) <= 4
@@ -119,7 +126,7 @@ def record_events(workdir, events):
                 yield batch
 
         def recorded(split, evaluate):
-            return lambda variables: note(f"evaluate {split}") or evaluate(variables)
+            return lambda *arguments: note(f"evaluate {split}") or evaluate(*arguments)
 
         evaluations = {split: recorded(split, evaluate) for split, evaluate in task.evaluations.items()}
         return dataclasses.replace(task, batches=batches, evaluations=evaluations)
@@ -227,12 +234,28 @@ def test_a_broken_config_file_is_named(copy, data_dir):
 
 def test_a_workdir_that_is_a_file_is_named(tmp_path, data_dir):
     (tmp_path / "run").write_text("")
-    with pytest.raises(UserError, match="--workdir: can't write in"):
+    with pytest.raises(UserError, match="run: can't be written: File exists; choose another place"):
         train(tiny_config(data_dir), tmp_path / "run")
 
 
+def test_metrics_without_the_checkpoints_folder_are_not_started_anew(copy, data_dir):
+    lines = (copy / "metrics.jsonl").read_bytes()
+    shutil.move(copy / "checkpoints", copy / "elsewhere")
+    with pytest.raises(UserError, match=r"holds metrics\.jsonl of a run, but no 'checkpoints'; put the checkpoints back, or remove"):
+        train(tiny_config(data_dir), copy)
+    assert (copy / "metrics.jsonl").read_bytes() == lines
+
+
+def test_a_finished_run_says_so(tmp_path, data_dir, capsys):
+    config = tiny_config(data_dir)
+    config.duration = "2 steps"
+    train(config, tmp_path)
+    last = metrics_of(tmp_path)[1]  # the first split's average decides
+    assert f"finished all 2 steps; top1 {last['top1']:.4f}, curves in {tmp_path / 'curves.png'}" in capsys.readouterr().err
+
+
 def spoil(monkeypatch, step, **spoilt):
-    """Lets the step that leads to `step` go wrong: its metrics ("loss") or the parameters that it makes ("params")."""
+    """Lets the step that leads to `step` go wrong: its metrics (by name) or the parameters that it makes ("params")."""
     make = loop.make_train_step
 
     def make_spoilt(*args, **kwargs):
@@ -243,18 +266,19 @@ def spoil(monkeypatch, step, **spoilt):
             state, metrics = train_step(state, batch, key)
             if number == step and "params" in spoilt:
                 state = state.replace(params=jax.tree.map(lambda x: x * spoilt["params"], state.params))
-            return state, metrics | ({"loss": jnp.float32(spoilt["loss"])} if number == step and "loss" in spoilt else {})
+            wrong = {name: jnp.float32(value) for name, value in spoilt.items() if name != "params"}
+            return state, metrics | (wrong if number == step else {})
 
         return wrapped
 
     monkeypatch.setattr(loop, "make_train_step", make_spoilt)
 
 
-@pytest.mark.parametrize("loss", [np.nan, np.inf])
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data_dir, monkeypatch, loss):
-    spoil(monkeypatch, 10, loss=loss)
+@pytest.mark.parametrize(("name", "value"), [("loss", np.nan), ("loss", np.inf), ("grad_norm", np.inf), ("loss_aux1", np.nan)])
+def test_a_metric_that_is_not_finite_stops_the_run(tmp_path, data_dir, monkeypatch, name, value):
+    spoil(monkeypatch, 10, **{name: value})
     with pytest.raises(
-        UserError, match=rf"step 10: the loss is {loss}, at learning rate 0\.06\d+; the last good checkpoint is .*checkpoints/8; "
+        UserError, match=rf"step 10: the {name} is {value}, at learning rate 0\.06\d+; the last good checkpoint is .*checkpoints/8; "
     ):
         train(tiny_config(data_dir), tmp_path)
     assert load_run(tmp_path).step == 8
