@@ -3,9 +3,11 @@
     python train.py --config=configs/imagenet_googlenet.py --workdir=runs/imagenet_googlenet
 
 From the paper (1409.4842, section 6): momentum 0.9, the learning rate falls by 4 % every 8 epochs, crops of 8–100 % of the area with an
-aspect ratio of 3/4–4/3, mirror images, an interpolation drawn from four, photometric distortions, both auxiliary heads with weight 0.3, and Polyak
-averaging. The paper gives no amounts for the distortions: they are those of the work it cites for them (1312.5402: brightness,
-contrast and colour by 0.5–1.5, AlexNet's lighting noise), and hue by a fifth of the circle as in TensorFlow's Inception code.
+aspect ratio of 3/4–4/3, an interpolation drawn from four, mirror images, photometric distortions,
+both auxiliary heads with weight 0.3, and Polyak averaging. The paper gives no amounts for the
+distortions: they are those of the work it cites for them (1312.5402: brightness, contrast and
+colour by 0.5–1.5, AlexNet's lighting noise), and hue by up to a fifth of the circle as in
+TensorFlow's published Inception code.
 Where the paper is silent, Caffe's bvlc_googlenet with its quick solver: batch 32, rate 0.01, weight decay 2e-4 on kernels alone, biases
 at twice the rate, 2.4 million steps, images in BGR minus their mean. Caffe itself states 68.7 % top-1 and 88.9 % top-5 for that solver,
 with its own polynomial decay and plain crops.

@@ -180,7 +180,10 @@ def prepare_folder(root: Path, name: str, data_dir: Path, validation_fraction: f
     written = {split: info.num_examples for split, info in builder.info.splits.items()}
     found = {split: len(files) for split, files in listing.splits.items()}
     if written != found:
-        raise UserError(f"data set {name!r}: {builder.data_dir} holds {written}, but {root} holds {found}; delete the former or take a --name")
+        raise UserError(
+            f"data set {name!r}: {builder.data_dir} holds {written}, but {root} holds {found}; "
+            "delete the former or take another --name"
+        )
     return listing
 
 
