@@ -50,7 +50,11 @@ def photographs(count: int, seed: int = 0) -> list[bytes]:
         height = int(rng.integers(300, 428))
         width = min(640, height * 4 // 3)
         top, left = rng.integers(0, 428 - height), rng.integers(0, 641 - width)
-        part = cv2.resize(whole[top : top + height, left : left + width], (500, 375), interpolation=cv2.INTER_CUBIC)
+        part = cv2.resize(
+            whole[top : top + height, left : left + width],
+            (500, 375),
+            interpolation=cv2.INTER_CUBIC,
+        )
         buffer = io.BytesIO()
         Image.fromarray(part).save(buffer, "JPEG", quality=QUALITY)
         encoded.append(buffer.getvalue())
@@ -66,8 +70,19 @@ def crops(count: int, seed: int = 1) -> list[tuple[int, int, int, int]]:
 class OurBatches:
     """Batch k: the next BATCH photographs, over and over. Sent to workers as it is."""
 
-    def __init__(self, images: list[bytes], boxes: list[tuple[int, int, int, int]], interpolation: str, exact: bool) -> None:
-        self.images, self.boxes, self.interpolation, self.exact = images, boxes, interpolation, exact
+    def __init__(
+        self,
+        images: list[bytes],
+        boxes: list[tuple[int, int, int, int]],
+        interpolation: str,
+        exact: bool,
+    ) -> None:
+        self.images, self.boxes, self.interpolation, self.exact = (
+            images,
+            boxes,
+            interpolation,
+            exact,
+        )
 
     def __call__(self) -> "OurBatches":
         return self
@@ -86,7 +101,9 @@ class OurBatches:
         return {"image": batch}
 
 
-def tensorflow_batches(images: list[bytes], boxes: Any, method: str, antialias: bool, fastest: bool) -> Iterable[Any]:
+def tensorflow_batches(
+    images: list[bytes], boxes: Any, method: str, antialias: bool, fastest: bool
+) -> Iterable[Any]:
     """The same work as a tf.data pipeline of one thread; `fastest` asks for the fast transform and plain upsampling of colours."""
     import tensorflow as tf
 
@@ -97,7 +114,11 @@ def tensorflow_batches(images: list[bytes], boxes: Any, method: str, antialias: 
         image = tf.image.resize(image, (SIZE, SIZE), method=method, antialias=antialias)
         return tf.saturate_cast(tf.round(tf.cast(image, tf.float32)), tf.uint8)
 
-    data = tf.data.Dataset.from_tensor_slices((images, np.array(boxes, np.int32))).map(decode).batch(BATCH)
+    data = (
+        tf.data.Dataset.from_tensor_slices((images, np.array(boxes, np.int32)))
+        .map(decode)
+        .batch(BATCH)
+    )
     threads = tf.data.Options()
     threads.threading.private_threadpool_size = 1
     threads.threading.max_intra_op_parallelism = 1
@@ -117,7 +138,10 @@ def compare(images: list[bytes], boxes: Any, rounds: int) -> dict[str, Any]:
     results = {}
     for name, (interpolation, method, antialias) in FILTERS.items():
         ours = {exact: OurBatches(images, boxes, interpolation, exact) for exact in (False, True)}
-        theirs = {fastest: tensorflow_batches(images, boxes, method, antialias, fastest) for fastest in (False, True)}
+        theirs = {
+            fastest: tensorflow_batches(images, boxes, method, antialias, fastest)
+            for fastest in (False, True)
+        }
         sides: dict[str, Callable[[], Any]] = {
             "ours": lambda ours=ours: [ours[False][k] for k in range(batches)],
             "tf_data": lambda theirs=theirs: list(theirs[False]),
@@ -131,14 +155,32 @@ def compare(images: list[bytes], boxes: Any, rounds: int) -> dict[str, Any]:
         speed = {side: len(images) / statistics.median(seconds) for side, seconds in times.items()}
         expected = np.concatenate([batch.numpy() for batch in theirs[False]])
         apart = {
-            side: difference(np.concatenate([ours[side == "ours_exact"][k]["image"] for k in range(batches)]), expected)
+            side: difference(
+                np.concatenate([ours[side == "ours_exact"][k]["image"] for k in range(batches)]),
+                expected,
+            )
             for side in ("ours", "ours_exact")
         }
         results[name] = {
             "images_per_cpu_second": {side: round(value) for side, value in speed.items()},
-            "ratio": round(statistics.median(t / o for o, t in zip(times["ours"], times["tf_data"], strict=True)), 2),
-            "ratio_exact_decoding": round(statistics.median(t / o for o, t in zip(times["ours_exact"], times["tf_data"], strict=True)), 2),
-            "ratio_to_fastest_tf": round(statistics.median(t / o for o, t in zip(times["ours"], times["tf_data_fastest"], strict=True)), 2),
+            "ratio": round(
+                statistics.median(
+                    t / o for o, t in zip(times["ours"], times["tf_data"], strict=True)
+                ),
+                2,
+            ),
+            "ratio_exact_decoding": round(
+                statistics.median(
+                    t / o for o, t in zip(times["ours_exact"], times["tf_data"], strict=True)
+                ),
+                2,
+            ),
+            "ratio_to_fastest_tf": round(
+                statistics.median(
+                    t / o for o, t in zip(times["ours"], times["tf_data_fastest"], strict=True)
+                ),
+                2,
+            ),
             "difference_from_tf_data": apart,
         }
         print(name, results[name], file=sys.stderr)
@@ -148,7 +190,10 @@ def compare(images: list[bytes], boxes: Any, rounds: int) -> dict[str, Any]:
 def difference(images: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     """Mean absolute difference in levels of 0–255, and PSNR in dB."""
     error = images.astype(np.float64) - expected
-    return {"mean_absolute": round(float(np.abs(error).mean()), 3), "psnr_db": round(float(10 * np.log10(255**2 / (error**2).mean())), 1)}
+    return {
+        "mean_absolute": round(float(np.abs(error).mean()), 3),
+        "psnr_db": round(float(10 * np.log10(255**2 / (error**2).mean())), 1),
+    }
 
 
 def decoding_cost(rng: np.random.Generator, count: int = 64) -> dict[str, Any]:
@@ -157,21 +202,37 @@ def decoding_cost(rng: np.random.Generator, count: int = 64) -> dict[str, Any]:
     for name, interpolation in (("area", "area"), ("antialiased bilinear", ANTIALIASED)):
         pairs = []
         for number in range(count):
-            part = cv2.resize(load_sample_image(("china.jpg", "flower.jpg")[number % 2]), (1280, 960), interpolation=cv2.INTER_CUBIC)
+            part = cv2.resize(
+                load_sample_image(("china.jpg", "flower.jpg")[number % 2]),
+                (1280, 960),
+                interpolation=cv2.INTER_CUBIC,
+            )
             buffer = io.BytesIO()
             Image.fromarray(part).save(buffer, "JPEG", quality=QUALITY)
             box = random_crop(960, 1280, RandomCrop(), rng.random((CROP_TRIES + 1, 2)).tolist())
-            pairs.append([OurBatches([buffer.getvalue()], [box], interpolation, exact)[0]["image"][0] for exact in (False, True)])
+            pairs.append(
+                [
+                    OurBatches([buffer.getvalue()], [box], interpolation, exact)[0]["image"][0]
+                    for exact in (False, True)
+                ]
+            )
         fast, exact = np.stack(pairs, axis=1)
         results[name] = difference(fast, exact)
     return results
 
 
-def growth(images: list[bytes], boxes: Any, workers: list[int], batches: int = 40) -> dict[str, float]:
+def growth(
+    images: list[bytes], boxes: Any, workers: list[int], batches: int = 40
+) -> dict[str, float]:
     """Images per second of wall time with so many worker processes, without their start."""
     results = {}
     for count in workers:
-        read = read_in_workers(OurBatches(images, boxes, "bilinear", False), (BATCH, SIZE, SIZE, 3), range(sys.maxsize), count)
+        read = read_in_workers(
+            OurBatches(images, boxes, "bilinear", False),
+            (BATCH, SIZE, SIZE, 3),
+            range(sys.maxsize),
+            count,
+        )
         for _ in range(4 * count):
             next(read)
         began = time.perf_counter()

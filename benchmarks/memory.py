@@ -20,13 +20,23 @@ from googlenet_jax.data.sources import load_source
 def resident(pid: int) -> float:
     """Megabytes, without what is shared with other processes' files."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return round(sum(int(line.split()[1]) for line in status.splitlines() if line.startswith(("RssAnon", "RssShmem"))) / 1024, 1)
+    return round(
+        sum(
+            int(line.split()[1])
+            for line in status.splitlines()
+            if line.startswith(("RssAnon", "RssShmem"))
+        )
+        / 1024,
+        1,
+    )
 
 
 def children() -> list[int]:
     """This process's worker processes."""
     command = ["pgrep", "-P", str(os.getpid()), "-f", "googlenet_jax.data.workers"]
-    return [int(line) for line in subprocess.run(command, capture_output=True, text=True).stdout.split()]
+    return [
+        int(line) for line in subprocess.run(command, capture_output=True, text=True).stdout.split()
+    ]
 
 
 def main() -> None:
@@ -54,10 +64,24 @@ def main() -> None:
     for number in range(1, args.batches + 1):
         next(batches)
         if number == 100 or number % (args.batches // 10) == 0:
-            points.append({"batches": number, "process_mb": resident(os.getpid()), "workers_mb": [resident(pid) for pid in children()]})
+            points.append(
+                {
+                    "batches": number,
+                    "process_mb": resident(os.getpid()),
+                    "workers_mb": [resident(pid) for pid in children()],
+                }
+            )
     seconds = time.perf_counter() - began
     batches.close()
-    print(json.dumps({**vars(args), "images_per_second": round(args.batches * args.batch_size / seconds), "memory": points}))
+    print(
+        json.dumps(
+            {
+                **vars(args),
+                "images_per_second": round(args.batches * args.batch_size / seconds),
+                "memory": points,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -48,7 +48,9 @@ def main() -> None:
     schedule = create_schedule("cosine", 0.01, args.steps)
     optimizer = create_optimizer(schedule)
     train_step: Any = make_train_step(task, optimizer, schedule, mesh)
-    state = make_create_state(task.model, optimizer, task.inputs(task.example), average=False)(jax.random.key(0))
+    state = make_create_state(task.model, optimizer, task.inputs(task.example), average=False)(
+        jax.random.key(0)
+    )
     key, batches = jax.random.key(1), task.batches(0)
     state, metrics = train_step(state, shard_batch(next(batches), mesh), key)  # compiles
     jax.block_until_ready(metrics)
@@ -67,7 +69,11 @@ def main() -> None:
     jax.block_until_ready(metrics)
     seconds = time.perf_counter() - began
     batches.close()
-    facts = {"seconds": round(seconds, 2), "fetching_seconds": round(fetching, 3), "waiting_share_at_most": round(waited / seconds, 4)}
+    facts = {
+        "seconds": round(seconds, 2),
+        "fetching_seconds": round(fetching, 3),
+        "waiting_share_at_most": round(waited / seconds, 4),
+    }
     print(json.dumps({**vars(args), **facts, "devices": str(jax.devices())}))
 
 

@@ -19,17 +19,42 @@ def add_parser(subparsers: Any) -> None:
         description="Writes a data set in the format that training reads, reads every image of it back, and leaves counts by class "
         "(counts.json) and a picture of samples (samples.png) beside it. Started again it goes on, or does nothing.",
     )
-    parser.add_argument("name", metavar="NAME", help="a TFDS data set's name, such as digits, cifar10 or imagenet2012; or: folder SRC")
     parser.add_argument(
-        "source", metavar="SRC", nargs="?", type=Path, help="after 'folder': SRC/train/CLASS/… and SRC/val/CLASS/…, or SRC/CLASS/…"
+        "name",
+        metavar="NAME",
+        help="a TFDS data set's name, such as digits, cifar10 or imagenet2012; or: folder SRC",
     )
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where to write (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)")
     parser.add_argument(
-        "--manual-dir", type=Path, metavar="DIR", help="where archives lie that TFDS can't download, such as imagenet2012's two"
+        "source",
+        metavar="SRC",
+        nargs="?",
+        type=Path,
+        help="after 'folder': SRC/train/CLASS/… and SRC/val/CLASS/…, or SRC/CLASS/…",
     )
-    parser.add_argument("--name", dest="set_name", metavar="NAME", help="of the set made from a folder (default: the folder's own)")
     parser.add_argument(
-        "--validation-fraction", type=float, default=0.1, metavar="X", help="set apart of one folder by class (default: 0.1)"
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where to write (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
+    )
+    parser.add_argument(
+        "--manual-dir",
+        type=Path,
+        metavar="DIR",
+        help="where archives lie that TFDS can't download, such as imagenet2012's two",
+    )
+    parser.add_argument(
+        "--name",
+        dest="set_name",
+        metavar="NAME",
+        help="of the set made from a folder (default: the folder's own)",
+    )
+    parser.add_argument(
+        "--validation-fraction",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="set apart of one folder by class (default: 0.1)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of what is set apart (default: 0)")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
@@ -53,13 +78,25 @@ def run(args: argparse.Namespace) -> int:
     splits = {split: info.num_examples for split, info in builder.info.splits.items()}
     unreadable = _verify(name, folder, Path(builder.data_dir), list(splits))
     if args.json:
-        facts = {"name": name, "folder": str(builder.data_dir), "num_classes": classes, "splits": splits}
-        print(json.dumps({**facts, "unreadable": unreadable, "ignored": [str(path) for path in ignored]}, indent=2))
+        facts = {
+            "name": name,
+            "folder": str(builder.data_dir),
+            "num_classes": classes,
+            "splits": splits,
+        }
+        print(
+            json.dumps(
+                {**facts, "unreadable": unreadable, "ignored": [str(path) for path in ignored]},
+                indent=2,
+            )
+        )
         return 0
     print(f"{name}: {classes} classes, in {builder.data_dir}")
     for split, examples in splits.items():
         print(f"  {split:<12} {examples:>10,} examples")
-    _print_some("images can't be read; training stops at one unless data.on_bad_image is 'skip'", unreadable)
+    _print_some(
+        "images can't be read; training stops at one unless data.on_bad_image is 'skip'", unreadable
+    )
     _print_some("files don't end as images do and were left out", [str(path) for path in ignored])
     return 0
 
@@ -67,7 +104,9 @@ def run(args: argparse.Namespace) -> int:
 def _print_some(what: str, lines: list[str], count: int = 5) -> None:
     if lines:
         print(f"{len(lines)} {what}:")
-        print("\n".join(f"  {line}" for line in lines[:count] + (["…"] if len(lines) > count else [])))
+        print(
+            "\n".join(f"  {line}" for line in lines[:count] + (["…"] if len(lines) > count else []))
+        )
 
 
 def _prepare_folder(args: argparse.Namespace, folder: Path) -> tuple[str, list[Path]]:
@@ -87,13 +126,19 @@ def _verify(name: str, folder: Path, target: Path, splits: list[str]) -> list[st
 
     counts = target / inventory.COUNTS_FILE
     if counts.exists():
-        return [line for split in json.loads(counts.read_text(encoding="utf-8")).values() for line in split["unreadable"]]
+        return [
+            line
+            for split in json.loads(counts.read_text(encoding="utf-8")).values()
+            for line in split["unreadable"]
+        ]
     found = {split: inventory.take_inventory(load_source(name, split, folder)) for split in splits}
     try:
         inventory.draw_samples(target / inventory.SAMPLES_FILE, next(iter(found.values())).samples)
         inventory.write_counts(counts, found)  # last: it says that all is done
     except OSError as error:
-        raise UserError(f"data set {name!r}: can't write into {target} ({error.strerror}); mend that and start again") from error
+        raise UserError(
+            f"data set {name!r}: can't write into {target} ({error.strerror}); mend that and start again"
+        ) from error
     return [line for taken in found.values() for line in taken.unreadable]
 
 
@@ -127,9 +172,13 @@ def download(name: str, folder: Path, manual_dir: Path | None = None) -> None:
     except ImportError as error:
         raise UserError(f"data set {name!r}: {_missing(error)}") from error
     except OSError as error:  # the network's errors too
-        raise UserError(f"data set {name!r}: can't download it into {folder} ({_short(error)}); check the network and the disk") from error
+        raise UserError(
+            f"data set {name!r}: can't download it into {folder} ({_short(error)}); check the network and the disk"
+        ) from error
     except Exception as error:  # TFDS has no common class for a wrong config or version, a set to be fetched by hand, a failed checksum …
-        raise UserError(f"data set {name!r}: TFDS can't prepare it in {folder} ({_short(error)})") from error
+        raise UserError(
+            f"data set {name!r}: TFDS can't prepare it in {folder} ({_short(error)})"
+        ) from error
 
 
 def _missing(error: ImportError) -> str:

@@ -16,7 +16,12 @@ Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 # What scales a crop. "auto" averages areas where no side grows and is bilinear otherwise. "bilinear", "area", "nearest" and "bicubic"
 # are OpenCV's, and the paper's four (1409.4842, section 6); of these only "area" doesn't alias where it shrinks. The last widens its
 # kernel with the scale, as Pillow, torchvision and tf.image.resize(antialias=True) do.
-_OPENCV = {"bilinear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "nearest": cv2.INTER_NEAREST_EXACT, "bicubic": cv2.INTER_CUBIC}
+_OPENCV = {
+    "bilinear": cv2.INTER_LINEAR,
+    "area": cv2.INTER_AREA,
+    "nearest": cv2.INTER_NEAREST_EXACT,
+    "bicubic": cv2.INTER_CUBIC,
+}
 ANTIALIASED = "bilinear_antialiased"
 INTERPOLATIONS = ("auto", *_OPENCV, ANTIALIASED)
 PAPER_INTERPOLATIONS = tuple(_OPENCV)
@@ -26,7 +31,9 @@ _MAY_DECODE_SMALLER = ("auto", "area", ANTIALIASED)
 
 MAX_PIXELS = 178_956_970  # Pillow's limit, above which it takes a picture for a decompression bomb
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
-_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF's orientations: what makes the stored picture upright
+_TURNS: dict[
+    int, Callable[[np.ndarray], np.ndarray]
+] = {  # EXIF's orientations: what makes the stored picture upright
     1: lambda image: image,
     2: lambda image: image[:, ::-1],
     3: lambda image: image[::-1, ::-1],
@@ -65,7 +72,9 @@ def decode(encoded: bytes, *, grey: bool = False, orientation: int = 1) -> np.nd
     except cv2.error:
         image = None
     if image is None:
-        raise BadImage(f"expected a whole image file (PNG, JPEG, …), found {len(encoded)} bytes that can't be decoded")
+        raise BadImage(
+            f"expected a whole image file (PNG, JPEG, …), found {len(encoded)} bytes that can't be decoded"
+        )
     return _TURNS[orientation](image if image.ndim == 3 else image[..., None])
 
 
@@ -107,7 +116,10 @@ def decode_crop(
 
 
 def _decode_jpeg_crop(
-    encoded: bytes, choose: Callable[[int, int], Box], output: Callable[[int, int], tuple[int, int]], interpolation: str
+    encoded: bytes,
+    choose: Callable[[int, int], Box],
+    output: Callable[[int, int], tuple[int, int]],
+    interpolation: str,
 ) -> np.ndarray | None:
     """The scaled crop, perhaps from a half, a quarter or an eighth; None where this decoder won't do and `decode` is to judge."""
     try:
@@ -116,7 +128,11 @@ def _decode_jpeg_crop(
             return None
         box, (height, width) = choose(full_height, full_width), output(full_height, full_width)
         factor = _factor(box, height, width) if interpolation in _MAY_DECODE_SMALLER else 1
-        smallest = {} if factor == 1 else {"min_height": -(-full_height // factor), "min_width": -(-full_width // factor)}
+        smallest = (
+            {}
+            if factor == 1
+            else {"min_height": -(-full_height // factor), "min_width": -(-full_width // factor)}
+        )
         image = simplejpeg.decode_jpeg(encoded, fastupsample=True, **smallest)
     except ValueError:
         return None
@@ -131,7 +147,11 @@ def _decode_jpeg_crop(
 
 
 def _factor(box: Box, height: int, width: int) -> int:
-    return max(factor for factor in (1, 2, 4, 8) if factor == 1 or (box[2] >= factor * height and box[3] >= factor * width))
+    return max(
+        factor
+        for factor in (1, 2, 4, 8)
+        if factor == 1 or (box[2] >= factor * height and box[3] >= factor * width)
+    )
 
 
 def _cut(image: np.ndarray, box: Box) -> np.ndarray:
@@ -146,7 +166,9 @@ def scale(image: np.ndarray, height: int, width: int, interpolation: str = "auto
     if interpolation == ANTIALIASED:
         return _antialiased(image, (0, 0, *image.shape[:2]), height, width)
     if interpolation == "auto":
-        interpolation = "area" if height <= image.shape[0] and width <= image.shape[1] else "bilinear"
+        interpolation = (
+            "area" if height <= image.shape[0] and width <= image.shape[1] else "bilinear"
+        )
     scaled = cv2.resize(image, (width, height), interpolation=_OPENCV[interpolation])
     return scaled if scaled.ndim == 3 else scaled[..., None]
 
@@ -160,7 +182,9 @@ def _antialiased(image: np.ndarray, edges: Sequence[float], height: int, width: 
     target = cykooz_resizer.ImageData(width, height, pixels)
     options = cykooz_resizer.ResizeOptions(
         cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.bilinear),
-        crop_box=cykooz_resizer.CropBox(left - math.floor(left), top - math.floor(top), right - left, bottom - top),
+        crop_box=cykooz_resizer.CropBox(
+            left - math.floor(left), top - math.floor(top), right - left, bottom - top
+        ),
     )
     cykooz_resizer.Resizer().resize(source, target, options)
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(height, width, image.shape[2])
@@ -170,12 +194,16 @@ def _check_size(encoded: bytes) -> None:
     """Raises BadImage for a picture too large to decode, judged by its header."""
     height, width = _size(encoded)
     if height * width > MAX_PIXELS:
-        raise BadImage(f"expected an image of at most {MAX_PIXELS:,} pixels, found {width:,} × {height:,}")
+        raise BadImage(
+            f"expected an image of at most {MAX_PIXELS:,} pixels, found {width:,} × {height:,}"
+        )
 
 
 def _size(encoded: bytes) -> tuple[int, int]:
     """Height and width as the header states them; (0, 0) where it can't be read, so that the decoder says what is wrong."""
-    if encoded.startswith(_PNG):  # told apart by hand, because a small PNG decodes faster than Pillow opens it
+    if encoded.startswith(
+        _PNG
+    ):  # told apart by hand, because a small PNG decodes faster than Pillow opens it
         width, height = struct.unpack(">II", encoded[16:24]) if len(encoded) >= 24 else (0, 0)
         return height, width
     try:

@@ -49,14 +49,20 @@ def list_folder(root: Path, validation_fraction: float = 0.1, seed: int = 0) -> 
         UserError: if there is no such folder, no class, a class without an image, or one to validate that is not trained on.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: expected a folder of images by class, found {'a file' if root.exists() else 'nothing'}")
+        raise UserError(
+            f"{root}: expected a folder of images by class, found {'a file' if root.exists() else 'nothing'}"
+        )
     if not 0 <= validation_fraction < 1:
-        raise UserError(f"--validation-fraction: expected a number of at least 0 and below 1, found {validation_fraction}")
+        raise UserError(
+            f"--validation-fraction: expected a number of at least 0 and below 1, found {validation_fraction}"
+        )
     ignored: list[Path] = []
     if (root / TRAIN).is_dir():
         apart = [root / name for name in _VALIDATION_FOLDERS if (root / name).is_dir()]
         if len(apart) > 1:
-            raise UserError(f"{root}: expected one folder to validate on, found {' and '.join(folder.name for folder in apart)}")
+            raise UserError(
+                f"{root}: expected one folder to validate on, found {' and '.join(folder.name for folder in apart)}"
+            )
         splits = {TRAIN: _list_classes(root / TRAIN, ignored)}
         if apart:
             splits[VALIDATION] = _list_classes(apart[0], ignored)
@@ -65,21 +71,37 @@ def list_folder(root: Path, validation_fraction: float = 0.1, seed: int = 0) -> 
     class_names = tuple(sorted({name for _, name in splits[TRAIN]}))
     strangers = sorted({name for _, name in splits.get(VALIDATION, [])} - set(class_names))
     if strangers:
-        raise UserError(f"{root}: expected only classes to validate that stand in train too, found {', '.join(strangers[:5])}")
+        raise UserError(
+            f"{root}: expected only classes to validate that stand in train too, found {', '.join(strangers[:5])}"
+        )
     return Listing(splits, class_names, ignored)
 
 
 def _list_classes(folder: Path, ignored: list[Path]) -> list[tuple[Path, str]]:
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
     if not classes:
-        raise UserError(f"{folder}: expected a folder for each class with images in it, found no folder")
-    ignored.extend(sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")))
+        raise UserError(
+            f"{folder}: expected a folder for each class with images in it, found no folder"
+        )
+    ignored.extend(
+        sorted(
+            path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")
+        )
+    )
     listed = []
     for path in classes:
-        files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path)))
+        files = sorted(
+            file
+            for file in path.rglob("*")
+            if file.is_file() and not _is_hidden(file.relative_to(path))
+        )
         images = [file for file in files if file.suffix.lower() in ENDINGS]
         if not images:
-            raise UserError(f"{path}: expected images ({', '.join(ENDINGS)}), found none; add some or remove the folder")
+            raise UserError(
+                f"{path}: expected images ({', '.join(ENDINGS)}), found none; add some or remove the folder"
+            )
         ignored.extend(file for file in files if file.suffix.lower() not in ENDINGS)
         listed += [(file, path.name) for file in images]
     return listed
@@ -89,7 +111,9 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _split(files: list[tuple[Path, str]], root: Path, fraction: float, seed: int) -> dict[str, list[tuple[Path, str]]]:
+def _split(
+    files: list[tuple[Path, str]], root: Path, fraction: float, seed: int
+) -> dict[str, list[tuple[Path, str]]]:
     if fraction == 0:
         return {TRAIN: files}
     by_class = defaultdict(list)
@@ -98,10 +122,19 @@ def _split(files: list[tuple[Path, str]], root: Path, fraction: float, seed: int
     chosen: set[Path] = set()
     for members in by_class.values():
         count = min(len(members) - 1, max(1, round(fraction * len(members))))
-        chosen.update(sorted(members, key=lambda file: _hash(f"{seed}:{file.relative_to(root).as_posix()}"))[:count])
+        chosen.update(
+            sorted(members, key=lambda file: _hash(f"{seed}:{file.relative_to(root).as_posix()}"))[
+                :count
+            ]
+        )
     if not chosen:
-        raise UserError(f"{root}: expected a class of two images or more to set some apart, found none; pass --validation-fraction 0")
-    splits = {TRAIN: [pair for pair in files if pair[0] not in chosen], VALIDATION: [pair for pair in files if pair[0] in chosen]}
+        raise UserError(
+            f"{root}: expected a class of two images or more to set some apart, found none; pass --validation-fraction 0"
+        )
+    splits = {
+        TRAIN: [pair for pair in files if pair[0] not in chosen],
+        VALIDATION: [pair for pair in files if pair[0] in chosen],
+    }
     return splits
 
 
@@ -136,13 +169,30 @@ class Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager  # nothing to download
-        return {split: self._generate_examples(files) for split, files in self._listing.splits.items()}
+        return {
+            split: self._generate_examples(files) for split, files in self._listing.splits.items()
+        }
 
-    def _generate_examples(self, files: Sequence[tuple[Path, str]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _generate_examples(
+        self, files: Sequence[tuple[Path, str]]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
         for file, class_name in files:
-            name = file.relative_to(self._root).as_posix().encode(errors="surrogateescape").decode(errors="replace")
+            name = (
+                file.relative_to(self._root)
+                .as_posix()
+                .encode(errors="surrogateescape")
+                .decode(errors="replace")
+            )
             encoded = file.read_bytes()
-            yield name, {"image": encoded, "label": class_name, FILE_NAME: name, ORIENTATION: exif_orientation(encoded)}
+            yield (
+                name,
+                {
+                    "image": encoded,
+                    "label": class_name,
+                    FILE_NAME: name,
+                    ORIENTATION: exif_orientation(encoded),
+                },
+            )
 
 
 def exif_orientation(encoded: bytes) -> int:
@@ -155,7 +205,9 @@ def exif_orientation(encoded: bytes) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def prepare_folder(root: Path, name: str, data_dir: Path, validation_fraction: float = 0.1, seed: int = 0) -> Listing:
+def prepare_folder(
+    root: Path, name: str, data_dir: Path, validation_fraction: float = 0.1, seed: int = 0
+) -> Listing:
     """Writes the images below `root` into `data_dir`/`name`, unless the set is there: whole or not at all, so it can be started again.
 
     Args:
@@ -167,7 +219,9 @@ def prepare_folder(root: Path, name: str, data_dir: Path, validation_fraction: f
         UserError: as `list_folder`, or for an impossible name or what can't be read or written.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "digits":
-        raise UserError(f"--name: expected small letters, digits and _ (and not 'digits', which is taken), found {name!r}")
+        raise UserError(
+            f"--name: expected small letters, digits and _ (and not 'digits', which is taken), found {name!r}"
+        )
     listing = list_folder(root, validation_fraction, seed)
     builder_class = type("Folder", (Folder,), {"name": name}, skip_registration=True)
     try:
@@ -176,7 +230,9 @@ def prepare_folder(root: Path, name: str, data_dir: Path, validation_fraction: f
         builder.download_and_prepare()
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        raise UserError(f"data set {name!r}: can't write {root} into {data_dir} ({error.strerror or error}{where})") from error
+        raise UserError(
+            f"data set {name!r}: can't write {root} into {data_dir} ({error.strerror or error}{where})"
+        ) from error
     written = {split: info.num_examples for split, info in builder.info.splits.items()}
     found = {split: len(files) for split, files in listing.splits.items()}
     if written != found:

@@ -30,7 +30,9 @@ class Inventory:
     samples: list[tuple[str, np.ndarray]]
 
 
-def take_inventory(source: Source, threads: int = DEFAULT_THREADS, progress: bool = True) -> Inventory:
+def take_inventory(
+    source: Source, threads: int = DEFAULT_THREADS, progress: bool = True
+) -> Inventory:
     """Reads and decodes every example of a split.
 
     Args:
@@ -44,7 +46,13 @@ def take_inventory(source: Source, threads: int = DEFAULT_THREADS, progress: boo
     counts: Counter[str] = Counter(dict.fromkeys(source.class_names, 0))
     unreadable: list[str] = []
     samples: list[tuple[str, np.ndarray]] = []
-    bar = tqdm(total=len(source), desc=f"verifying {source.split}", unit=" images", disable=not progress, leave=False)
+    bar = tqdm(
+        total=len(source),
+        desc=f"verifying {source.split}",
+        unit=" images",
+        disable=not progress,
+        leave=False,
+    )
     with ThreadPoolExecutor(max(1, threads)) as pool, bar:
         for start in range(0, len(source), _CHUNK * max(1, threads)):
             indices = range(start, min(start + _CHUNK * max(1, threads), len(source)))
@@ -83,7 +91,11 @@ def _thumbnail(record: Record, grey: bool) -> np.ndarray | BadImage:
 def write_counts(path: Path, inventories: dict[str, Inventory]) -> None:
     """Writes {split: {"examples": …, "classes": {class name: examples}, "unreadable": [what is wrong]}} as JSON."""
     content = {
-        split: {"examples": sum(inventory.counts.values()), "classes": inventory.counts, "unreadable": inventory.unreadable}
+        split: {
+            "examples": sum(inventory.counts.values()),
+            "classes": inventory.counts,
+            "unreadable": inventory.unreadable,
+        }
         for split, inventory in inventories.items()
     }
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -99,6 +111,12 @@ def draw_samples(path: Path, samples: Sequence[tuple[str, np.ndarray]]) -> None:
     for axis in figure.subplots(rows, columns, squeeze=False).flat:
         axis.set_axis_off()
     for axis, (class_name, picture) in zip(figure.axes, samples, strict=False):
-        axis.imshow(picture if picture.shape[2] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=255)
-        axis.set_title(class_name if len(class_name) <= 16 else class_name[:15] + "…", fontsize=7, parse_math=False)
+        axis.imshow(
+            picture if picture.shape[2] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=255
+        )
+        axis.set_title(
+            class_name if len(class_name) <= 16 else class_name[:15] + "…",
+            fontsize=7,
+            parse_math=False,
+        )
     figure.savefig(path, dpi=110)

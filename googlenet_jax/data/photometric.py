@@ -56,11 +56,22 @@ def adjust_hue(images: Array, shift: Array) -> Array:
     return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(away, 4 - away), 0, 1)
 
 
-_OPERATIONS: tuple[Callable[[Array, Array], Array], ...] = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+_OPERATIONS: tuple[Callable[[Array, Array], Array], ...] = (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_saturation,
+    adjust_hue,
+)
 
 
 def color_jitter(
-    batch: Batch, key: Array, *, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0
+    batch: Batch,
+    key: Array,
+    *,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    hue: float = 0.0,
 ) -> Batch:
     """Changes each image's brightness, contrast, saturation and hue, in an order and by amounts drawn for each.
 
@@ -74,9 +85,13 @@ def color_jitter(
     factor_key, order_key = jax.random.split(key)
     spread = jnp.asarray((brightness, contrast, saturation, hue), images.dtype)
     centre = jnp.asarray((1, 1, 1, 0), images.dtype)
-    amounts = centre + spread * jax.random.uniform(factor_key, (len(images), 4), images.dtype, -1, 1)
+    amounts = centre + spread * jax.random.uniform(
+        factor_key, (len(images), 4), images.dtype, -1, 1
+    )
     order = jnp.argsort(jax.random.uniform(order_key, (len(images), 4)), axis=1)
-    used = [number for number, width in enumerate((brightness, contrast, saturation, hue)) if width > 0]
+    used = [
+        number for number, width in enumerate((brightness, contrast, saturation, hue)) if width > 0
+    ]
     # Which operation is an image's next differs from image to image: all are computed, one is taken. An operation
     # that is left out leaves its place in the order empty.
     for place in range(4 if used else 0):
@@ -95,7 +110,11 @@ def lighting(batch: Batch, key: Array, *, std: float) -> Batch:
     """
     images = _floats(batch["image"])
     shares = std * jax.random.normal(key, (len(images), 3), images.dtype)
-    colour = 255 * (shares * jnp.asarray(PCA_STD, images.dtype)) @ jnp.asarray(PCA_VECTORS, images.dtype).T
+    colour = (
+        255
+        * (shares * jnp.asarray(PCA_STD, images.dtype))
+        @ jnp.asarray(PCA_VECTORS, images.dtype).T
+    )
     return batch | {"image": jnp.clip(images + colour[:, None, None, :], 0, 255)}
 
 

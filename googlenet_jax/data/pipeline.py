@@ -14,7 +14,14 @@ import grain
 import numpy as np
 
 from googlenet_jax.data.bad_images import BadImages
-from googlenet_jax.data.decoding import INTERPOLATIONS, PAPER_INTERPOLATIONS, BadImage, Box, decode_crop, scale
+from googlenet_jax.data.decoding import (
+    INTERPOLATIONS,
+    PAPER_INTERPOLATIONS,
+    BadImage,
+    Box,
+    decode_crop,
+    scale,
+)
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.data.sources import Record, Source
 from googlenet_jax.data.workers import read_in_workers
@@ -95,11 +102,17 @@ def train_batches(
     check_whole("seed", seed, 0, 2**32 - 1)
     if interpolation not in (*INTERPOLATIONS, "random"):
         known = (*INTERPOLATIONS, "random")
-        raise UserError(f"augment.interpolation: expected one of {known}, found {interpolation!r}{nearest(str(interpolation), known)}")
+        raise UserError(
+            f"augment.interpolation: expected one of {known}, found {interpolation!r}{nearest(str(interpolation), known)}"
+        )
     crops = _Crops(batch_size, rows, size, augment, seed, interpolation, exact_decoding)
-    make_batches = functools.partial(_train_dataset, _Reader(source, size, keeps_bad=bad_images is not None), crops)
+    make_batches = functools.partial(
+        _train_dataset, _Reader(source, size, keeps_bad=bad_images is not None), crops
+    )
     shape = (rows.stop - rows.start, size, size, 3)
-    return _iterate(make_batches, shape, range(start_step, sys.maxsize), threads, workers, source, bad_images)
+    return _iterate(
+        make_batches, shape, range(start_step, sys.maxsize), threads, workers, source, bad_images
+    )
 
 
 def eval_batches(
@@ -134,9 +147,19 @@ def eval_batches(
     check_whole("threads", threads, 0)
     check_whole("workers", workers, 0)
     reader = _Reader(source, preprocessing.size, keeps_bad=bad_images is not None)
-    make_batches = functools.partial(_eval_dataset, reader, preprocessing, batch_size, rows, exact_decoding)
+    make_batches = functools.partial(
+        _eval_dataset, reader, preprocessing, batch_size, rows, exact_decoding
+    )
     shape = (rows.stop - rows.start, preprocessing.size, preprocessing.size, 3)
-    return _iterate(make_batches, shape, range(math.ceil(len(source) / batch_size)), threads, workers, source, bad_images)
+    return _iterate(
+        make_batches,
+        shape,
+        range(math.ceil(len(source) / batch_size)),
+        threads,
+        workers,
+        source,
+        bad_images,
+    )
 
 
 def _iterate(
@@ -160,11 +183,15 @@ def _iterate(
             yield batch
 
 
-def _read_in_threads(batches: grain.MapDataset, start: int, threads: int) -> Iterator[dict[str, Any]]:
+def _read_in_threads(
+    batches: grain.MapDataset, start: int, threads: int
+) -> Iterator[dict[str, Any]]:
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     iterator = iter(batches.to_iter_dataset(options))
     iterator.set_state({"next_index": start})
-    with contextlib.closing(iterator):  # ends the threads when the caller is done or drops the iterator
+    with contextlib.closing(
+        iterator
+    ):  # ends the threads when the caller is done or drops the iterator
         yield from iterator
 
 
@@ -179,7 +206,9 @@ class _Reader:
     size: int
     keeps_bad: bool
 
-    def __call__(self, indices: np.ndarray, transform: Callable[[Record, int], np.ndarray]) -> dict[str, Any]:
+    def __call__(
+        self, indices: np.ndarray, transform: Callable[[Record, int], np.ndarray]
+    ) -> dict[str, Any]:
         images = np.zeros((len(indices), self.size, self.size, 3), np.uint8)
         labels, weights = np.empty(len(indices), np.int32), np.ones(len(indices), np.float32)
         bad: list[tuple[int, str]] = []
@@ -214,7 +243,10 @@ class _Crops:
         if self.interpolation != "random":
             return [self.interpolation] * self.batch_size
         rng = np.random.default_rng([self.seed, zlib.crc32(b"interpolation"), number])
-        return [PAPER_INTERPOLATIONS[draw] for draw in rng.integers(len(PAPER_INTERPOLATIONS), size=self.batch_size)]
+        return [
+            PAPER_INTERPOLATIONS[draw]
+            for draw in rng.integers(len(PAPER_INTERPOLATIONS), size=self.batch_size)
+        ]
 
 
 def _train_dataset(reader: _Reader, crops: _Crops) -> grain.MapDataset:
@@ -226,14 +258,19 @@ def _train_dataset(reader: _Reader, crops: _Crops) -> grain.MapDataset:
         indices, draws = drawn
         interpolations = crops.interpolations(number)[crops.rows]
         return reader(
-            indices, lambda record, row: _train_image(record, reader.source.grey, crops, draws[row].tolist(), interpolations[row])
+            indices,
+            lambda record, row: _train_image(
+                record, reader.source.grey, crops, draws[row].tolist(), interpolations[row]
+            ),
         )
 
     order = grain.MapDataset.range(len(reader.source)).seed(crops.seed).shuffle().repeat()
     return order.batch(crops.batch_size, drop_remainder=True).random_map(draw).map_with_index(read)
 
 
-def _train_image(record: Record, grey: bool, crops: _Crops, draws: Sequence[Sequence[float]], interpolation: str) -> np.ndarray:
+def _train_image(
+    record: Record, grey: bool, crops: _Crops, draws: Sequence[Sequence[float]], interpolation: str
+) -> np.ndarray:
     return decode_crop(
         record.image,
         lambda height, width: random_crop(height, width, crops.augment, draws),
@@ -245,7 +282,9 @@ def _train_image(record: Record, grey: bool, crops: _Crops, draws: Sequence[Sequ
     )
 
 
-def _eval_dataset(reader: _Reader, preprocessing: Preprocessing, batch_size: int, rows: slice, exact: bool) -> grain.MapDataset:
+def _eval_dataset(
+    reader: _Reader, preprocessing: Preprocessing, batch_size: int, rows: slice, exact: bool
+) -> grain.MapDataset:
     def transform(record: Record, row: int) -> np.ndarray:
         return _centre_crop(
             decode_crop(
@@ -265,13 +304,18 @@ def _eval_dataset(reader: _Reader, preprocessing: Preprocessing, batch_size: int
         indices = positions[positions < len(reader.source)]
         batch = {"weight": np.ones(len(indices), np.float32), **reader(indices, transform)}
         bad = batch.pop("bad", None)
-        padded = {key: _pad(value, len(positions), -1 if key == "index" else 0) for key, value in batch.items()}
+        padded = {
+            key: _pad(value, len(positions), -1 if key == "index" else 0)
+            for key, value in batch.items()
+        }
         return padded if bad is None else {**padded, "bad": bad}
 
     return grain.MapDataset.range(math.ceil(len(reader.source) / batch_size)).map(read)
 
 
-def random_crop(height: int, width: int, augment: RandomCrop, draws: Sequence[Sequence[float]]) -> Box:
+def random_crop(
+    height: int, width: int, augment: RandomCrop, draws: Sequence[Sequence[float]]
+) -> Box:
     """torchvision's RandomResizedCrop: area uniform, aspect ratio log-uniform, ten tries, then the largest central box.
 
     Args:
@@ -289,7 +333,12 @@ def random_crop(height: int, width: int, augment: RandomCrop, draws: Sequence[Se
         crop_height, crop_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < crop_height <= height and 0 < crop_width <= width:
             top, left = draws[CROP_TRIES]
-            return int(top * (height - crop_height + 1)), int(left * (width - crop_width + 1)), crop_height, crop_width
+            return (
+                int(top * (height - crop_height + 1)),
+                int(left * (width - crop_width + 1)),
+                crop_height,
+                crop_width,
+            )
     crop_height = min(height, max(1, round(width / narrowest)))
     crop_width = min(width, max(1, round(height * widest)))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
@@ -297,7 +346,9 @@ def random_crop(height: int, width: int, augment: RandomCrop, draws: Sequence[Se
 
 def eval_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Short side to `resize`, centre crop of `size`; sizes and offsets are rounded as torchvision's Resize and CenterCrop do."""
-    return _centre_crop(scale(image, *_scaled(*image.shape[:2], preprocessing.resize)), preprocessing.size)
+    return _centre_crop(
+        scale(image, *_scaled(*image.shape[:2], preprocessing.resize)), preprocessing.size
+    )
 
 
 def _scaled(height: int, width: int, resize: int) -> tuple[int, int]:
@@ -311,7 +362,9 @@ def _centre_crop(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _pad(values: np.ndarray, length: int, filler: int) -> np.ndarray:
-    return np.concatenate([values, np.full((length - len(values), *values.shape[1:]), filler, values.dtype)])
+    return np.concatenate(
+        [values, np.full((length - len(values), *values.shape[1:]), filler, values.dtype)]
+    )
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> slice:

@@ -62,7 +62,9 @@ class Source:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} {self.split} has {len(self)} examples; there is no number {index}")
+            raise IndexError(
+                f"{self.name} {self.split} has {len(self)} examples; there is no number {index}"
+            )
         return self.read([index])[0]
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
@@ -71,7 +73,10 @@ class Source:
         Raises:
             UserError: naming the example, if an image can't be decoded or a label is none of the classes.
         """
-        return [self._decode(index, record) for index, record in zip(indices, self.records(indices), strict=True)]
+        return [
+            self._decode(index, record)
+            for index, record in zip(indices, self.records(indices), strict=True)
+        ]
 
     def records(self, indices: Sequence[int]) -> list[Record]:
         """Returns the examples at these positions as they are stored.
@@ -86,7 +91,9 @@ class Source:
                 f"{self.name} {self.split}: can't read the files in {self._folder} ({_one_line(error)}); "
                 "delete the folder and prepare the data set again"
             ) from error
-        return [self._record(index, example) for index, example in zip(indices, serialized, strict=True)]
+        return [
+            self._record(index, example) for index, example in zip(indices, serialized, strict=True)
+        ]
 
     def describe(self, index: int, record: Record, problem: object) -> str:
         """What is wrong with an example, in one line that names it."""
@@ -103,7 +110,11 @@ class Source:
             )
         # Asking the map for a key would add it.
         orientation = features[ORIENTATION].int64_list.value[0] if ORIENTATION in features else 1
-        name = features[FILE_NAME].bytes_list.value[0].decode(errors="replace") if FILE_NAME in features else ""
+        name = (
+            features[FILE_NAME].bytes_list.value[0].decode(errors="replace")
+            if FILE_NAME in features
+            else ""
+        )
         return Record(features["image"].bytes_list.value[0], label, orientation, name)
 
     def _decode(self, index: int, record: Record) -> dict[str, Any]:
@@ -133,7 +144,9 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("TFDS_DATA_DIR") or Path("~", "tensorflow_datasets")).expanduser()
 
 
-def open_builder(name: str, data_dir: str | os.PathLike[str] | None = None) -> tfds.core.DatasetBuilder:
+def open_builder(
+    name: str, data_dir: str | os.PathLike[str] | None = None
+) -> tfds.core.DatasetBuilder:
     """Finds a prepared data set by its files alone, so that neither its own code nor its version today matters.
 
     Raises:
@@ -145,7 +158,9 @@ def open_builder(name: str, data_dir: str | os.PathLike[str] | None = None) -> t
     try:
         builder = builder_from_files(name, data_dir=folder)
     except (ValueError, OSError) as error:
-        raise UserError(f"data set {name!r}: not prepared in {folder}{_how_to_prepare(name, folder)}") from error
+        raise UserError(
+            f"data set {name!r}: not prepared in {folder}{_how_to_prepare(name, folder)}"
+        ) from error
     formats = sorted(available.value for available in builder.info.available_file_formats())
     if FILE_FORMAT not in formats:
         raise UserError(
@@ -163,9 +178,17 @@ def check_features(features: Any, name: str) -> Any:
     """
     wanted = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
     for key, kind in wanted.items():
-        found = features[key] if isinstance(features, tfds.features.FeaturesDict) and key in features else None
+        found = (
+            features[key]
+            if isinstance(features, tfds.features.FeaturesDict) and key in features
+            else None
+        )
         if not isinstance(found, kind):
-            what = f"{key} is a {type(found).__name__}" if found is not None else f"only {', '.join(sorted(features or ['nothing']))}"
+            what = (
+                f"{key} is a {type(found).__name__}"
+                if found is not None
+                else f"only {', '.join(sorted(features or ['nothing']))}"
+            )
             raise UserError(
                 f"data set {name!r}: expected the features image (an Image) and label (a ClassLabel), found {what}; choose another set"
             )
@@ -176,7 +199,9 @@ def check_features(features: Any, name: str) -> Any:
             f"found {list(image.shape)} of {np.dtype(image.np_dtype).name}; choose another set"
         )
     if not label.num_classes:
-        raise UserError(f"data set {name!r}: its label feature doesn't say how many classes there are; choose another set")
+        raise UserError(
+            f"data set {name!r}: its label feature doesn't say how many classes there are; choose another set"
+        )
     return features
 
 
@@ -195,7 +220,11 @@ def _records(builder: tfds.core.DatasetBuilder, name: str, split: str) -> Any:
             f"split {split!r} of data set {name!r}: expected one of {counts}, or slices and sums of them such as "
             f"'train[:90%]' and 'train+test', found {problem}"
         )
-    return builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES, file_format=FILE_FORMAT)
+    return builder.as_data_source(
+        split=split,
+        deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+        file_format=FILE_FORMAT,
+    )
 
 
 def _how_to_prepare(name: str, folder: Path) -> str:

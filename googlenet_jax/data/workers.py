@@ -56,7 +56,10 @@ def read_in_workers(
             f"data.workers: this data set can't be sent to worker processes ({error}); use threads, data.workers = 0"
         ) from error
     with contextlib.ExitStack() as stack:
-        started = [stack.enter_context(contextlib.closing(_Worker(pickled, image_shape, index))) for index in range(workers)]
+        started = [
+            stack.enter_context(contextlib.closing(_Worker(pickled, image_shape, index)))
+            for index in range(workers)
+        ]
         for worker in started:  # before they are waited for one by one, below
             stack.callback(worker.hang_up)
         asked = iter(numbers)
@@ -82,7 +85,9 @@ class _Worker:
             descriptors = (theirs.fileno(), memory.fileno())
             code = f"import sys; sys.path[:] = {sys.path!r}; from googlenet_jax.data.workers import _serve; _serve{descriptors}"
             with theirs:
-                self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=descriptors, stdin=subprocess.DEVNULL)
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", code], pass_fds=descriptors, stdin=subprocess.DEVNULL
+                )
         self._send(pickled)
 
     def ask(self, number: int | None) -> None:
@@ -131,7 +136,9 @@ class _Worker:
         else:
             cause = f"was ended by {signal.Signals(-code).name}"
             if -code == signal.SIGKILL:
-                cause += ", perhaps for want of memory: try fewer data.workers or a smaller batch_size"
+                cause += (
+                    ", perhaps for want of memory: try fewer data.workers or a smaller batch_size"
+                )
         return f"data.workers: worker process {self._index} (pid {self._process.pid}) {cause}; it was to read batch {number}"
 
 
@@ -141,7 +148,9 @@ def _explained() -> Iterator[None]:
         yield
     except OSError as error:
         where = Path(_IN_MEMORY or tempfile.gettempdir())
-        raise UserError(f"data.workers: can't start a worker or share memory with it in {where} ({error}); lower data.workers") from error
+        raise UserError(
+            f"data.workers: can't start a worker or share memory with it in {where} ({error}); lower data.workers"
+        ) from error
 
 
 def _reserve(descriptor: int, size: int) -> None:
@@ -161,7 +170,10 @@ def _serve(pipe: int, memory: int) -> None:
     """What a worker does: answers until its parent closes the pipe, or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and closes the pipe
     cv2.setNumThreads(0)  # the workers are the parallelism
-    with contextlib.suppress(EOFError, OSError), multiprocessing.connection.Connection(pipe) as connection:
+    with (
+        contextlib.suppress(EOFError, OSError),
+        multiprocessing.connection.Connection(pipe) as connection,
+    ):
         make_batches, image_shape = pickle.loads(connection.recv_bytes())
         images = _slots(memory, image_shape)
         batches: Batches | None = None

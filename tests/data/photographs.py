@@ -16,7 +16,9 @@ def photograph(name: str = "china.jpg") -> np.ndarray:
 
 def encode(image: np.ndarray | Image.Image, form: str = "JPEG", **options) -> bytes:
     buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, form, **options)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(
+        buffer, form, **options
+    )
     return buffer.getvalue()
 
 

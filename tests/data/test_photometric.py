@@ -23,7 +23,11 @@ from tests.data.photographs import photograph
 
 IMAGES = np.stack([photograph(name)[100:164, 200:280] for name in ("china.jpg", "flower.jpg")] * 2)
 FACTORS = np.float32([0.5, 0.83, 1.0, 1.5])
-ENHANCERS = {adjust_brightness: ImageEnhance.Brightness, adjust_contrast: ImageEnhance.Contrast, adjust_saturation: ImageEnhance.Color}
+ENHANCERS = {
+    adjust_brightness: ImageEnhance.Brightness,
+    adjust_contrast: ImageEnhance.Contrast,
+    adjust_saturation: ImageEnhance.Color,
+}
 KEY = jax.random.key(0)
 
 
@@ -51,7 +55,9 @@ def test_hue_is_hsv_s():
 
 def test_hue_leaves_greys_and_what_is_not_turned():
     np.testing.assert_allclose(adjust_hue(IMAGES, jnp.zeros(4)), IMAGES, atol=1e-3)
-    greys = np.broadcast_to(np.arange(0, 256, 15, dtype=np.uint8)[None, :, None, None], (1, 18, 2, 3))
+    greys = np.broadcast_to(
+        np.arange(0, 256, 15, dtype=np.uint8)[None, :, None, None], (1, 18, 2, 3)
+    )
     np.testing.assert_array_equal(adjust_hue(greys, jnp.full(1, 0.3)), greys)
 
 
@@ -80,14 +86,19 @@ def test_each_image_is_distorted_in_an_order_and_by_amounts_of_its_own():
     """The amounts and the order are found again in the result: one of the 24 orders gives it, and no other one's is drawn for all."""
     images = np.tile(IMAGES[:1, ::8, ::8], (24, 1, 1, 1))
     options = {"brightness": 0.4, "contrast": 0.5, "saturation": 0.5, "hue": 0.2}
-    result = np.asarray(jax.jit(lambda batch: color_jitter(batch, KEY, **options))({"image": images})["image"])
+    result = np.asarray(
+        jax.jit(lambda batch: color_jitter(batch, KEY, **options))({"image": images})["image"]
+    )
     factor_key, _ = jax.random.split(KEY)
     amounts = np.array([1, 1, 1, 0]) + np.array(list(options.values())) * np.asarray(
         jax.random.uniform(factor_key, (24, 4), jnp.float32, -1, 1)
     )
     orders = []
     for image, row, ours in zip(images, amounts, result, strict=True):
-        errors = {order: np.abs(reference(image, row, order) - ours).max() for order in itertools.permutations(range(4))}
+        errors = {
+            order: np.abs(reference(image, row, order) - ours).max()
+            for order in itertools.permutations(range(4))
+        }
         orders.append(min(errors, key=errors.get))
         assert errors[orders[-1]] < 0.01
     assert len(set(orders)) > 10
@@ -96,7 +107,9 @@ def test_each_image_is_distorted_in_an_order_and_by_amounts_of_its_own():
 
 def test_orders_and_amounts_are_uniform():
     grey = np.full((3000, 1, 1, 3), 100, np.uint8)
-    bright = np.asarray(color_jitter({"image": grey}, KEY, brightness=0.5)["image"])[:, 0, 0, 0] / 100
+    bright = (
+        np.asarray(color_jitter({"image": grey}, KEY, brightness=0.5)["image"])[:, 0, 0, 0] / 100
+    )
     quantiles = np.linspace(0, 1, 11)
     np.testing.assert_allclose(np.quantile(bright, quantiles), 0.5 + quantiles, atol=0.04)
 
@@ -117,7 +130,9 @@ def test_lighting_adds_one_colour_to_an_image_along_the_principal_components():
     assert (noise[:, 0] == noise[:, 1]).all()
     colours = noise[:, 0, 0]
     vectors = np.array(PCA_VECTORS)
-    np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-3)  # orthonormal, so the components can be read off
+    np.testing.assert_allclose(
+        vectors.T @ vectors, np.eye(3), atol=1e-3
+    )  # orthonormal, so the components can be read off
     np.testing.assert_allclose((colours @ vectors).std(0), 25.5 * np.array(PCA_STD), rtol=0.05)
     np.testing.assert_allclose(colours.mean(0), 0, atol=0.2)
     covariance = vectors @ np.diag((25.5 * np.array(PCA_STD)) ** 2) @ vectors.T
@@ -127,7 +142,11 @@ def test_lighting_adds_one_colour_to_an_image_along_the_principal_components():
 def test_results_stay_within_0_and_255_and_keep_the_rest_of_the_batch():
     black_and_white = np.stack([np.zeros((3, 3, 3)), np.full((3, 3, 3), 255)]).astype(np.uint8)
     batch = {"image": np.repeat(black_and_white, 50, 0), "label": np.arange(100)}
-    jitter = jax.jit(lambda image: color_jitter({"image": image}, KEY, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.5))
+    jitter = jax.jit(
+        lambda image: color_jitter(
+            {"image": image}, KEY, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.5
+        )
+    )
     for distorted in (lighting(batch, KEY, std=1.0), batch | jitter(batch["image"])):
         assert distorted["image"].min() >= 0 and distorted["image"].max() <= 255
         assert distorted["label"] is batch["label"]

@@ -62,7 +62,9 @@ def test_defaults_distort_nothing():
     config = default_config().augment
     jitter = {name: config[name] for name in ("brightness", "contrast", "saturation", "hue")}
     preprocessing = Preprocessing(size=6, resize=6)
-    transforms = device_transforms(preprocessing, dtype=jnp.float32, num_classes=5, jitter=jitter, lighting_std=config.lighting)
+    transforms = device_transforms(
+        preprocessing, dtype=jnp.float32, num_classes=5, jitter=jitter, lighting_std=config.lighting
+    )
     assert [name for name, _ in transforms] == ["normalize"]
     batch = apply_transforms(transforms, {"image": jnp.asarray(IMAGES)}, KEY)
     np.testing.assert_array_equal(batch["image"], normalize(jnp.asarray(IMAGES), preprocessing))
@@ -85,6 +87,10 @@ def test_an_example_of_weight_0_moves_neither_the_loss_nor_its_gradient():
 
 
 def test_what_is_mixed_with_an_example_of_weight_0_has_none():
-    batch = {"image": jnp.asarray(IMAGES, jnp.float32), "label": jnp.arange(4), "weight": jnp.array([1.0, 0.0, 1.0, 1.0])}
+    batch = {
+        "image": jnp.asarray(IMAGES, jnp.float32),
+        "label": jnp.arange(4),
+        "weight": jnp.array([1.0, 0.0, 1.0, 1.0]),
+    }
     mixed = functools.partial(mix, num_classes=5, mixup=0.5, cutmix=0.0)(batch, KEY)
     assert mixed["weight"].tolist() == [1.0, 0.0, 0.0, 1.0]
