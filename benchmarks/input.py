@@ -1,12 +1,17 @@
-"""Images per second from JPEG bytes to uint8 batches, beside a tf.data pipeline of the same work; and how it grows with workers.
+"""Images per second from JPEG bytes to uint8 batches, beside a tf.data pipeline of the same work;
+and how it grows with workers.
 
-    python -m benchmarks.input [--images 256] [--rounds 7] [--workers 1 2 4] > benchmarks/results/DATE-input.json
+    python -m benchmarks.input [--images 256] [--rounds 7] [--workers 1 2 4] >
+    benchmarks/results/DATE-input.json
 
-Needs TensorFlow (`pip install 'googlenet-jax[prepare]'`) and is meant for one core (`taskset -c 0`), but for the workers.
+Needs TensorFlow (`pip install 'googlenet-jax[prepare]'`) and is meant for one core (`taskset -c
+0`), but for the workers.
 
-Both sides take the same JPEGs of real photographs (scikit-learn's two, cut and scaled to ImageNet's usual 500 × 375, quality
-92) and the same crops (8–100 % of the area), and scale them to 224 × 224 with the same filter; both make uint8. They run in
-turn, round by round, and are compared by CPU seconds, of which the median counts: wall time would count other processes.
+Both sides take the same JPEGs of real photographs (scikit-learn's two, cut and scaled to ImageNet's
+usual 500 × 375, quality 92) and the same crops (8–100 % of the area), and scale them to 224 × 224
+with the same filter; both make uint8. They run in
+turn, round by round, and are compared by CPU seconds, of which the median counts: wall time would
+    count other processes.
 `tf.image.decode_and_crop_jpeg` reads and transforms no more than the crop's rows.
 """
 
@@ -104,7 +109,8 @@ class OurBatches:
 def tensorflow_batches(
     images: list[bytes], boxes: Any, method: str, antialias: bool, fastest: bool
 ) -> Iterable[Any]:
-    """The same work as a tf.data pipeline of one thread; `fastest` asks for the fast transform and plain upsampling of colours."""
+    """The same work as a tf.data pipeline of one thread; `fastest` asks for the fast transform and
+    plain upsampling of colours."""
     import tensorflow as tf
 
     options = {"dct_method": "INTEGER_FAST", "fancy_upscaling": False} if fastest else {}
@@ -133,7 +139,8 @@ def cpu_seconds(work: Callable[[], Any]) -> float:
 
 
 def compare(images: list[bytes], boxes: Any, rounds: int) -> dict[str, Any]:
-    """For each filter: images per CPU second on each side, their ratio, and how far the outputs are apart."""
+    """For each filter: images per CPU second on each side, their ratio, and how far the outputs are
+    apart."""
     batches = len(images) // BATCH
     results = {}
     for name, (interpolation, method, antialias) in FILTERS.items():
@@ -197,7 +204,8 @@ def difference(images: np.ndarray, expected: np.ndarray) -> dict[str, float]:
 
 
 def decoding_cost(rng: np.random.Generator, count: int = 64) -> dict[str, Any]:
-    """Scaled decoding against a full decode, where it is used: photographs of 1280 × 960, random crops to 224 × 224."""
+    """Scaled decoding against a full decode, where it is used: photographs of 1280 × 960, random
+    crops to 224 × 224."""
     results = {}
     for name, interpolation in (("area", "area"), ("antialiased bilinear", ANTIALIASED)):
         pairs = []
@@ -254,8 +262,10 @@ def main() -> None:
     kilobytes = sum(map(len, images)) // len(images) // 1000
     packages = ("jax", "opencv-python-headless", "simplejpeg", "cykooz-resizer", "tensorflow-cpu")
     result = {
-        "what": f"JPEG (500 × 375, quality {QUALITY}, {kilobytes} kB) → random crop → {SIZE} × {SIZE} uint8",
-        "hardware": f"{os.cpu_count()} CPUs, {platform.processor() or platform.machine()}, load {os.getloadavg()[0]:.1f}",
+        "what": f"JPEG (500 × 375, quality {QUALITY}, {kilobytes} kB) → random crop → {SIZE} × "
+        "{SIZE} uint8",
+        "hardware": f"{os.cpu_count()} CPUs, {platform.processor() or platform.machine()}, load "
+        "{os.getloadavg()[0]:.1f}",
         "versions": {name: metadata.version(name) for name in packages},
         "filters": compare(images, boxes, args.rounds),
         "scaled_decoding_against_full": decoding_cost(np.random.default_rng(2)),

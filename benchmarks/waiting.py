@@ -2,9 +2,9 @@
 
     python -m benchmarks.waiting NAME SPLIT [--data-dir DIR] [--steps 20] [--workers 1] > FILE.json
 
-Trains googlenet_bn at 224 × 224 as the training loop does: a step is handed over, and while it runs the next batch is fetched.
-Where the step's result is there before the next batch is, the device has waited, at most as long as the fetching took; the
-share is the sum of these over the whole time.
+Trains googlenet_bn at 224 × 224 as the training loop does: a step is handed over, and while it runs
+the next batch is fetched. Where the step's result is there before the next batch is, the device has
+waited, at most as long as the fetching took; the share is the sum of these over the whole time.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""`googlenet-jax prepare`: downloads a TFDS data set and writes it in the format that training reads."""
+"""`googlenet-jax prepare`: downloads a TFDS data set and writes it in the format that training
+reads."""
 
 import argparse
 import contextlib
@@ -16,8 +17,10 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "prepare",
         help="write a data set for training: a TFDS set, or a folder of images by class",
-        description="Writes a data set in the format that training reads, reads every image of it back, and leaves counts by class "
-        "(counts.json) and a picture of samples (samples.png) beside it. Started again it goes on, or does nothing.",
+        description="Writes a data set in the format that training reads, reads every image of it "
+        "back, and leaves counts by class "
+        "(counts.json) and a picture of samples (samples.png) beside it. Started again it goes on, "
+        "or does nothing.",
     )
     parser.add_argument(
         "name",
@@ -120,7 +123,8 @@ def _prepare_folder(args: argparse.Namespace, folder: Path) -> tuple[str, list[P
 
 
 def _verify(name: str, folder: Path, target: Path, splits: list[str]) -> list[str]:
-    """Reads every example back, unless that was done before, and writes counts and samples; returns what can't be read."""
+    """Reads every example back, unless that was done before, and writes counts and samples; returns
+    what can't be read."""
     from googlenet_jax.data import inventory
     from googlenet_jax.data.sources import load_source
 
@@ -137,7 +141,8 @@ def _verify(name: str, folder: Path, target: Path, splits: list[str]) -> list[st
         inventory.write_counts(counts, found)  # last: it says that all is done
     except OSError as error:
         raise UserError(
-            f"data set {name!r}: can't write into {target} ({error.strerror}); mend that and start again"
+            f"data set {name!r}: can't write into {target} ({error.strerror}); mend that and start "
+            "again"
         ) from error
     return [line for taken in found.values() for line in taken.unreadable]
 
@@ -151,7 +156,8 @@ def download(name: str, folder: Path, manual_dir: Path | None = None) -> None:
         manual_dir: where the archives lie that TFDS can't download; None is TFDS's own place.
 
     Raises:
-        UserError: if TFDS doesn't know the name, the set is not for classification, a package is missing or the download fails.
+        UserError: if TFDS doesn't know the name, the set is not for classification, a package is
+            missing or the download fails.
     """
     import tensorflow_datasets as tfds
 
@@ -167,15 +173,18 @@ def download(name: str, folder: Path, manual_dir: Path | None = None) -> None:
     except tfds.core.DatasetNotFoundError as error:
         known = [*tfds.list_builders(with_community_datasets=False), "digits"]
         raise UserError(
-            f"data set {name!r}: TFDS knows no set of that name{nearest(name, known)}; see tensorflow.org/datasets/catalog"
+            f"data set {name!r}: TFDS knows no set of that name{nearest(name, known)}; see "
+            "tensorflow.org/datasets/catalog"
         ) from error
     except ImportError as error:
         raise UserError(f"data set {name!r}: {_missing(error)}") from error
     except OSError as error:  # the network's errors too
         raise UserError(
-            f"data set {name!r}: can't download it into {folder} ({_short(error)}); check the network and the disk"
+            f"data set {name!r}: can't download it into {folder} ({_short(error)}); check the "
+            "network and the disk"
         ) from error
-    except Exception as error:  # TFDS has no common class for a wrong config or version, a set to be fetched by hand, a failed checksum …
+    # TFDS has no common class for a wrong config, a set to be fetched by hand, a failed checksum …
+    except Exception as error:
         raise UserError(
             f"data set {name!r}: TFDS can't prepare it in {folder} ({_short(error)})"
         ) from error
@@ -184,7 +193,10 @@ def download(name: str, folder: Path, manual_dir: Path | None = None) -> None:
 def _missing(error: ImportError) -> str:
     package = (error.name or str(error)).split(".")[0]
     if "tensorflow" in str(error).lower() or package == "importlib_resources":
-        return f"TFDS needs {package} to prepare it; pip install 'googlenet-jax[prepare]' (training then needs neither)"
+        return (
+            f"TFDS needs {package} to prepare it; pip install 'googlenet-jax[prepare]' "
+            "(training then needs neither)"
+        )
     return f"TFDS needs the Python package {package} to prepare it; install that package with pip"
 
 

@@ -24,7 +24,8 @@ def _say(line: str) -> None:
 
 
 class BadImages:
-    """The pictures that a run has come across and couldn't read, each counted and said once, however many epochs meet it.
+    """The pictures that a run has come across and couldn't read, each counted and said once,
+    however many epochs meet it.
 
     Attributes:
         limit: how many the run bears.
@@ -45,6 +46,7 @@ class BadImages:
         self._say(f"skipped, {len(self.found)} of at most {self.limit}: {problem}")
         if len(self.found) > self.limit:
             raise UserError(
-                f"data.bad_image_limit: expected at most {self.limit} images that can't be read, found {len(self.found)}, "
+                f"data.bad_image_limit: expected at most {self.limit} images that can't be read, "
+                f"found {len(self.found)}, "
                 f"the last: {problem}"
             )

@@ -1,4 +1,5 @@
-"""From an image file's bytes to uint8 pixels: whole, or no more of a JPEG than a crop needs; and the interpolations that scale them."""
+"""From an image file's bytes to uint8 pixels: whole, or no more of a JPEG than a crop needs; and
+the interpolations that scale them."""
 
 import io
 import math
@@ -13,9 +14,10 @@ from PIL import Image, UnidentifiedImageError
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
-# What scales a crop. "auto" averages areas where no side grows and is bilinear otherwise. "bilinear", "area", "nearest" and "bicubic"
-# are OpenCV's, and the paper's four (1409.4842, section 6); of these only "area" doesn't alias where it shrinks. The last widens its
-# kernel with the scale, as Pillow, torchvision and tf.image.resize(antialias=True) do.
+# What scales a crop. "auto" averages areas where no side grows and is bilinear otherwise.
+# "bilinear", "area", "nearest" and "bicubic" are OpenCV's, and the paper's four (1409.4842, section
+# 6); of these only "area" doesn't alias where it shrinks. The last widens its kernel with the
+# scale, as Pillow, torchvision and tf.image.resize(antialias=True) do.
 _OPENCV = {
     "bilinear": cv2.INTER_LINEAR,
     "area": cv2.INTER_AREA,
@@ -26,7 +28,8 @@ ANTIALIASED = "bilinear_antialiased"
 INTERPOLATIONS = ("auto", *_OPENCV, ANTIALIASED)
 PAPER_INTERPOLATIONS = tuple(_OPENCV)
 
-# These may shrink in two steps; for the others the aliasing of the full picture is part of the name.
+# These may shrink in two steps; for the others the aliasing of the full picture is part of the
+# name.
 _MAY_DECODE_SMALLER = ("auto", "area", ANTIALIASED)
 
 MAX_PIXELS = 178_956_970  # Pillow's limit, above which it takes a picture for a decompression bomb
@@ -52,12 +55,14 @@ class BadImage(ValueError):
 def decode(encoded: bytes, *, grey: bool = False, orientation: int = 1) -> np.ndarray:
     """Decodes an image file whole.
 
-    Palettes are resolved, CMYK is converted, 16 bits become their upper 8, alpha is dropped, and of an animation the first frame counts.
+    Palettes are resolved, CMYK is converted, 16 bits become their upper 8, alpha is dropped, and of
+    an animation the first frame counts.
 
     Args:
         encoded: a PNG, JPEG, WebP, GIF, BMP or TIFF file, whatever its name was.
         grey: whether to return one channel.
-        orientation: EXIF's, from 1 to 8, by which the stored picture is turned upright; what the file itself says is ignored.
+        orientation: EXIF's, from 1 to 8, by which the stored picture is turned upright; what the
+            file itself says is ignored.
 
     Returns:
         uint8 [H, W, 3] in RGB order, or [H, W, 1].
@@ -73,7 +78,8 @@ def decode(encoded: bytes, *, grey: bool = False, orientation: int = 1) -> np.nd
         image = None
     if image is None:
         raise BadImage(
-            f"expected a whole image file (PNG, JPEG, …), found {len(encoded)} bytes that can't be decoded"
+            f"expected a whole image file (PNG, JPEG, …), found {len(encoded)} bytes that can't be "
+            "decoded"
         )
     return _TURNS[orientation](image if image.ndim == 3 else image[..., None])
 
@@ -90,9 +96,10 @@ def decode_crop(
 ) -> np.ndarray:
     """Decodes what a crop needs of an image file, and scales it.
 
-    Unless `exact`, a JPEG's colours are upsampled without smoothing, and where the crop is at least twice (four, eight times) the size
-    asked for, and the interpolation doesn't alias, it is decoded at half (a quarter, an eighth) of its size: the transform of an 8×8
-    block then yields 4×4 (2×2, 1) pixels.
+    Unless `exact`, a JPEG's colours are upsampled without smoothing, and where the crop is at least
+    twice (four, eight times) the size asked for, and the interpolation doesn't alias, it is decoded
+    at half (a quarter, an eighth) of its size: the transform of an 8×8 block then yields 4×4 (2×2,
+    1) pixels.
 
     Args:
         encoded, grey, orientation: as in `decode`.
@@ -121,7 +128,8 @@ def _decode_jpeg_crop(
     output: Callable[[int, int], tuple[int, int]],
     interpolation: str,
 ) -> np.ndarray | None:
-    """The scaled crop, perhaps from a half, a quarter or an eighth; None where this decoder won't do and `decode` is to judge."""
+    """The scaled crop, perhaps from a half, a quarter or an eighth; None where this decoder won't
+    do and `decode` is to judge."""
     try:
         full_height, full_width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
         if colours in ("CMYK", "YCCK") or full_height * full_width > MAX_PIXELS:
@@ -160,7 +168,8 @@ def _cut(image: np.ndarray, box: Box) -> np.ndarray:
 
 
 def scale(image: np.ndarray, height: int, width: int, interpolation: str = "auto") -> np.ndarray:
-    """Scales uint8 [H, W, C] to height × width with one of INTERPOLATIONS; an image of that size comes back as it is."""
+    """Scales uint8 [H, W, C] to height × width with one of INTERPOLATIONS; an image of that size
+    comes back as it is."""
     if image.shape[:2] == (height, width):
         return image
     if interpolation == ANTIALIASED:
@@ -174,7 +183,8 @@ def scale(image: np.ndarray, height: int, width: int, interpolation: str = "auto
 
 
 def _antialiased(image: np.ndarray, edges: Sequence[float], height: int, width: int) -> np.ndarray:
-    """Scales what lies between the edges (top, left, bottom, right), which may be fractions of pixels."""
+    """Scales what lies between the edges (top, left, bottom, right), which may be fractions of
+    pixels."""
     top, left, bottom, right = edges
     image = image[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)]
     pixels = cykooz_resizer.PixelType.U8x3 if image.shape[2] == 3 else cykooz_resizer.PixelType.U8
@@ -200,7 +210,8 @@ def _check_size(encoded: bytes) -> None:
 
 
 def _size(encoded: bytes) -> tuple[int, int]:
-    """Height and width as the header states them; (0, 0) where it can't be read, so that the decoder says what is wrong."""
+    """Height and width as the header states them; (0, 0) where it can't be read, so that the
+    decoder says what is wrong."""
     if encoded.startswith(
         _PNG
     ):  # told apart by hand, because a small PNG decodes faster than Pillow opens it

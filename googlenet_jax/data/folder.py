@@ -1,4 +1,5 @@
-"""A folder of images by class, written as a TFDS data set without TensorFlow: the files' bytes go in as they are."""
+"""A folder of images by class, written as a TFDS data set without TensorFlow: the files' bytes go
+in as they are."""
 
 import contextlib
 import dataclasses
@@ -26,7 +27,8 @@ _EXIF_ORIENTATION = 0x0112
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What a folder holds: by split, (file, class) pairs in a fixed order; and what was passed over."""
+    """What a folder holds: by split, (file, class) pairs in a fixed order; and what was passed
+    over."""
 
     splits: dict[str, list[tuple[Path, str]]]
     class_names: tuple[str, ...]
@@ -34,34 +36,41 @@ class Listing:
 
 
 def list_folder(root: Path, validation_fraction: float = 0.1, seed: int = 0) -> Listing:
-    """Lists `root`/train/CLASS/… and `root`/val/CLASS/…, or `root`/CLASS/… of which a share of each class is set apart.
+    """Lists `root`/train/CLASS/… and `root`/val/CLASS/…, or `root`/CLASS/… of which a share of each
+    class is set apart.
 
-    A file belongs to the share by a hash of the seed and its path, so that neither the order of the listing nor other files matter to
-    the order in which the files of a class are chosen. Hidden files are passed over; files without an image's ending too, and listed.
+    A file belongs to the share by a hash of the seed and its path, so that neither the order of the
+    listing nor other files matter to the order in which the files of a class are chosen. Hidden
+    files are passed over; files without an image's ending too, and listed.
 
     Args:
         root: the folder.
-        validation_fraction: from 0 (no validation split) to below 1; not used where there is a val folder. Every class of two images
-            or more keeps at least one to train on, and gives at least one unless the fraction is 0.
+        validation_fraction: from 0 (no validation split) to below 1; not used where there is a val
+            folder. Every class of two images or more keeps at least one to train on, and gives at
+            least one unless the fraction is 0.
         seed: of the choice.
 
     Raises:
-        UserError: if there is no such folder, no class, a class without an image, or one to validate that is not trained on.
+        UserError: if there is no such folder, no class, a class without an image, or one to
+            validate that is not trained on.
     """
     if not root.is_dir():
         raise UserError(
-            f"{root}: expected a folder of images by class, found {'a file' if root.exists() else 'nothing'}"
+            f"{root}: expected a folder of images by class, found "
+            f"{'a file' if root.exists() else 'nothing'}"
         )
     if not 0 <= validation_fraction < 1:
         raise UserError(
-            f"--validation-fraction: expected a number of at least 0 and below 1, found {validation_fraction}"
+            "--validation-fraction: expected a number of at least 0 and below 1, found "
+            f"{validation_fraction}"
         )
     ignored: list[Path] = []
     if (root / TRAIN).is_dir():
         apart = [root / name for name in _VALIDATION_FOLDERS if (root / name).is_dir()]
         if len(apart) > 1:
             raise UserError(
-                f"{root}: expected one folder to validate on, found {' and '.join(folder.name for folder in apart)}"
+                f"{root}: expected one folder to validate on, found "
+                f"{' and '.join(folder.name for folder in apart)}"
             )
         splits = {TRAIN: _list_classes(root / TRAIN, ignored)}
         if apart:
@@ -72,7 +81,8 @@ def list_folder(root: Path, validation_fraction: float = 0.1, seed: int = 0) -> 
     strangers = sorted({name for _, name in splits.get(VALIDATION, [])} - set(class_names))
     if strangers:
         raise UserError(
-            f"{root}: expected only classes to validate that stand in train too, found {', '.join(strangers[:5])}"
+            f"{root}: expected only classes to validate that stand in train too, found "
+            f"{', '.join(strangers[:5])}"
         )
     return Listing(splits, class_names, ignored)
 
@@ -100,7 +110,8 @@ def _list_classes(folder: Path, ignored: list[Path]) -> list[tuple[Path, str]]:
         images = [file for file in files if file.suffix.lower() in ENDINGS]
         if not images:
             raise UserError(
-                f"{path}: expected images ({', '.join(ENDINGS)}), found none; add some or remove the folder"
+                f"{path}: expected images ({', '.join(ENDINGS)}), found none; add some or remove "
+                "the folder"
             )
         ignored.extend(file for file in files if file.suffix.lower() not in ENDINGS)
         listed += [(file, path.name) for file in images]
@@ -129,7 +140,8 @@ def _split(
         )
     if not chosen:
         raise UserError(
-            f"{root}: expected a class of two images or more to set some apart, found none; pass --validation-fraction 0"
+            f"{root}: expected a class of two images or more to set some apart, found none; pass "
+            "--validation-fraction 0"
         )
     splits = {
         TRAIN: [pair for pair in files if pair[0] not in chosen],
@@ -143,10 +155,12 @@ def _hash(text: str) -> bytes:
 
 
 class Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """The images of a `Listing`; each example holds its file's bytes, path and EXIF orientation, and its class."""
+    """The images of a `Listing`; each example holds its file's bytes, path and EXIF orientation,
+    and its class."""
 
     VERSION = tfds.core.Version("1.0.0")
-    url_infos = None  # nothing is downloaded, and TFDS's search for checksums needs a package that it doesn't install
+    # Nothing is downloaded, and TFDS's search for checksums needs a package that it doesn't install.
+    url_infos = None
 
     def __init__(self, listing: Listing, root: Path, **options: Any) -> None:
         self._listing, self._root = listing, root
@@ -196,11 +210,12 @@ class Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def exif_orientation(encoded: bytes) -> int:
-    """How a picture is to be turned upright, from 1 (as it is) to 8; 1 where the file doesn't say."""
+    """How a picture is to be turned upright, from 1 (as it is) to 8; 1 where the file doesn't
+    say."""
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             value = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # of a damaged file, whose reading is judged elsewhere, Pillow raises whatever it stumbles over
+    except Exception:  # Pillow's, of a damaged file: anything. Its reading is judged elsewhere.
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -208,7 +223,8 @@ def exif_orientation(encoded: bytes) -> int:
 def prepare_folder(
     root: Path, name: str, data_dir: Path, validation_fraction: float = 0.1, seed: int = 0
 ) -> Listing:
-    """Writes the images below `root` into `data_dir`/`name`, unless the set is there: whole or not at all, so it can be started again.
+    """Writes the images below `root` into `data_dir`/`name`, unless the set is there: whole or not
+    at all, so it can be started again.
 
     Args:
         root, validation_fraction, seed: as in `list_folder`.
@@ -220,7 +236,8 @@ def prepare_folder(
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "digits":
         raise UserError(
-            f"--name: expected small letters, digits and _ (and not 'digits', which is taken), found {name!r}"
+            "--name: expected small letters, digits and _ (and not 'digits', which is taken), "
+            f"found {name!r}"
         )
     listing = list_folder(root, validation_fraction, seed)
     builder_class = type("Folder", (Folder,), {"name": name}, skip_registration=True)
@@ -231,7 +248,8 @@ def prepare_folder(
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         raise UserError(
-            f"data set {name!r}: can't write {root} into {data_dir} ({error.strerror or error}{where})"
+            f"data set {name!r}: can't write {root} into {data_dir} "
+            f"({error.strerror or error}{where})"
         ) from error
     written = {split: info.num_examples for split, info in builder.info.splits.items()}
     found = {split: len(files) for split, files in listing.splits.items()}
@@ -244,7 +262,8 @@ def prepare_folder(
 
 
 def _clear(folder: Path) -> None:
-    """Removes what an interrupted preparation has left: TFDS writes into a folder of this name and renames it when all is written."""
+    """Removes what an interrupted preparation has left: TFDS writes into a folder of this name and
+    renames it when all is written."""
     for path in folder.glob("incomplete.*"):
         with contextlib.suppress(OSError):
             shutil.rmtree(path)

@@ -1,4 +1,5 @@
-"""What a prepared data set holds: every example read back, counted by class, and a picture of some of them."""
+"""What a prepared data set holds: every example read back, counted by class, and a picture of some
+of them."""
 
 import dataclasses
 import json
@@ -23,7 +24,8 @@ _CHUNK = 64  # examples read at once
 
 @dataclasses.dataclass(frozen=True)
 class Inventory:
-    """A split read through: examples by class name, what is wrong with those that can't be decoded, and (class name, picture) samples."""
+    """A split read through: examples by class name, what is wrong with those that can't be decoded,
+    and (class name, picture) samples."""
 
     counts: dict[str, int]
     unreadable: list[str]
@@ -89,7 +91,8 @@ def _thumbnail(record: Record, grey: bool) -> np.ndarray | BadImage:
 
 
 def write_counts(path: Path, inventories: dict[str, Inventory]) -> None:
-    """Writes {split: {"examples": …, "classes": {class name: examples}, "unreadable": [what is wrong]}} as JSON."""
+    """Writes {split: {"examples": …, "classes": {class name: examples}, "unreadable": [what is
+    wrong]}} as JSON."""
     content = {
         split: {
             "examples": sum(inventory.counts.values()),
@@ -102,7 +105,8 @@ def write_counts(path: Path, inventories: dict[str, Inventory]) -> None:
 
 
 def draw_samples(path: Path, samples: Sequence[tuple[str, np.ndarray]]) -> None:
-    """Draws the pictures in a grid, each under its class's name, and writes the file that `path` names."""
+    """Draws the pictures in a grid, each under its class's name, and writes the file that `path`
+    names."""
     from matplotlib.figure import Figure  # slow to import
 
     columns = max(1, min(10, len(samples)))

@@ -1,4 +1,5 @@
-"""Batches of uint8 images on the host, by grain: which examples make up batch k, and how they are cropped, depends on (seed, k) alone."""
+"""Batches of uint8 images on the host, by grain: which examples make up batch k, and how they are
+cropped, depends on (seed, k) alone."""
 
 import contextlib
 import dataclasses
@@ -38,7 +39,8 @@ class RandomCrop:
     """The ranges of a random crop, as in the GoogLeNet paper (arXiv 1409.4842, section 6).
 
     Attributes:
-      area: smallest and largest share of the image's area. aspect: smallest and largest width / height.
+      area: smallest and largest share of the image's area. aspect: smallest and largest width /
+          height.
     Raises:
       UserError: a pair that is not in ascending order and above 0, or an area above 1.
     """
@@ -69,7 +71,8 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Endless batches for training, beginning with batch `start_step`.
 
-    Every epoch is a permutation of the source, each its own; a batch may straddle two. Batch k is a function of (seed, k) alone.
+    Every epoch is a permutation of the source, each its own; a batch may straddle two. Batch k is a
+    function of (seed, k) alone.
 
     Args:
         source: the examples.
@@ -78,21 +81,28 @@ def train_batches(
         augment: the random crop's ranges.
         seed: from 0 to 2³² − 1.
         start_step: the number of the first batch.
-        threads: on the host, a batch each; 0 reads in the caller's thread. Not used where there are workers.
-        workers: processes on the host, a batch each; 0 is none. The source is sent to each by pickle.
-        interpolation: what scales the crops, one of `decoding.INTERPOLATIONS`, or "random": each crop's is drawn from the paper's
-            four with equal probability.
-        exact_decoding: whether every picture is decoded whole; otherwise JPEGs as `decoding.decode_crop` says, which is faster.
-        bad_images: where pictures that can't be read are counted; they become examples of weight 0. None is for an error.
-        process_index: which share of each global batch is this process's: rows [process_index · B, (process_index + 1) · B).
+        threads: on the host, a batch each; 0 reads in the caller's thread. Not used where there are
+            workers.
+        workers: processes on the host, a batch each; 0 is none. The source is sent to each by
+            pickle.
+        interpolation: what scales the crops, one of `decoding.INTERPOLATIONS`, or "random": each
+            crop's is drawn from the paper's four with equal probability.
+        exact_decoding: whether every picture is decoded whole; otherwise JPEGs as
+            `decoding.decode_crop` says, which is faster.
+        bad_images: where pictures that can't be read are counted; they become examples of weight 0.
+            None is for an error.
+        process_index: which share of each global batch is this process's: rows [process_index · B,
+            (process_index + 1) · B).
         process_count: how many processes share the global batch; B = batch_size / process_count.
 
     Yields:
-        image uint8 [B, S, S, 3] (RGB), label int32 [B], index int64 [B] (position in the source), and with `bad_images` weight
-        float32 [B]: 0 for a picture that can't be read, whose pixels are 0, else 1.
+        image uint8 [B, S, S, 3] (RGB), label int32 [B], index int64 [B] (position in the source),
+        and with `bad_images` weight float32 [B]: 0 for a picture that can't be read, whose pixels
+        are 0, else 1.
 
     Raises:
-        UserError: if an argument is impossible, or (while iterating) an example can't be read or a worker has died.
+        UserError: if an argument is impossible, or (while iterating) an example can't be read or a
+            worker has died.
     """
     rows = _share(batch_size, process_index, process_count)
     check_whole("start_step", start_step, 0)
@@ -103,7 +113,8 @@ def train_batches(
     if interpolation not in (*INTERPOLATIONS, "random"):
         known = (*INTERPOLATIONS, "random")
         raise UserError(
-            f"augment.interpolation: expected one of {known}, found {interpolation!r}{nearest(str(interpolation), known)}"
+            f"augment.interpolation: expected one of {known}, found "
+            f"{interpolation!r}{nearest(str(interpolation), known)}"
         )
     crops = _Crops(batch_size, rows, size, augment, seed, interpolation, exact_decoding)
     make_batches = functools.partial(
@@ -127,21 +138,23 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every example once, in order: the short side scaled to `resize`, then the centre crop of `size`.
+    """Every example once, in order: the short side scaled to `resize`, then the centre crop of
+    `size`.
 
-    Every process yields the same number of batches, each of the full size. What the source can't fill is padding: weight 0, image 0,
-    label 0, index −1.
+    Every process yields the same number of batches, each of the full size. What the source can't
+    fill is padding: weight 0, image 0, label 0, index −1.
 
     Args:
-        source, batch_size, preprocessing, threads, workers, exact_decoding, bad_images, process_index, process_count: as in
-            `train_batches`.
+        source, batch_size, preprocessing, threads, workers, exact_decoding, bad_images,
+            process_index, process_count: as in `train_batches`.
 
     Yields:
-        image uint8 [B, S, S, 3] (RGB), label int32 [B], index int64 [B] (position in the source), weight float32 [B] (1 for an example
-        that could be read).
+        image uint8 [B, S, S, 3] (RGB), label int32 [B], index int64 [B] (position in the source),
+        weight float32 [B] (1 for an example that could be read).
 
     Raises:
-        UserError: if an argument is impossible, or (while iterating) an example can't be read or a worker has died.
+        UserError: if an argument is impossible, or (while iterating) an example can't be read or a
+            worker has died.
     """
     rows = _share(batch_size, process_index, process_count)
     check_whole("threads", threads, 0)
@@ -197,9 +210,11 @@ def _read_in_threads(
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Reads a batch at once, because asking array_record for one example at a time takes longer than decoding a small image.
+    """Reads a batch at once, because asking array_record for one example at a time takes longer
+    than decoding a small image.
 
-    `keeps_bad`: whether a picture that can't be read becomes an example of weight 0, named in the batch's "bad"; else it is an error.
+    `keeps_bad`: whether a picture that can't be read becomes an example of weight 0, named in the
+        batch's "bad"; else it is an error.
     """
 
     source: Source
@@ -239,7 +254,8 @@ class _Crops:
     exact_decoding: bool
 
     def interpolations(self, number: int) -> list[str]:
-        """The interpolation of each row of global batch `number`, drawn from a stream of their own: the crops' stays as it is."""
+        """The interpolation of each row of global batch `number`, drawn from a stream of their own:
+        the crops' stays as it is."""
         if self.interpolation != "random":
             return [self.interpolation] * self.batch_size
         rng = np.random.default_rng([self.seed, zlib.crc32(b"interpolation"), number])
@@ -251,7 +267,8 @@ class _Crops:
 
 def _train_dataset(reader: _Reader, crops: _Crops) -> grain.MapDataset:
     def draw(indices: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        # Drawn for the whole global batch, so that a row's crop doesn't depend on how many processes share it.
+        # Drawn for the whole global batch, so that a row's crop doesn't depend on how many
+        # processes share it.
         return indices[crops.rows], rng.random((crops.batch_size, CROP_TRIES + 1, 2))[crops.rows]
 
     def read(number: int, drawn: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
@@ -316,7 +333,8 @@ def _eval_dataset(
 def random_crop(
     height: int, width: int, augment: RandomCrop, draws: Sequence[Sequence[float]]
 ) -> Box:
-    """torchvision's RandomResizedCrop: area uniform, aspect ratio log-uniform, ten tries, then the largest central box.
+    """torchvision's RandomResizedCrop: area uniform, aspect ratio log-uniform, ten tries, then the
+    largest central box.
 
     Args:
         height, width: of the image, in pixels.
@@ -345,7 +363,8 @@ def random_crop(
 
 
 def eval_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Short side to `resize`, centre crop of `size`; sizes and offsets are rounded as torchvision's Resize and CenterCrop do."""
+    """Short side to `resize`, centre crop of `size`; sizes and offsets are rounded as torchvision's
+    Resize and CenterCrop do."""
     return _centre_crop(
         scale(image, *_scaled(*image.shape[:2], preprocessing.resize)), preprocessing.size
     )
@@ -374,7 +393,8 @@ def _share(batch_size: int, process_index: int, process_count: int) -> slice:
     check_whole("process_index", process_index, 0, process_count - 1)
     if batch_size % process_count:
         raise UserError(
-            f"batch_size: {batch_size} examples don't divide among {process_count} processes; choose a multiple of {process_count}"
+            f"batch_size: {batch_size} examples don't divide among {process_count} processes; "
+            f"choose a multiple of {process_count}"
         )
     rows = batch_size // process_count
     return slice(process_index * rows, (process_index + 1) * rows)

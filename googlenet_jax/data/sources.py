@@ -17,12 +17,14 @@ from googlenet_jax.errors import UserError, nearest
 
 FILE_FORMAT = "array_record"
 FILE_NAME = "file_name"  # the feature that names an example's file, in the sets that have one
-ORIENTATION = "exif_orientation"  # the feature by which a picture is turned upright (EXIF's numbers), in sets made from a folder
+# The feature by which a picture is turned upright (EXIF's numbers), in sets made from a folder.
+ORIENTATION = "exif_orientation"
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One example as it is stored: an image file's bytes, the label, EXIF's orientation, and the file's name ("" where unknown)."""
+    """One example as it is stored: an image file's bytes, the label, EXIF's orientation, and the
+    file's name ("" where unknown)."""
 
     image: bytes
     label: int
@@ -31,11 +33,13 @@ class Record:
 
 
 class Source:
-    """The examples of one split, in a fixed order: `source[i]` is `{"image": uint8 [H, W, 1 or 3], "label": int}`.
+    """The examples of one split, in a fixed order: `source[i]` is `{"image": uint8 [H, W, 1 or 3],
+    "label": int}`.
 
-    Images come out as RGB (or one channel, where the data set's image feature has one or two): palettes are resolved, 16 bits become
-    their upper 8, alpha is dropped and an EXIF orientation ignored, as TensorFlow's and torchvision's loaders do. (Sets made from a
-    folder hold the orientation as a feature of their own, and their pictures come out upright.)
+    Images come out as RGB (or one channel, where the data set's image feature has one or two):
+    palettes are resolved, 16 bits become their upper 8, alpha is dropped and an EXIF orientation
+    ignored, as TensorFlow's and torchvision's loaders do. (Sets made from a folder hold the
+    orientation as a feature of their own, and their pictures come out upright.)
 
     A source can be sent to another process, which opens the data set's files for itself.
 
@@ -68,10 +72,12 @@ class Source:
         return self.read([index])[0]
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Returns the examples at these positions, decoded; one call for a batch costs a tenth of one call an example.
+        """Returns the examples at these positions, decoded; one call for a batch costs a tenth of
+        one call an example.
 
         Raises:
-            UserError: naming the example, if an image can't be decoded or a label is none of the classes.
+            UserError: naming the example, if an image can't be decoded or a label is none of the
+                classes.
         """
         return [
             self._decode(index, record)
@@ -82,13 +88,15 @@ class Source:
         """Returns the examples at these positions as they are stored.
 
         Raises:
-            UserError: if the files can't be read, or naming the example, if a label is none of the classes.
+            UserError: if the files can't be read, or naming the example, if a label is none of the
+                classes.
         """
         try:
             serialized = self._records.__getitems__(indices)
         except (OSError, RuntimeError, ValueError, IndexError) as error:
             raise UserError(
-                f"{self.name} {self.split}: can't read the files in {self._folder} ({_one_line(error)}); "
+                f"{self.name} {self.split}: can't read the files in {self._folder} "
+                f"({_one_line(error)}); "
                 "delete the folder and prepare the data set again"
             ) from error
         return [
@@ -98,14 +106,18 @@ class Source:
     def describe(self, index: int, record: Record, problem: object) -> str:
         """What is wrong with an example, in one line that names it."""
         name = f" ({record.file_name})" if record.file_name else ""
-        return f"{self.name} {self.split}, example {index}{name}: {problem}; mend or leave out that image and prepare the data set again"
+        return (
+            f"{self.name} {self.split}, example {index}{name}: {problem}; "
+            "mend or leave out that image and prepare the data set again"
+        )
 
     def _record(self, index: int, serialized: bytes) -> Record:
         features = tf_example_pb2.Example.FromString(serialized).features.feature
         label = features["label"].int64_list.value[0]
         if not 0 <= label < self.num_classes:
             raise UserError(
-                f"{self.name} {self.split}, example {index}: expected a label from 0 to {self.num_classes - 1}, found {label}; "
+                f"{self.name} {self.split}, example {index}: expected a label from 0 to "
+                f"{self.num_classes - 1}, found {label}; "
                 "choose a split that has labels"
             )
         # Asking the map for a key would add it.
@@ -129,28 +141,34 @@ def load_source(name: str, split: str, data_dir: str | os.PathLike[str] | None =
     """Opens one split of a prepared data set; never imports TensorFlow.
 
     Args:
-        name: a TFDS name, such as "cifar10", "food101:2.0.0" or "name/config". "digits" is written on first use.
+        name: a TFDS name, such as "cifar10", "food101:2.0.0" or "name/config". "digits" is written
+            on first use.
         split: such as "train", "train[:90%]" or "train+test".
-        data_dir: where TFDS's data sets lie; by default the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        data_dir: where TFDS's data sets lie; by default the environment's TFDS_DATA_DIR, else
+            ~/tensorflow_datasets.
 
     Raises:
-        UserError: if the data set isn't prepared or has no image and label, or the split is unknown, malformed or empty.
+        UserError: if the data set isn't prepared or has no image and label, or the split is
+            unknown, malformed or empty.
     """
     return Source(open_builder(name, data_dir), name, split)
 
 
 def default_data_dir() -> Path:
-    """Where TFDS keeps its data sets: the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Where TFDS keeps its data sets: the environment's TFDS_DATA_DIR, else
+    ~/tensorflow_datasets."""
     return Path(os.environ.get("TFDS_DATA_DIR") or Path("~", "tensorflow_datasets")).expanduser()
 
 
 def open_builder(
     name: str, data_dir: str | os.PathLike[str] | None = None
 ) -> tfds.core.DatasetBuilder:
-    """Finds a prepared data set by its files alone, so that neither its own code nor its version today matters.
+    """Finds a prepared data set by its files alone, so that neither its own code nor its version
+    today matters.
 
     Raises:
-        UserError: with the command that prepares it, if it isn't there or is in another file format.
+        UserError: with the command that prepares it, if it isn't there or is in another file
+            format.
     """
     folder = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
     if name == "digits":
@@ -164,14 +182,17 @@ def open_builder(
     formats = sorted(available.value for available in builder.info.available_file_formats())
     if FILE_FORMAT not in formats:
         raise UserError(
-            f"data set {name!r}: expected array_record files in {builder.data_dir}, found {' and '.join(formats)}; "
-            f"prepare it once more into another folder with: googlenet-jax prepare {name} --data-dir DIR"
+            f"data set {name!r}: expected array_record files in {builder.data_dir}, found "
+            f"{' and '.join(formats)}; "
+            f"prepare it once more into another folder with: googlenet-jax prepare {name} "
+            "--data-dir DIR"
         )
     return builder
 
 
 def check_features(features: Any, name: str) -> Any:
-    """Returns `features` if they hold what classification needs: an 8 or 16 bit `image` [H, W, C] and a `label` with classes.
+    """Returns `features` if they hold what classification needs: an 8 or 16 bit `image` [H, W, C]
+    and a `label` with classes.
 
     Raises:
         UserError: naming the feature that is missing or of another kind.
@@ -190,7 +211,8 @@ def check_features(features: Any, name: str) -> Any:
                 else f"only {', '.join(sorted(features or ['nothing']))}"
             )
             raise UserError(
-                f"data set {name!r}: expected the features image (an Image) and label (a ClassLabel), found {what}; choose another set"
+                f"data set {name!r}: expected the features image (an Image) and label (a "
+                f"ClassLabel), found {what}; choose another set"
             )
     image, label = features["image"], features["label"]
     if len(image.shape) != 3 or np.dtype(image.np_dtype).name not in ("uint8", "uint16"):
@@ -200,13 +222,15 @@ def check_features(features: Any, name: str) -> Any:
         )
     if not label.num_classes:
         raise UserError(
-            f"data set {name!r}: its label feature doesn't say how many classes there are; choose another set"
+            f"data set {name!r}: its label feature doesn't say how many classes there are; choose "
+            "another set"
         )
     return features
 
 
 def _records(builder: tfds.core.DatasetBuilder, name: str, split: str) -> Any:
-    """The serialised examples of a split: a sequence of bytes that reads many at once with `__getitems__`."""
+    """The serialised examples of a split: a sequence of bytes that reads many at once with
+    `__getitems__`."""
     splits = builder.info.splits
     try:
         examples = splits[split].num_examples if isinstance(split, str) else 0
@@ -217,7 +241,8 @@ def _records(builder: tfds.core.DatasetBuilder, name: str, split: str) -> Any:
     if examples <= 0:
         counts = ", ".join(f"{key} ({info.num_examples} examples)" for key, info in splits.items())
         raise UserError(
-            f"split {split!r} of data set {name!r}: expected one of {counts}, or slices and sums of them such as "
+            f"split {split!r} of data set {name!r}: expected one of {counts}, or slices and sums "
+            "of them such as "
             f"'train[:90%]' and 'train+test', found {problem}"
         )
     return builder.as_data_source(

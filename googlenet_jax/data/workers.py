@@ -1,4 +1,5 @@
-"""Batches read by worker processes, in order: a worker that dies is an error with its cause, not a hang."""
+"""Batches read by worker processes, in order: a worker that dies is an error with its cause, not a
+hang."""
 
 import contextlib
 import itertools
@@ -26,7 +27,8 @@ _IN_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
 class Batches(Protocol):
-    """Batch k by its number: a dictionary with an `image` array of one shape, and whatever can be pickled."""
+    """Batch k by its number: a dictionary with an `image` array of one shape, and whatever can be
+    pickled."""
 
     def __getitem__(self, number: int, /) -> dict[str, Any]: ...
 
@@ -34,10 +36,11 @@ class Batches(Protocol):
 def read_in_workers(
     make_batches: Callable[[], Batches], image_shape: Sequence[int], numbers: range, workers: int
 ) -> Iterator[dict[str, Any]]:
-    """Yields the batches of these numbers, read by `workers` processes, of which the i-th reads every `workers`-th batch.
+    """Yields the batches of these numbers, read by `workers` processes, of which the i-th reads
+    every `workers`-th batch.
 
-    The processes are fresh interpreters, which import neither the caller's script nor start JAX. Images come back through memory shared
-    with each worker, and are copied out of it.
+    The processes are fresh interpreters, which import neither the caller's script nor start JAX.
+    Images come back through memory shared with each worker, and are copied out of it.
 
     Args:
         make_batches: what each worker calls for its batches; it is sent there by pickle.
@@ -53,7 +56,8 @@ def read_in_workers(
         pickled = pickle.dumps((make_batches, tuple(image_shape)))
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise UserError(
-            f"data.workers: this data set can't be sent to worker processes ({error}); use threads, data.workers = 0"
+            f"data.workers: this data set can't be sent to worker processes ({error}); use "
+            "threads, data.workers = 0"
         ) from error
     with contextlib.ExitStack() as stack:
         started = [
@@ -73,7 +77,8 @@ def read_in_workers(
 
 
 class _Worker:
-    """A process, seen from the parent. Its answers come in the order of the questions, DEPTH of which may be open."""
+    """A process, seen from the parent. Its answers come in the order of the questions, DEPTH of
+    which may be open."""
 
     def __init__(self, pickled: bytes, image_shape: Sequence[int], index: int) -> None:
         self._index = index
@@ -83,7 +88,10 @@ class _Worker:
             self._images = _slots(memory.fileno(), image_shape)
             self._connection, theirs = multiprocessing.connection.Pipe()
             descriptors = (theirs.fileno(), memory.fileno())
-            code = f"import sys; sys.path[:] = {sys.path!r}; from googlenet_jax.data.workers import _serve; _serve{descriptors}"
+            code = (
+                f"import sys; sys.path[:] = {sys.path!r}; "
+                f"from googlenet_jax.data.workers import _serve; _serve{descriptors}"
+            )
             with theirs:
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", code], pass_fds=descriptors, stdin=subprocess.DEVNULL
@@ -139,7 +147,8 @@ class _Worker:
                 cause += (
                     ", perhaps for want of memory: try fewer data.workers or a smaller batch_size"
                 )
-        return f"data.workers: worker process {self._index} (pid {self._process.pid}) {cause}; it was to read batch {number}"
+        who = f"worker process {self._index} (pid {self._process.pid})"
+        return f"data.workers: {who} {cause}; it was to read batch {number}"
 
 
 @contextlib.contextmanager
@@ -149,12 +158,14 @@ def _explained() -> Iterator[None]:
     except OSError as error:
         where = Path(_IN_MEMORY or tempfile.gettempdir())
         raise UserError(
-            f"data.workers: can't start a worker or share memory with it in {where} ({error}); lower data.workers"
+            f"data.workers: can't start a worker or share memory with it in {where} ({error}); "
+            "lower data.workers"
         ) from error
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Makes the file this large, really: writing later to a full /dev/shm would end the process without a word."""
+    """Makes the file this large, really: writing later to a full /dev/shm would end the process
+    without a word."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
     else:

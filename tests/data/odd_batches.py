@@ -1,4 +1,5 @@
-"""Batches of a kind for the tests of worker processes; apart from these, so that a worker need not import them."""
+"""Batches of a kind for the tests of worker processes; apart from these, so that a worker need not
+import them."""
 
 import os
 
@@ -6,7 +7,8 @@ import numpy as np
 
 
 class Odd:
-    """Batch k is {"image": uint8 [2, 3] full of k, "number": k}; number 3 may end the process ("ends") or raise ("raises")."""
+    """Batch k is {"image": uint8 [2, 3] full of k, "number": k}; number 3 may end the process
+    ("ends") or raise ("raises")."""
 
     def __init__(self, what: str) -> None:
         self.what = what

@@ -36,11 +36,12 @@ def cut(image, box=BOX):
     return image[top : top + height, left : left + width]
 
 
-# ---------------------------------------------------------------------------------------------------------- interpolations
+# ----------------------------------------------------------------------------------- interpolations
 
 
 def weights(out, size, kernel, support, widens):
-    """[out, size]: what each pixel of a line gives to each pixel of the scaled line, pixel centres at a half, edges repeated."""
+    """[out, size]: what each pixel of a line gives to each pixel of the scaled line, pixel centres
+    at a half, edges repeated."""
     step = size / out
     stretch = max(step, 1.0) if widens else 1.0
     matrix = np.zeros((out, size))
@@ -126,7 +127,7 @@ def test_every_interpolation_keeps_one_channel():
         assert scale(grey, 100, 90, interpolation).shape == (100, 90, 1)
 
 
-# ------------------------------------------------------------------------------------------- no more than the crop needs
+# ---------------------------------------------------------------------- no more than the crop needs
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
@@ -159,7 +160,8 @@ def test_a_fast_crop_lies_where_the_exact_one_does(factor, top, left):
     fast, exact = (
         crop(encode(ramp, quality=98), box, (40, 44), exact=exact) for exact in (False, True)
     )
-    # A pixel of the picture decoded at 1/f is f pixels; the edges are off by half of one at most: f/4 in the first channel.
+    # A pixel of the picture decoded at 1/f is f pixels; the edges are off by half of one at most:
+    # f/4 in the first channel.
     assert abs(np.mean(fast.astype(float) - exact, (0, 1))).max() <= factor / 4 + 0.5
 
 
@@ -176,7 +178,7 @@ def test_what_aliases_by_its_name_is_never_decoded_smaller():
         assert difference(fast, exact).max() <= 1
 
 
-# --------------------------------------------------------------------------------------------------------------- odd images
+# --------------------------------------------------------------------------------------- odd images
 
 RGB = photograph()[:120, :160]
 
@@ -194,7 +196,8 @@ def animation(form, **options):
 
 
 def readable() -> dict[str, tuple[bytes, np.ndarray]]:
-    """A file and what is right, by kind. For what only loses in encoding, Pillow's decoder says what is right."""
+    """A file and what is right, by kind. For what only loses in encoding, Pillow's decoder says
+    what is right."""
     picture = Image.fromarray(RGB)
     kinds = {
         "CMYK JPEG": encode(picture.convert("CMYK")),

@@ -182,7 +182,8 @@ def test_neither_writing_nor_reading_imports_tensorflow(tmp_path, data_dir):
     root = write(tmp_path / "src", by_class(2))
     code = (
         "import sys, pathlib; from googlenet_jax.data.folder import prepare_folder;"
-        "prepare_folder(pathlib.Path(sys.argv[1]), 'pets', pathlib.Path(sys.argv[2])); print('tensorflow' in sys.modules)"
+        "prepare_folder(pathlib.Path(sys.argv[1]), 'pets', pathlib.Path(sys.argv[2])); "
+        "print('tensorflow' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(root), str(data_dir)], capture_output=True, text=True

@@ -62,7 +62,8 @@ def test_hue_leaves_greys_and_what_is_not_turned():
 
 
 def reference(image, amounts, order):
-    """Pillow's operations and colorsys's, one after the other, without Pillow's rounding in between."""
+    """Pillow's operations and colorsys's, one after the other, without Pillow's rounding in
+    between."""
     image = image.astype(np.float64)
 
     def grey(image):
@@ -83,7 +84,8 @@ def reference(image, amounts, order):
 
 
 def test_each_image_is_distorted_in_an_order_and_by_amounts_of_its_own():
-    """The amounts and the order are found again in the result: one of the 24 orders gives it, and no other one's is drawn for all."""
+    """The amounts and the order are found again in the result: one of the 24 orders gives it, and
+    no other one's is drawn for all."""
     images = np.tile(IMAGES[:1, ::8, ::8], (24, 1, 1, 1))
     options = {"brightness": 0.4, "contrast": 0.5, "saturation": 0.5, "hue": 0.2}
     result = np.asarray(

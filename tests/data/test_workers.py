@@ -1,4 +1,5 @@
-"""Worker processes, fast decoding, interpolations and bad images in the batches: the same whatever reads them."""
+"""Worker processes, fast decoding, interpolations and bad images in the batches: the same whatever
+reads them."""
 
 import itertools
 import os
@@ -68,11 +69,12 @@ def children() -> list[int]:
     return [int(line) for line in found.stdout.splitlines()]
 
 
-# ---------------------------------------------------------------------------------------------------------- the same batches
+# --------------------------------------------------------------------------------- the same batches
 
 
 def test_defaults_give_the_bits_they_always_gave(digits_dir):
-    """Crops, order and pixels of a recipe that sets nothing new: the checksums were taken before there was anything new."""
+    """Crops, order and pixels of a recipe that sets nothing new: the checksums were taken before
+    there was anything new."""
     source = load_source("digits", "train", digits_dir)
     for seed, start, size, images, order in (
         (0, 0, 16, 3774976611, 94290959),
@@ -163,7 +165,8 @@ def test_a_drawn_interpolation_leaves_the_crops_as_they_are(photographs):
 
 
 def test_the_four_interpolations_are_drawn_equally_often(make_data_set):
-    """One crop, the whole of one photograph: the four pictures that come out are the four interpolations'."""
+    """One crop, the whole of one photograph: the four pictures that come out are the four
+    interpolations'."""
     source = load_source("pictures", "train", make_data_set(PHOTOGRAPHS[:1]))
     whole = RandomCrop(area=(1.0, 1.0), aspect=(640 / 200, 640 / 200))
     (batch,) = take(training(source, batch_size=400, augment=whole, exact_decoding=True), 1)
@@ -195,7 +198,7 @@ def test_fast_decoding_is_near_exact_decoding_and_cuts_the_same_crops(photograph
     np.testing.assert_array_equal(fast["index"], exact["index"])
 
 
-# ---------------------------------------------------------------------------------------------------------------- bad images
+# --------------------------------------------------------------------------------------- bad images
 
 
 @pytest.fixture
@@ -253,7 +256,7 @@ def test_evaluation_passes_over_bad_images(spoilt):
     assert every["weight"].sum() == 6 and len(bad.found) == 2
 
 
-# ------------------------------------------------------------------------------------------------------------- workers' ends
+# ------------------------------------------------------------------------------------ workers' ends
 
 
 def test_a_dead_worker_is_an_error_with_its_cause_within_seconds(photographs):

@@ -1,4 +1,5 @@
-"""The recipe's fields of the input: what they do to the batches and the step, and what they refuse."""
+"""The recipe's fields of the input: what they do to the batches and the step, and what they
+refuse."""
 
 import functools
 import zlib
