@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.data_dir.expanduser() if args.data_dir else sources.default_data_dir()
     if (args.name == "folder") != (args.source is not None):
         raise UserError("prepare: expected 'folder SRC', or the name of a TFDS data set alone")
-    name, ignored = args.name, []
+    name, ignored = args.name, list[Path]()
     with contextlib.redirect_stdout(sys.stderr):  # TFDS prints there
         if name == "folder":
             name, ignored = _prepare_folder(args, folder)

@@ -108,7 +108,7 @@ def device_transforms(
     """
     transforms: list[tuple[str, Transform]] = [("flip", flip)] if mirror else []
     if jitter and any(jitter.values()):
-        transforms.append(("color_jitter", functools.partial(color_jitter, **jitter)))
+        transforms.append(("color_jitter", lambda batch, key: color_jitter(batch, key, **jitter)))
     if lighting_std:
         transforms.append(("lighting", functools.partial(lighting, std=lighting_std)))
     transforms += [(name, AUGMENTATIONS[name]) for name in names]

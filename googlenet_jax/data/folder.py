@@ -154,7 +154,7 @@ def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
 
 
-class Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """The images of a `Listing`; each example holds its file's bytes, path and EXIF orientation,
     and its class."""
 

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -198,7 +198,7 @@ def _iterate(
 
 def _read_in_threads(
     batches: grain.MapDataset, start: int, threads: int
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     iterator = iter(batches.to_iter_dataset(options))
     iterator.set_state({"next_index": start})
@@ -365,9 +365,9 @@ def random_crop(
 def eval_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Short side to `resize`, centre crop of `size`; sizes and offsets are rounded as torchvision's
     Resize and CenterCrop do."""
-    return _centre_crop(
-        scale(image, *_scaled(*image.shape[:2], preprocessing.resize)), preprocessing.size
-    )
+    height, width = image.shape[:2]
+    scaled = scale(image, *_scaled(height, width, preprocessing.resize))
+    return _centre_crop(scaled, preprocessing.size)
 
 
 def _scaled(height: int, width: int, resize: int) -> tuple[int, int]:

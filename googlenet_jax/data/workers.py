@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ class Batches(Protocol):
 
 def read_in_workers(
     make_batches: Callable[[], Batches], image_shape: Sequence[int], numbers: range, workers: int
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Yields the batches of these numbers, read by `workers` processes, of which the i-th reads
     every `workers`-th batch.
 
