@@ -1,10 +1,12 @@
-"""Runs of configs/digits.py (shortened), each killed with SIGKILL once and started again, beside one that was never killed. Prints JSON.
+"""Runs of configs/digits.py (shortened), each ended by a signal once and started again, beside one that was left alone. Prints JSON.
 
-    python benchmarks/kill_and_resume.py [--runs 10] [--steps 40] [--seed 0] [--config.field=value …]
+    python benchmarks/kill_and_resume.py [--signal KILL|INT|TERM] [--runs 10] [--steps 40] [--seed 0] [--config.field=value …]
 
-Every other run is killed while a checkpoint is being written (up to 30 ms after its temporary folder appears), the others up to a second
-after a random line of metrics.jsonl. Of each it is checked that all arrays of the final state (parameters, momenta, statistics, averages)
-equal the uninterrupted run's bit for bit, that metrics.jsonl has every line once, and that the lines are the same, images_per_second apart.
+A third of the signals come while a checkpoint is being written (up to 30 ms after its temporary folder appears), a third up to a second
+after a random line of metrics.jsonl, the others at any moment from the start of the process on. Of each run it is checked that all arrays
+of the final state (parameters, momenta, statistics, averages) equal the undisturbed run's bit for bit, that metrics.jsonl has every line
+once, and that the lines are the same, images_per_second apart; after SIGINT and SIGTERM also that the process ended by itself, with its
+exit status (130 or 0), a traceback nowhere, and not more than a step after the signal.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import collections
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,11 +30,14 @@ import orbax.checkpoint as ocp
 from googlenet_jax.training.writers import METRICS_FILE, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
+STATUS = {"KILL": -signal.SIGKILL, "INT": 130, "TERM": 0}
+MOMENTS = ("save", "line", "any")
 
 
 def main() -> int:
-    """Prints the results; returns 0 where every run ended as the one never killed, else 1."""
+    """Prints the results; returns 0 where every run passed, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--signal", choices=STATUS, default="KILL")
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -39,18 +45,22 @@ def main() -> int:
     rng, command = random.Random(args.seed), shortened(args.steps, fields)
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder, "whole")
+        train(whole, command)  # fills the cache of compiled code
+        shutil.rmtree(whole)
+        begin = time.perf_counter()
         train(whole, command)
+        seconds = time.perf_counter() - begin
         runs = []
         for number in range(args.runs):
             workdir = Path(folder, f"run{number}")
-            killed = kill(workdir, command, args.steps, rng, during_save=number % 2 == 1)
+            killed = kill(workdir, command, args, rng, seconds, moment=MOMENTS[number % len(MOMENTS)])
             train(workdir, command)
             runs.append({**killed, **compare(workdir, whole, args.steps)})
             print(f"{number + 1} of {args.runs}: {runs[-1]}", file=sys.stderr)
-    identical = sum(run["killed"] and run["state_identical"] and run["lines_identical"] and run["each_line_once"] for run in runs)
-    during_save = sum(run["killed_during_save"] for run in runs)
-    print(json.dumps({"runs": len(runs), "killed_during_save": during_save, "identical": identical, "each": runs}, indent=2))
-    return 0 if identical == len(runs) else 1
+    checks = ("ended_as_it_should", "state_identical", "lines_identical", "each_line_once")
+    good = sum(all(run[check] for check in checks) for run in runs)
+    print(json.dumps({"signal": args.signal, "runs": len(runs), "good": good, "each": runs}, indent=2))
+    return 0 if good == len(runs) else 1
 
 
 def shortened(steps: int, more: list[str]) -> list[str]:
@@ -62,8 +72,9 @@ def shortened(steps: int, more: list[str]) -> list[str]:
 
 
 def start(workdir: Path, command: list[str]) -> subprocess.Popen:
-    """Starts the command in a folder."""
-    return subprocess.Popen([*command, f"--workdir={workdir}"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    """Starts the command in a folder; what it says goes to a file beside that."""
+    with workdir.with_suffix(".log").open("w") as log:
+        return subprocess.Popen([*command, f"--workdir={workdir}"], cwd=ROOT, stderr=log)
 
 
 def train(workdir: Path, command: list[str]) -> None:
@@ -72,24 +83,37 @@ def train(workdir: Path, command: list[str]) -> None:
         raise SystemExit(f"the run in {workdir} failed; try: {' '.join(command)}")
 
 
-def kill(workdir: Path, command: list[str], steps: int, rng: random.Random, *, during_save: bool) -> dict[str, Any]:
-    """Starts a run and kills it at a random moment. Returns what it left."""
+def kill(workdir: Path, command: list[str], args: argparse.Namespace, rng: random.Random, seconds: float, *, moment: str) -> dict[str, Any]:
+    """Starts a run, which takes so many seconds, and sends it the signal at a random moment. Returns what it left."""
     process = start(workdir, command)
-    if during_save:
-        step, delay = rng.randrange(5, steps + 1, 5), rng.uniform(0, 0.03)
+    delay = rng.uniform(0, 1)
+    if moment == "save":
+        step, delay = rng.randrange(5, args.steps + 1, 5), rng.uniform(0, 0.03)
         wait(process, lambda: any(workdir.glob(f"checkpoints/{step}.*tmp*")))
-    else:
-        step, delay = rng.randint(1, steps - 2), rng.uniform(0, 1)
+    elif moment == "line":
+        step = rng.randint(1, args.steps - 2)
         wait(process, lambda: last_step(workdir) >= step)
+    else:
+        delay = rng.uniform(0.5, seconds)  # Python itself takes a part of the first second to start
     time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
+    at_signal, begin = last_step(workdir), time.perf_counter()
+    process.send_signal(getattr(signal, f"SIG{args.signal}"))
     status = process.wait()
-    checkpoints = workdir / "checkpoints"
+    said = workdir.with_suffix(".log").read_text()
+    saved = max((int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()), default=0)
+    as_it_should = status == STATUS[args.signal]
+    if args.signal != "KILL":
+        # A line stands for up to three steps and is written a step late; then comes the step under way.
+        as_it_should &= "Traceback" not in said and saved <= at_signal + 3 + 1 + 1
+        as_it_should &= "stopped by" in said or "finished all" in said
     return {
-        "killed": status == -signal.SIGKILL,
-        "killed_during_save": any(checkpoints.glob("*tmp*")),
-        "last_line_step": last_step(workdir),
-        "last_checkpoint_step": max((int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()), default=0),
+        "moment": moment,
+        "status": status,
+        "ended_as_it_should": as_it_should,
+        "left_an_unfinished_save": any(workdir.glob("checkpoints/*tmp*")),
+        "last_line_at_signal": at_signal,
+        "last_checkpoint": saved,
+        "seconds_to_end": round(time.perf_counter() - begin, 2),
     }
 
 
@@ -106,7 +130,7 @@ def last_step(workdir: Path) -> int:
 
 
 def compare(workdir: Path, whole: Path, steps: int) -> dict[str, Any]:
-    """Whether a run that was killed ended as the one never killed."""
+    """Whether a run that a signal ended came to the same end as the one left alone."""
     ours, theirs = final_state(workdir, steps), final_state(whole, steps)
     lines = read_metrics(workdir / METRICS_FILE)
     count = collections.Counter((line["step"], line["split"], line.get("weights")) for line in lines)

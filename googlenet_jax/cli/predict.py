@@ -14,7 +14,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--weights", choices=("raw", "ema"), help="default: ema where the run has it")
     parser.add_argument("--step", type=int, metavar="K", help="which of the kept checkpoints (default: the newest)")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to show for each picture (default: 5)")
-    parser.add_argument("--grid", metavar="FILE.png", help="draw the pictures with their predictions into this file")
+    parser.add_argument("--grid", metavar="FILE.png", help="draw the pictures with their predictions into this file (PNG, PDF, SVG or JPG)")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
 
@@ -24,12 +24,14 @@ def run(args: argparse.Namespace) -> int:
 
     from googlenet_jax.data.pipeline import eval_image
     from googlenet_jax.errors import UserError
-    from googlenet_jax.evaluation.pictures import draw_grid, read_picture
+    from googlenet_jax.evaluation.pictures import check_grid_path, draw_grid, read_picture
     from googlenet_jax.evaluation.predict import predict, top_predictions
     from googlenet_jax.training.run import load_run
 
     if args.top < 1:
         raise UserError(f"--top: expected at least 1, found {args.top}")
+    if args.grid:
+        check_grid_path(args.grid)  # before anything is computed
     pictures = [read_picture(path) for path in args.images]
     trained = load_run(args.run, args.weights, args.step)
     crops = [eval_image(picture, trained.preprocessing) for picture in pictures]

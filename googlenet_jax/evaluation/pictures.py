@@ -10,9 +10,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.predict import Prediction
 
+GRID_SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
+
 
 def read_picture(path: str | Path) -> np.ndarray:
-    """Reads a picture as uint8 `[H, W, 3]`, RGB, turned as its EXIF orientation says; transparency is dropped.
+    """Reads a picture as uint8 `[H, W, 3]`, RGB, turned as its EXIF orientation says; white stands behind what is transparent.
 
     Raises:
       UserError: no such file, not a picture, a damaged one, or one of more than 8 bits a channel.
@@ -21,7 +23,11 @@ def read_picture(path: str | Path) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode in ("I", "F") or image.mode.startswith("I;16"):
                 raise UserError(f"{path}: expected a picture of 8 bits a channel, found mode {image.mode}; save it as an 8-bit PNG or JPEG")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            if upright.has_transparency_data:
+                # As a browser shows it: the colours behind a transparent pixel are arbitrary, black as a rule.
+                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
+            return np.asarray(upright.convert("RGB"))
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: not a picture that Pillow can read; give a JPEG or PNG file") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -29,12 +35,22 @@ def read_picture(path: str | Path) -> np.ndarray:
         raise UserError(f"{path}: can't read the picture: {getattr(error, 'strerror', None) or error}") from error
 
 
+def check_grid_path(path: str | Path) -> None:
+    """Raises UserError unless `draw_grid` can write exactly this file: it must end as a picture does, and be no folder."""
+    if Path(path).is_dir():
+        raise UserError(f"{path}: can't write the grid: it is a folder; name a file in it, such as {Path(path) / 'grid.png'}")
+    if Path(path).suffix.lower() not in GRID_SUFFIXES:
+        # matplotlib would add an ending, and write another file than the one that was named.
+        raise UserError(f"{path}: can't write the grid: expected a name that ends in {', '.join(GRID_SUFFIXES)}")
+
+
 def draw_grid(path: str | Path, pictures: Sequence[np.ndarray], titles: Sequence[str], predictions: Sequence[Sequence[Prediction]]) -> None:
     """Draws each picture (uint8 `[H, W, 3]`) under its title, with its predictions below as bars, and writes the file that `path` names.
 
     Raises:
-      UserError: the file can't be written, or its ending names no format of matplotlib's.
+      UserError: the file can't be written, or is not named as a picture.
     """
+    check_grid_path(path)
     from matplotlib.figure import Figure  # slow to import, and most predictions are only printed
 
     columns = math.ceil(math.sqrt(len(pictures)))

@@ -51,3 +51,11 @@ def test_what_is_not_a_picture_is_named(run_folder: Path, tmp_path: Path, capsys
         captured = capsys.readouterr()
         assert captured.err.startswith(f"googlenet-jax: {path}: ")
         assert captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_a_grid_that_would_be_another_file_is_refused_before_anything_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for grid, message in ((tmp_path, "it is a folder"), (tmp_path / "grid", "expected a name that ends in .png")):
+        assert main(["predict", "--run", str(tmp_path / "none"), "--grid", str(grid), str(tmp_path / "none.png")]) == 1
+        captured = capsys.readouterr()
+        assert message in captured.err and captured.err.count("\n") == 1
+    assert not any(tmp_path.iterdir())
