@@ -91,7 +91,11 @@ FAULTS = (
     Fault("shrinking does not average", DECODING, '"area" if height <=', '"bilinear" if height <=', T_PIPELINE),
     # Evaluation counts.
     Fault(
-        "the last batch of an evaluation is lost", PIPELINE, "math.ceil(len(reader.source) / batch_size)", "len(reader.source) // batch_size", T_PIPELINE
+        "the last batch of an evaluation is lost",
+        PIPELINE,
+        "math.ceil(len(reader.source) / batch_size)",
+        "len(reader.source) // batch_size",
+        T_PIPELINE,
     ),
     Fault("padding has the index of an example", PIPELINE, '-1 if key == "index" else 0', "0", T_PIPELINE),
     Fault("the last sums are not added", EVALUATE, "    _add(totals, waiting)\n    examples", "    examples", T_EVALUATE),
@@ -124,7 +128,7 @@ FAULTS = (
     Fault("photographs of a folder lie on their side", FOLDER, "_EXIF_ORIENTATION = 0x0112", "_EXIF_ORIENTATION = 0x0113", T_FOLDER),
     Fault("hue turns by half", PHOTOMETRIC, "6 * shift", "3 * shift", T_PHOTOMETRIC),
     Fault("the order of the distortions is fixed", PHOTOMETRIC, "order[:, place] == number", "place == number", T_PHOTOMETRIC),
-    Fault("contrast blends with black", PHOTOMETRIC, ".mean((1, 2, 3), keepdims=True)", ".mean((1, 2, 3), keepdims=True) * 0", T_PHOTOMETRIC),
+    Fault("contrast blends with black", PHOTOMETRIC, "_grey(images).mean(", "0 * _grey(images).mean(", T_PHOTOMETRIC),
     # Prediction.
     Fault(
         "equal probabilities stand in reverse",
