@@ -47,6 +47,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.data.name = "imagenet2012"
     config.data.eval_splits = ("validation",)
+    config.data.workers = 8
+    config.data.exact_decoding = False
+    config.data.on_bad_image = "skip"
     config.preprocessing.size = 224
     config.preprocessing.resize = 256
     config.augment.area = (0.08, 1.0)

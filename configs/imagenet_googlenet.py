@@ -3,8 +3,11 @@
     python train.py --config=configs/imagenet_googlenet.py --workdir=runs/imagenet_googlenet
 
 From the paper (1409.4842, section 6): momentum 0.9, the learning rate falls by 4 % every 8 epochs, crops of 8–100 % of the area with an
-aspect ratio of 3/4–4/3, mirror images, both auxiliary heads with weight 0.3, and Polyak averaging. Not from it: its photometric
-distortions and its random choice of interpolation are left out.
+aspect ratio of 3/4–4/3, an interpolation drawn from four, mirror images, photometric distortions,
+both auxiliary heads with weight 0.3, and Polyak averaging. The paper gives no amounts for the
+distortions: they are those of the work it cites for them (1312.5402: brightness, contrast and
+colour by 0.5–1.5, AlexNet's lighting noise), and hue by up to a fifth of the circle as in
+TensorFlow's published Inception code.
 Where the paper is silent, Caffe's bvlc_googlenet with its quick solver: batch 32, rate 0.01, weight decay 2e-4 on kernels alone, biases
 at twice the rate, 2.4 million steps, images in BGR minus their mean. Caffe itself states 68.7 % top-1 and 88.9 % top-5 for that solver,
 with its own polynomial decay and plain crops.
@@ -28,6 +31,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.data.name = "imagenet2012"
     config.data.eval_splits = ("validation",)
+    config.data.workers = 8
+    config.data.exact_decoding = False
+    config.data.on_bad_image = "skip"
     config.preprocessing.size = 224
     config.preprocessing.resize = 256
     config.preprocessing.mean = (104.0, 117.0, 123.0)
@@ -35,7 +41,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.preprocessing.channel_order = "bgr"
     config.augment.area = (0.08, 1.0)
     config.augment.aspect = (3 / 4, 4 / 3)
+    config.augment.interpolation = "random"
     config.augment.flip = True
+    config.augment.brightness = 0.5
+    config.augment.contrast = 0.5
+    config.augment.saturation = 0.5
+    config.augment.hue = 0.2
+    config.augment.lighting = 0.1
 
     config.batch_size = 32
     config.eval_batch_size = 256
