@@ -36,7 +36,9 @@ def main() -> None:
     }
     figure = Figure(figsize=(15, 11.5), dpi=65, layout="constrained")
     distinct = {}
-    for row, (name, image) in zip(figure.subplots(len(images), len(short_sides(SIZE))), images.items(), strict=True):
+    for row, (name, image) in zip(
+        figure.subplots(len(images), len(short_sides(SIZE))), images.items(), strict=True
+    ):
         found = boxes(*image.shape[:2], SIZE, 144)
         distinct[name] = len(set(found))
         for scale, axes in enumerate(row):

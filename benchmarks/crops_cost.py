@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_sample_images
 
+from googlenet_jax.data.mesh import create_mesh
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.evaluation.ensemble import Ensemble, Member
 from googlenet_jax.models.registry import create_model
-from googlenet_jax.training.mesh import create_mesh
 
 SIZE = 224
 
@@ -75,7 +75,9 @@ def main() -> None:
 def evaluate(ensemble: Ensemble, images: list[np.ndarray]) -> None:
     """Computes all probabilities and drops them."""
     step = ensemble.images_at_a_time
-    parts = ensemble.run(range(0, len(images), step), lambda first: (images[first : first + step], None), threads=1)
+    parts = ensemble.run(
+        range(0, len(images), step), lambda first: (images[first : first + step], None), threads=1
+    )
     for _ in parts:
         pass
 

@@ -2,11 +2,11 @@
 
     python -m benchmarks.digits_ensemble --folder runs/digits_ensemble [--models 3]
 
-The recipes are `configs/imagenet_googlenet.py:ensemble0` … `:ensemble6`: one initialization, sampling
-and input order of their own, the last one wider. They are shrunk to digits: a narrow `googlenet_bn`
-without auxiliary heads
-for images of 16×16, crops of at least 30 % of the area, short runs. A model that is trained already
-is not trained again, and an evaluation that was stopped goes on. Prints the evaluation's JSON.
+The recipes are `configs/imagenet_googlenet.py:ensemble0` … `:ensemble6`: one initialization,
+sampling and input order of their own, the last one wider. They are shrunk to digits: a narrow
+`googlenet_bn` without auxiliary heads for images of 16×16, crops of at least 30 % of the area, short
+runs. A model that is trained already is not trained again, and an evaluation that was stopped goes
+on. Prints the evaluation's JSON.
 """
 
 import argparse
@@ -37,7 +37,9 @@ def main() -> int:
             train(digits_recipe(number, args.duration, args.data_dir), run)
     weights = ",".join(map(str, runs))
     output = args.folder / f"evaluation-of-{args.models}"
-    return command(["evaluate", "--weights", weights, "--crops", "144", "--output", str(output), "--json"])
+    return command(
+        ["evaluate", "--weights", weights, "--crops", "144", "--output", str(output), "--json"]
+    )
 
 
 def digits_recipe(number: int, duration: str, data_dir: str) -> ConfigDict:
@@ -52,7 +54,9 @@ def digits_recipe(number: int, duration: str, data_dir: str) -> ConfigDict:
     config.model.name = "googlenet_bn"
     config.model.options = {"stem": "small", "width": 0.15 * width, "aux_heads": False}
     config.data.update(name="digits", dir=data_dir, eval_splits=("test",), threads=2)
-    config.preprocessing.update(size=16, resize=16, mean=(77.9,) * 3, std=(95.9,) * 3, channel_order="rgb")
+    config.preprocessing.update(
+        size=16, resize=16, mean=(77.9,) * 3, std=(95.9,) * 3, channel_order="rgb"
+    )
     config.augment.area = (max(0.3, config.augment.area[0]), config.augment.area[1])
     config.update(batch_size=64, eval_batch_size=360, duration=duration, log_every="10 steps")
     config.update(eval_every=duration, checkpoint_every=duration)

@@ -15,7 +15,9 @@ RECORDS = "examples.jsonl"
 
 def add_parser(subparsers: Any) -> None:
     """Adds the subcommand's arguments."""
-    parser = subparsers.add_parser("evaluate", help="top-1 and top-5 error of one or several networks over a split")
+    parser = subparsers.add_parser(
+        "evaluate", help="top-1 and top-5 error of one or several networks over a split"
+    )
     add_weights(parser)
     parser.add_argument(
         "--crops",
@@ -25,8 +27,12 @@ def add_parser(subparsers: Any) -> None:
         help="average over this many crops; the smaller numbers are shown beside it (default: 1)",
     )
     parser.add_argument("--data", metavar="NAME", help="the data set (default: the first run's)")
-    parser.add_argument("--split", metavar="S", help="such as test or train[90%%:] (default: the run's first)")
-    parser.add_argument("--data-dir", metavar="D", help="where prepared data sets lie (default: the run's)")
+    parser.add_argument(
+        "--split", metavar="S", help="such as test or train[90%%:] (default: the run's first)"
+    )
+    parser.add_argument(
+        "--data-dir", metavar="D", help="where prepared data sets lie (default: the run's)"
+    )
     parser.add_argument(
         "--batch-size",
         type=int,
@@ -37,7 +43,8 @@ def add_parser(subparsers: Any) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="write a report here: HTML, pictures, JSON, and each example's result; a stopped evaluation goes on from there",
+        help="write a report here: HTML, pictures, JSON, and each example's result; a stopped "
+        "evaluation goes on from there",
     )
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
@@ -76,7 +83,11 @@ def run(args: argparse.Namespace) -> int:
         "members": [each.about for each in loaded],
         **summarize(records, source.class_names, names, ensemble.crops),
     }
-    files = write_report(args.output, {**results, "members": names}, records, source) if args.output else []
+    files = (
+        write_report(args.output, {**results, "members": names}, records, source)
+        if args.output
+        else []
+    )
     print(json.dumps(results) if args.json else _for_people(results, loaded, files))
     return 0
 

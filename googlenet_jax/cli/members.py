@@ -4,10 +4,12 @@ import argparse
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.evaluation.ensemble import Member
+
+if TYPE_CHECKING:
+    from googlenet_jax.evaluation.ensemble import Member
 
 HELP = (
     "run folders (train.py's --workdir) and weight files, separated by commas: their probabilities "
@@ -25,14 +27,16 @@ class Loaded:
       config: the run's recipe; empty for a weight file.
     """
 
-    member: Member
+    member: "Member"
     about: dict[str, Any]
     config: dict[str, Any]
 
 
 def add_weights(parser: Any) -> None:
     """Adds the argument that `load_members` reads; `--run` is the same one's older name."""
-    parser.add_argument("--weights", "--run", required=True, action="append", metavar="A,B,…", help=HELP)
+    parser.add_argument(
+        "--weights", "--run", required=True, action="append", metavar="A,B,…", help=HELP
+    )
 
 
 def load_members(args: argparse.Namespace) -> list[Loaded]:
@@ -51,7 +55,9 @@ def _load(name: str) -> Loaded:
     path, *choices = name.split("@") if not Path(name).exists() else [name]
     if not Path(path).exists():
         hint = f"; of a run's weights, say DIR@{path}" if path in ("raw", "ema") else ""
-        raise UserError(f"--weights: expected a run's folder or a .safetensors file, found no {path!r}{hint}")
+        raise UserError(
+            f"--weights: expected a run's folder or a .safetensors file, found no {path!r}{hint}"
+        )
     if Path(path).is_dir():
         return _load_run(name, path, choices)
     if choices:
@@ -60,6 +66,7 @@ def _load(name: str) -> Loaded:
 
 
 def _load_run(name: str, folder: str, choices: list[str]) -> Loaded:
+    from googlenet_jax.evaluation.ensemble import Member
     from googlenet_jax.training.run import load_run
 
     weights = step = None
@@ -69,22 +76,28 @@ def _load_run(name: str, folder: str, choices: list[str]) -> Loaded:
         elif re.fullmatch(r"\d+", choice):
             step = int(choice)
         else:
-            raise UserError(f"--weights: {name}: expected raw, ema or a step after '@', found {choice!r}")
+            raise UserError(
+                f"--weights: {name}: expected raw, ema or a step after '@', found {choice!r}"
+            )
     trained = load_run(folder, weights, step)
-    member = Member(name, trained.model, trained.variables, trained.preprocessing, trained.class_names)
+    member = Member(
+        name, trained.model, trained.variables, trained.preprocessing, trained.class_names
+    )
     about = {"name": name, "step": trained.step, "weights": trained.weights}
     return Loaded(member, about, trained.config)
 
 
 def _load_file(path: str) -> Loaded:
     from googlenet_jax.data.preprocessing import Preprocessing
+    from googlenet_jax.evaluation.ensemble import Member
     from googlenet_jax.weights.safetensors import load_weights, read_metadata
 
     model, variables = load_weights(path)
     metadata = read_metadata(path)
     if metadata["preprocessing"] is None:
         raise UserError(
-            f"--weights: {path}: the file doesn't say how images are prepared for it; write it anew with save_weights(…, preprocessing=…)"
+            f"--weights: {path}: the file doesn't say how images are prepared for it; "
+            "write it anew with save_weights(…, preprocessing=…)"
         )
     names = metadata["class_names"]
     member = Member(

@@ -42,9 +42,15 @@ def add_parser(subparsers: Any) -> None:
         choices=(1, 10, 144),
         help="average over this many crops of each picture (default: 1)",
     )
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to show (default: 5)")
-    parser.add_argument("--grid", metavar="FILE.png", help="draw the pictures with their predictions into this file")
-    parser.add_argument("--json", action="store_true", help="print JSON alone, a line for each picture as it comes")
+    parser.add_argument(
+        "--top", type=int, default=5, metavar="K", help="classes to show (default: 5)"
+    )
+    parser.add_argument(
+        "--grid", metavar="FILE.png", help="draw the pictures with their predictions into this file"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON alone, a line for each picture as it comes"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -105,7 +111,9 @@ def _from_stdin() -> Iterator[str | io.BytesIO]:
             yield name
 
 
-def _predict(ensemble: Any, pictures: Iterable[str | io.BytesIO], top: int, keep: bool) -> Iterator[tuple[str, Any, Any]]:
+def _predict(
+    ensemble: Any, pictures: Iterable[str | io.BytesIO], top: int, keep: bool
+) -> Iterator[tuple[str, Any, Any]]:
     """Yields each picture's name, its centre crop (if they are to be kept), and its predictions.
 
     Where a picture can't be read, the UserError stands in the predictions' place.

@@ -2,13 +2,14 @@
 
 The paper (arXiv 1409.4842, section 7): the image is scaled so that its short side is 256, 288, 320
 and 352; of each scale the left, centre and right squares are taken (top, centre and bottom of a
-portrait); of each square the four corners and the centre of 224×224, and the whole square resized to
-224×224; and the mirror image of each: 4·3·6·2 = 144. For a network of another input size S the scales
-are 8/7, 9/7, 10/7 and 11/7 of S. Ten crops are the four corners of the smallest scale's whole
-rectangle (as in torchvision's FiveCrop), the centre of its centre square, and their mirror images.
+portrait); of each square the four corners and the centre of 224×224, and the whole square resized
+to 224×224; and the mirror image of each: 4·3·6·2 = 144. For a network of another input size S the
+scales are 8/7, 9/7, 10/7 and 11/7 of S. Ten crops are the four corners of the smallest scale's
+whole rectangle (as in torchvision's FiveCrop), the centre of its centre square, and their mirror images.
 
-Scaling averages areas where the image shrinks, which is antialiased, and interpolates bilinearly where
-it grows, as `data.pipeline.eval_image` does; the result is rounded to uint8 before anything is cut.
+Scaling averages areas where the image shrinks, which is antialiased, and interpolates bilinearly
+where it grows, as `data.pipeline.eval_image` does; the result is rounded to uint8 before anything
+is cut.
 """
 
 import functools
@@ -26,7 +27,10 @@ VIEWS = 6  # of a square: four corners, centre, whole
 
 
 class Box(NamedTuple):
-    """A square of the image scaled to height × width: pixels [top, top + side) × [left, left + side)."""
+    """A square of the image scaled to height × width, in its pixels.
+
+    It takes `side` rows from `top` on, and as many columns from `left` on.
+    """
 
     height: int
     width: int
@@ -70,7 +74,7 @@ def geometry(sizes: Sequence[tuple[int, int]], size: int) -> Geometry:
 
 
 def boxes(height: int, width: int, size: int, crops: int) -> list[Box]:
-    """Returns the boxes of 10 or 144 crops of an image, in the order in which `cut` gives the views."""
+    """Returns the boxes of 10 or 144 crops of an image, in the order of `cut`'s views."""
     places = geometry([(height, width)], size)
     portrait, found = height > width, []
     for scale, short in enumerate(short_sides(size)):
@@ -90,8 +94,8 @@ def boxes(height: int, width: int, size: int, crops: int) -> list[Box]:
 def _corners(short: int, size: int) -> list[tuple[int, int]]:
     """Top and left within a square: the corners in the order of the long side, centre, whole.
 
-    The list is a landscape's; a portrait's is the same with top and left exchanged, so that the first
-    two corners of any image's first square, and the last two of its last, are the image's own corners.
+    The list is a landscape's; a portrait's is the same with top and left exchanged, so that the
+    first two corners of any image's first square, and the last two of its last, are the image's.
     """
     slack = short - size
     middle = round(slack / 2)
@@ -180,9 +184,14 @@ def _views_of_squares(squares: jax.Array, portrait: jax.Array, size: int) -> jax
     return jnp.stack(views, axis=1)
 
 
-def _scaled_square(image: jax.Array, source: jax.Array, scaled: jax.Array, short: int, corner: jax.Array) -> jax.Array:
-    """Scales the image from `source` to `scaled` pixels, and gives the square at `corner`, uint8."""
-    rows, columns = (_weights(source[axis], scaled[axis], corner[axis], short, image.shape[axis]) for axis in (0, 1))
+def _scaled_square(
+    image: jax.Array, source: jax.Array, scaled: jax.Array, short: int, corner: jax.Array
+) -> jax.Array:
+    """Scales the image from `source` to `scaled` pixels; gives the square at `corner`, uint8."""
+    rows, columns = (
+        _weights(source[axis], scaled[axis], corner[axis], short, image.shape[axis])
+        for axis in (0, 1)
+    )
     return _resample(image, rows, columns)
 
 
@@ -192,7 +201,9 @@ def _resample(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arra
     return jnp.clip(jnp.round(values), 0, 255).astype(jnp.uint8)
 
 
-def _weights(source: jax.Array, scaled: jax.Array, first: jax.Array, count: int, padded: int) -> jax.Array:
+def _weights(
+    source: jax.Array, scaled: jax.Array, first: jax.Array, count: int, padded: int
+) -> jax.Array:
     """Returns the weights of source pixels in scaled pixels `first` … `first + count − 1`.
 
     float32 [count, padded]; pixels from `source` on are padding and weigh nothing.

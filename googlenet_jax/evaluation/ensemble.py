@@ -2,9 +2,9 @@
 
 Each image is decoded once and uploaded once for all models and crops. The centre crop is
 `data.pipeline.eval_image`'s, made on the host, so that it is bit for bit the one that training
-evaluates; the ten and 144 crops are cut on the device (`evaluation.crops`), once for each input size
-among the models. Probabilities are averaged over crops, then over models, as logarithms, so that none
-becomes zero.
+evaluates; the ten and 144 crops are cut on the device (`evaluation.crops`), once for each input
+size among the models. Probabilities are averaged over crops, then over models, as logarithms, so
+that none becomes zero.
 """
 
 import dataclasses
@@ -39,8 +39,8 @@ class Member:
       name: for people.
       variables: `params` and, with batch norm, `batch_stats`.
       preprocessing: what the network was trained with.
-      class_names: one a class, in the order of the logits from `class_offset` on; None where they are
-        not known.
+      class_names: one a class, in the order of the logits from `class_offset` on; None where they
+        are not known.
       class_offset: how many logits stand before the first class (TF-slim's networks have one, the
         background). They are left out before the softmax.
     """
@@ -125,11 +125,15 @@ class Ensemble:
         images = rows if crops == 1 else -(-4 * rows // views)
         if images_at_most is not None:
             images = max(1, min(images, -(-images_at_most // self._devices)))
-        self._rows = -(-images * views // -(-images * views // rows))  # so that no pass is half full
+        self._rows = -(
+            -images * views // -(-images * views // rows)
+        )  # so that no pass is half full
         self.images_at_a_time = images * self._devices
 
-    def run(self, items: Iterable[Item], read: Callable[[Item], tuple[Images, About]], threads: int) -> Iterator[tuple[About, np.ndarray]]:
-        """Goes through all items in order: reading in threads, the devices never waiting for the host.
+    def run(
+        self, items: Iterable[Item], read: Callable[[Item], tuple[Images, About]], threads: int
+    ) -> Iterator[tuple[About, np.ndarray]]:
+        """Goes through all items in order: reads in threads, a batch ahead of the devices.
 
         Args:
           items: whatever `read` understands, such as the number of a first example; may be endless.
@@ -211,7 +215,9 @@ class Ensemble:
                 sharding=self._split_over,
             )
         results = []
-        for member, variables, network in zip(self.members, self._variables, self._networks, strict=True):
+        for member, variables, network in zip(
+            self.members, self._variables, self._networks, strict=True
+        ):
             parts = tuple(network(variables, batch) for batch in batches[member.preprocessing])
             views = 1 + (view_count(self.crops[-1], inputs.square) if others else 0)
             shape = (self._devices, self.images_at_a_time // self._devices, views)
@@ -222,13 +228,15 @@ class Ensemble:
         """Waits for what `launch` started, for so many images.
 
         Returns:
-          Logarithms of probabilities [count, models, crops, classes], float32 or wider: of each model
-          alone, averaged over each number of crops.
+          Logarithms of probabilities [count, models, crops, classes], float32 or wider: of each
+          model alone, averaged over each number of crops.
         """
         return np.stack([np.asarray(each)[:count] for each in launched], axis=1)
 
 
-def _in_order(function: Callable[[Item], About], items: Iterable[Item], threads: int) -> Iterator[About]:
+def _in_order(
+    function: Callable[[Item], About], items: Iterable[Item], threads: int
+) -> Iterator[About]:
     """Calls `function` in threads, a few items ahead, and gives the results in the items' order."""
     ahead: deque[Future[About]] = deque()
     with ThreadPoolExecutor(threads) as pool:
@@ -261,7 +269,10 @@ def _class_names(members: Sequence[Member], wanted: Sequence[str] | None) -> tup
     for member in members:
         if member.num_classes != len(names):
             whose = "the data set" if wanted is not None else first.name
-            raise UserError(f"{member.name}: expected a model of {len(names)} classes, as {whose} has, found {member.num_classes}")
+            raise UserError(
+                f"{member.name}: expected a model of {len(names)} classes, as {whose} has, found "
+                f"{member.num_classes}"
+            )
     return names
 
 
@@ -295,7 +306,9 @@ def _view_sets(crops: Sequence[int], square: bool) -> tuple[tuple[int, ...], ...
 
 
 @functools.partial(jax.jit, static_argnames=("devices", "rows", "sharding"))
-def _split(centre: jax.Array, others: jax.Array | None, *, devices: int, rows: int, sharding: NamedSharding) -> tuple[jax.Array, ...]:
+def _split(
+    centre: jax.Array, others: jax.Array | None, *, devices: int, rows: int, sharding: NamedSharding
+) -> tuple[jax.Array, ...]:
     """Lines up the views of a device's images, and parts them into batches of `rows` a device."""
     views = centre[:, None]
     if others is not None:
@@ -324,5 +337,8 @@ def _average(
     joined = jnp.stack([part.reshape(devices, -1, part.shape[-1]) for part in parts], axis=1)
     joined = joined.reshape(devices, -1, joined.shape[-1])[:, : images * views]
     joined = joined.reshape(devices * images, views, -1)
-    means = [jax.nn.logsumexp(joined[:, np.array(chosen)], axis=1) - np.log(len(chosen)) for chosen in sets]
+    means = [
+        jax.nn.logsumexp(joined[:, np.array(chosen)], axis=1) - np.log(len(chosen))
+        for chosen in sets
+    ]
     return jax.lax.with_sharding_constraint(jnp.stack(means, axis=1), sharding)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def read_picture(file: str | Path | BinaryIO) -> np.ndarray:
-    """Reads a picture as uint8 `[H, W, 3]`, RGB, turned as its EXIF orientation says; transparency is dropped.
+    """Reads a picture as uint8 `[H, W, 3]`, RGB, turned as its EXIF orientation says.
+
+    Transparency is dropped.
 
     Raises:
       UserError: no such file, not a picture, a damaged one, or one of more than 8 bits a channel.
@@ -28,12 +30,18 @@ def read_picture(file: str | Path | BinaryIO) -> np.ndarray:
     try:
         with Image.open(file) as image:
             if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-                raise UserError(f"{name}: expected a picture of 8 bits a channel, found mode {image.mode}; save it as an 8-bit PNG or JPEG")
+                raise UserError(
+                    f"{name}: expected a picture of 8 bits a channel, found mode {image.mode}; "
+                    "save it as an 8-bit PNG or JPEG"
+                )
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except UnidentifiedImageError as error:
-        raise UserError(f"{name}: not a picture that Pillow can read; give a JPEG or PNG file") from error
+        raise UserError(
+            f"{name}: not a picture that Pillow can read; give a JPEG or PNG file"
+        ) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # `strerror` leaves out the path, which an OSError of the system repeats; a damaged picture has none.
+        # `strerror` leaves out the path, which an OSError of the system repeats; a damaged picture
+        # has none.
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{name}: can't read the picture: {reason}") from error
 
@@ -61,7 +69,9 @@ def check_picture_path(path: str | Path) -> None:
 
     endings = FigureCanvasBase.get_supported_filetypes()
     if Path(path).suffix.lower().removeprefix(".") not in endings or Path(path).is_dir():
-        raise UserError(f"{path}: can't write the grid: expected a file that ends in .png, .jpg, .pdf or .svg")
+        raise UserError(
+            f"{path}: can't write the grid: expected a file that ends in .png, .jpg, .pdf or .svg"
+        )
 
 
 def find_pictures(argument: str) -> list[str]:
@@ -93,13 +103,15 @@ def grid_figure(
     titles: Sequence[str],
     predictions: Sequence[Sequence[Prediction]],
 ) -> "Figure":
-    """Draws each picture (uint8 `[H, W, 3]`) under its title, with its predictions below as bars."""
+    """Draws each picture (uint8 `[H, W, 3]`) under its title, its predictions below as bars."""
     from matplotlib.figure import Figure  # slow to import, and most predictions are only printed
 
     columns = math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
     bars = max(len(each) for each in predictions)
-    figure = Figure(figsize=(2.6 * columns, (2.7 + 0.22 * bars) * rows), dpi=120, layout="constrained")
+    figure = Figure(
+        figsize=(2.6 * columns, (2.7 + 0.22 * bars) * rows), dpi=120, layout="constrained"
+    )
     ratios = [2.4, 0.22 * bars] * rows
     axes = figure.subplots(2 * rows, columns, squeeze=False, gridspec_kw={"height_ratios": ratios})
     for axis in axes.flat:

@@ -13,8 +13,10 @@ class Prediction(NamedTuple):
     probability: float
 
 
-def top_predictions(probabilities: np.ndarray, class_names: Sequence[str], count: int) -> list[Prediction]:
-    """Returns the `count` most probable classes (all where there are fewer), the most probable first.
+def top_predictions(
+    probabilities: np.ndarray, class_names: Sequence[str], count: int
+) -> list[Prediction]:
+    """Returns the `count` most probable classes (all where there are fewer), the likeliest first.
 
     Equals stay in class order. `probabilities` is `[num_classes]`.
     """

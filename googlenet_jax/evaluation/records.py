@@ -1,4 +1,4 @@
-"""What an ensemble says of each example of a split, kept in a file, so that a stopped evaluation goes on."""
+"""What an ensemble says of each example, kept in a file, so that a stopped evaluation goes on."""
 
 import fcntl
 import json
@@ -86,7 +86,7 @@ def _bar(source: Source, done: int, progress: bool) -> tqdm:
 
 
 def make_records(values: np.ndarray, labels: list[int], first: int) -> Iterator[Record]:
-    """Makes the records of examples `first` … from logarithms of probabilities [N, models, crops, K]."""
+    """Makes the records of examples `first` … from log-probabilities [N, models, crops, K]."""
     together = average_of_prefixes(values)
     final = together[:, -1, -1]
     best = np.argsort(-final, axis=1, kind="stable")[:, :TOP]  # equals in the classes' order
@@ -115,7 +115,10 @@ def _check_finite(ensemble: Ensemble, values: np.ndarray, first: int) -> None:
     bad = ~np.isfinite(values).all(axis=(2, 3))
     if bad.any():
         example, member = np.argwhere(bad)[0]
-        raise UserError(f"{ensemble.members[member].name}: its outputs for example {first + example} are not finite; take other weights")
+        raise UserError(
+            f"{ensemble.members[member].name}: its outputs for example {first + example} are not "
+            "finite; take other weights"
+        )
 
 
 def identity(ensemble: Ensemble, source: Source) -> dict[str, Any]:
@@ -184,12 +187,15 @@ class RecordFile:
             index = None if number == 0 else entry["index"]
             found = entry["evaluation"] if number == 0 else None
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number + 1}: not a record; remove the file to start anew") from error
+            raise UserError(
+                f"{path}, line {number + 1}: not a record; remove the file to start anew"
+            ) from error
         if number == 0:
             _compare(path, found, identity)
         elif index != number - 1:
             raise UserError(
-                f"{path}, line {number + 1}: expected the record of example {number - 1}, found {index!r}; remove the file to start anew"
+                f"{path}, line {number + 1}: expected the record of example {number - 1}, found "
+                f"{index!r}; remove the file to start anew"
             )
         else:
             self.records.append(entry)
@@ -228,5 +234,6 @@ def _compare(path: Path, found: Any, expected: Mapping[str, Any]) -> None:
     changed = [name for name in expected if found.get(name) != expected[name]]
     if changed:
         raise UserError(
-            f"{path}: holds an evaluation with another {' and '.join(changed)}; choose another --output, or remove the file to start anew"
+            f"{path}: holds an evaluation with another {' and '.join(changed)}; choose another "
+            "--output, or remove the file to start anew"
         )

@@ -30,7 +30,9 @@ TITLES = {
 }
 
 
-def write_report(folder: Path, results: Mapping[str, Any], records: Sequence[Record], source: Source) -> list[Path]:
+def write_report(
+    folder: Path, results: Mapping[str, Any], records: Sequence[Record], source: Source
+) -> list[Path]:
     """Writes results.json, table.png, reliability.png, confusion.png, mistakes.png and report.html.
 
     Args:
@@ -45,7 +47,9 @@ def write_report(folder: Path, results: Mapping[str, Any], records: Sequence[Rec
     figures = {
         "table": draw_table(results["table"]),
         "reliability": draw_reliability(results["calibration"]),
-        "confusion": draw_confusion(confusion_matrix(records, len(source.class_names)), source.class_names),
+        "confusion": draw_confusion(
+            confusion_matrix(records, len(source.class_names)), source.class_names
+        ),
     }
     mistakes = worst_mistakes(records, MISTAKES)
     if mistakes:
@@ -85,7 +89,7 @@ def draw_table(table: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def draw_reliability(calibration: Mapping[str, Any]) -> Figure:
-    """Draws accuracy over confidence, with the gap to the diagonal, and how many examples there are."""
+    """Draws accuracy over confidence, the gap to the diagonal, and the number of examples."""
     bins = [row for row in calibration["bins"] if row["examples"]]
     figure = Figure(figsize=(4.8, 5.2), dpi=120, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
@@ -135,13 +139,16 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
 
 
 def draw_mistakes(mistakes: Sequence[Record], source: Source) -> Figure:
-    """Draws the pictures of wrong predictions, with their classes above and the predictions below."""
+    """Draws the pictures of wrong predictions, their classes above and the predictions below."""
     examples = source.read([record["index"] for record in mistakes])
     pictures = [np.broadcast_to(each["image"], (*each["image"].shape[:2], 3)) for each in examples]
     names = source.class_names
     titles = [f"{names[record['label']]}, example {record['index']}" for record in mistakes]
     predictions = [
-        [Prediction(names[label], probability) for label, probability in zip(record["classes"], record["probabilities"], strict=True)]
+        [
+            Prediction(names[label], probability)
+            for label, probability in zip(record["classes"], record["probabilities"], strict=True)
+        ]
         for record in mistakes
     ]
     return grid_figure(pictures, titles, predictions)
@@ -184,7 +191,11 @@ def page(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
 
 def _cards(results: Mapping[str, Any]) -> str:
     last = results["table"][-1]
-    cards = [(f"top-{k} error", _percent(last[f"top{k}_error"])) for k in (1, TOP) if f"top{k}_error" in last]
+    cards = [
+        (f"top-{k} error", _percent(last[f"top{k}_error"]))
+        for k in (1, TOP)
+        if f"top{k}_error" in last
+    ]
     cards.append(("loss", f"{results['loss']:.4f}"))
     cards.append(("calibration error", _percent(results["calibration"]["ece"])))
     cards.append(("examples", f"{results['examples']:,}"))
@@ -199,7 +210,10 @@ _HEADS = {"top1_error": "top-1 error", "top5_error": "top-5 error", "most_confus
 
 
 def _rows_as_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    heads = "".join(f"<th{' class=text' if name in _TEXTS else ''}>{_HEADS.get(name, name)}</th>" for name in rows[0])
+    heads = "".join(
+        f"<th{' class=text' if name in _TEXTS else ''}>{_HEADS.get(name, name)}</th>"
+        for name in rows[0]
+    )
     lines = ["".join(_cell(name, value) for name, value in row.items()) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"

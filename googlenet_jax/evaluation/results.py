@@ -21,14 +21,15 @@ def summarize(
 
     Returns:
       Plain JSON values; errors, accuracies and probabilities from 0 to 1:
-        examples; loss, top1, top5: of all models with the most crops (top5 absent below five classes).
-        table: a row for the first 1, 2, … models with each number of crops, as in the paper's Table 3:
-          models, crops, cost (models × crops), loss, top1_error, top5_error.
+        examples; loss, top1, top5: of all models with the most crops (top5 absent below five
+          classes).
+        table: a row for the first 1, 2, … models with each number of crops, as in the paper's
+          Table 3: models, crops, cost (models × crops), loss, top1_error, top5_error.
         alone: a row for each model by itself: model, crops, loss, top1_error, top5_error.
         calibration: ece (expected calibration error, 15 bins, arXiv 1706.04599) and the bins: low,
           high, examples, confidence, accuracy (the last two None where there is no example).
-        classes: class, examples, predictions (of the class), recall, precision (None where undefined),
-          most_confused (the class it is taken for most often, None where never).
+        classes: class, examples, predictions (of the class), recall, precision (None where
+          undefined), most_confused (the class it is taken for most often, None where never).
         confused_pairs: the most frequent mistakes: class, predicted, count, share of the class.
     """
     measures = _measures(len(class_names))
@@ -43,7 +44,8 @@ def summarize(
     own_rank = np.array([record["alone"]["rank"] for record in records])
     own_log = np.array([record["alone"]["log_probability"] for record in records])
     alone = [
-        {"model": name, "crops": count} | _errors(own_rank[:, model, column], own_log[:, model, column], measures)
+        {"model": name, "crops": count}
+        | _errors(own_rank[:, model, column], own_log[:, model, column], measures)
         for column, count in enumerate(crops)
         for model, name in enumerate(members)
     ]
@@ -65,7 +67,9 @@ def _measures(classes: int) -> tuple[int, ...]:
     return (1, TOP) if classes >= TOP else (1,)
 
 
-def _errors(rank: np.ndarray, log_probability: np.ndarray, measures: Sequence[int]) -> dict[str, float]:
+def _errors(
+    rank: np.ndarray, log_probability: np.ndarray, measures: Sequence[int]
+) -> dict[str, float]:
     errors = {f"top{k}_error": float((rank >= k).mean()) for k in measures}
     return {"loss": float(-log_probability.mean()), **errors}
 
@@ -82,8 +86,8 @@ def confusion_matrix(records: Sequence[Record], classes: int) -> np.ndarray:
 def calibration(records: Sequence[Record], bins: int = BINS) -> dict[str, Any]:
     """Returns the expected calibration error and its bins, as `summarize` describes them.
 
-    A prediction's confidence is its probability. Bins are of equal width, (low, high], and the error
-    is the mean over examples of |accuracy − confidence| of their bin.
+    A prediction's confidence is its probability. Bins are of equal width, (low, high], and the
+    error is the mean over examples of |accuracy − confidence| of their bin.
     """
     confidence = np.array([record["probabilities"][0] for record in records])
     right = np.array([record["classes"][0] == record["label"] for record in records])
@@ -92,7 +96,11 @@ def calibration(records: Sequence[Record], bins: int = BINS) -> dict[str, Any]:
     for number in range(bins):
         inside = place == number
         count = int(inside.sum())
-        mean, accuracy = (float(confidence[inside].mean()), float(right[inside].mean())) if count else (None, None)
+        mean, accuracy = (
+            (float(confidence[inside].mean()), float(right[inside].mean()))
+            if count
+            else (None, None)
+        )
         if mean is not None and accuracy is not None:
             error += count / len(records) * abs(accuracy - mean)
         rows.append(

@@ -19,7 +19,9 @@ def evaluate(*argv: str, capsys: Capture) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_evaluates_the_runs_own_split_and_average_by_default(run_folder: Path, capsys: Capture) -> None:
+def test_evaluates_the_runs_own_split_and_average_by_default(
+    run_folder: Path, capsys: Capture
+) -> None:
     result = evaluate("--run", str(run_folder), capsys=capsys)
     assert result["members"] == [{"name": str(run_folder), "step": 12, "weights": "ema"}]
     assert [result[key] for key in ("data", "split", "examples")] == ["digits", "test", 360]
@@ -30,7 +32,9 @@ def test_evaluates_the_runs_own_split_and_average_by_default(run_folder: Path, c
     assert [row["cost"] for row in result["table"]] == [1]
 
 
-def test_an_ensemble_in_one_pass_with_its_report(run_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_an_ensemble_in_one_pass_with_its_report(
+    run_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
     weights, output = f"{run_folder}@raw,{run_folder}@ema@12", tmp_path / "report"
     argv = ["--weights", weights, "--split", "train[:2%]", "--crops", "10", "--output", str(output)]
     result = evaluate(*argv, capsys=capsys)
@@ -59,7 +63,9 @@ def test_prints_for_a_person(run_folder: Path, capsys: Capture) -> None:
     assert lines[4].split()[:3] == ["1", "1", "1"]
 
 
-def test_a_weight_file_brings_its_preprocessing(run_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_weight_file_brings_its_preprocessing(
+    run_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
     trained, path = load_run(run_folder, "raw"), tmp_path / "weights.safetensors"
     preprocessing = trained.preprocessing.to_dict()
     save_weights(path, trained.model, trained.variables, preprocessing, trained.class_names)
@@ -77,7 +83,9 @@ def test_a_weight_file_brings_its_preprocessing(run_folder: Path, tmp_path: Path
     assert "doesn't say how images are prepared" in capsys.readouterr().err
 
 
-def test_another_preprocessing_gives_other_numbers(run_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_another_preprocessing_gives_other_numbers(
+    run_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
     trained, path = load_run(run_folder, "raw"), tmp_path / "weights.safetensors"
     other = Preprocessing(size=9, resize=12, mean=(0, 0, 0), std=(255, 255, 255))
     save_weights(path, trained.model, trained.variables, other.to_dict())
@@ -106,9 +114,14 @@ def test_says_what_is_wrong(run_folder: Path, argv: list[str], said: str, capsys
 
 @pytest.mark.parametrize(
     ("choice", "said"),
-    [("rwa", "expected raw, ema or a step after '@', found 'rwa'"), ("99", "no checkpoint of step")],
+    [
+        ("rwa", "expected raw, ema or a step after '@', found 'rwa'"),
+        ("99", "no checkpoint of step"),
+    ],
 )
-def test_a_choice_that_a_run_does_not_have(run_folder: Path, choice: str, said: str, capsys: Capture) -> None:
+def test_a_choice_that_a_run_does_not_have(
+    run_folder: Path, choice: str, said: str, capsys: Capture
+) -> None:
     assert main(["evaluate", "--weights", f"{run_folder}@{choice}"]) == 1
     assert said in capsys.readouterr().err
 

@@ -34,7 +34,9 @@ def pipe(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
 
 
-def test_prints_the_top_classes_with_names_and_draws_them(run_folder: Path, pictures: list[str], tmp_path: Path, capsys: Capture) -> None:
+def test_prints_the_top_classes_with_names_and_draws_them(
+    run_folder: Path, pictures: list[str], tmp_path: Path, capsys: Capture
+) -> None:
     grid = tmp_path / "grid.png"
     assert main(["predict", "--run", str(run_folder), "--grid", str(grid), *pictures]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -45,7 +47,9 @@ def test_prints_the_top_classes_with_names_and_draws_them(run_folder: Path, pict
         assert min(image.size) > 300
 
 
-def test_json_has_a_line_for_every_picture(run_folder: Path, pictures: list[str], capsys: Capture) -> None:
+def test_json_has_a_line_for_every_picture(
+    run_folder: Path, pictures: list[str], capsys: Capture
+) -> None:
     result = predict(Path(f"{run_folder}@raw"), "--top", "20", *pictures, capsys=capsys)
     assert [entry["image"] for entry in result] == pictures
     for entry in result:
@@ -70,9 +74,14 @@ def test_folders_patterns_and_standard_input_are_the_same_pictures(
     assert piped == {**expected[1], "image": "-"}
 
 
-def test_more_crops_give_another_average(run_folder: Path, pictures: list[str], capsys: Capture) -> None:
+def test_more_crops_give_another_average(
+    run_folder: Path, pictures: list[str], capsys: Capture
+) -> None:
     raw = Path(f"{run_folder}@raw")
-    one, ten = (predict(raw, "--crops", crops, pictures[2], capsys=capsys)[0]["predictions"][0] for crops in ("1", "10"))
+    one, ten = (
+        predict(raw, "--crops", crops, pictures[2], capsys=capsys)[0]["predictions"][0]
+        for crops in ("1", "10")
+    )
     assert one["probability"] != pytest.approx(ten["probability"], abs=1e-6)
 
 
@@ -104,7 +113,9 @@ def test_what_is_not_a_picture_is_named_and_the_others_go_on(
         (["x.png", "--grid", "grid"], "can't write the grid: expected a file that ends in .png"),
     ],
 )
-def test_says_what_is_wrong(run_folder: Path, tmp_path: Path, argv: list[str], said: str, capsys: Capture) -> None:
+def test_says_what_is_wrong(
+    run_folder: Path, tmp_path: Path, argv: list[str], said: str, capsys: Capture
+) -> None:
     argv = [part.replace("EMPTY", str(tmp_path)) for part in argv]
     assert main(["predict", "--run", str(run_folder), *argv]) == 1
     captured = capsys.readouterr()

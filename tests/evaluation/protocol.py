@@ -1,7 +1,7 @@
-"""The paper's crops once more: plain, slow, in NumPy, from the paper's words, one view after another.
+"""The paper's crops once more: plain, slow, in NumPy, from the paper's words, a view at a time.
 
-No line of it is shared with the package. Scaling averages the covered pixels where the image shrinks
-(antialiased) and interpolates between the two nearest where it grows.
+No line of it is shared with the package. Scaling averages the covered pixels where the image
+shrinks (antialiased) and interpolates between the two nearest where it grows.
 """
 
 import functools

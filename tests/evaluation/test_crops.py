@@ -93,7 +93,9 @@ def cut_one(image: np.ndarray, crops: int, square: bool = False) -> np.ndarray:
     return np.asarray(cut(padded, where, size=SIZE, crops=crops, square=square))[0]
 
 
-@pytest.mark.parametrize("image", [FLOWER, np.swapaxes(FLOWER, 0, 1)], ids=["landscape", "portrait"])
+@pytest.mark.parametrize(
+    "image", [FLOWER, np.swapaxes(FLOWER, 0, 1)], ids=["landscape", "portrait"]
+)
 def test_the_views_of_a_photograph_are_144_distinct_pictures(image: np.ndarray) -> None:
     views = cut_one(image, 144)
     assert len({view.tobytes() for view in views}) == len(views) == 144
@@ -115,7 +117,9 @@ def test_a_square_image_gives_each_view_once() -> None:
     image = FLOWER[:90, :90]
     once, thrice = cut_one(image, 144, square=True), cut_one(image, 144)
     assert len(once) == 48
-    assert Counter(v.tobytes() for v in thrice) == {view: 3 * count for view, count in Counter(v.tobytes() for v in once).items()}
+    assert Counter(v.tobytes() for v in thrice) == {
+        view: 3 * count for view, count in Counter(v.tobytes() for v in once).items()
+    }
 
 
 @pytest.mark.parametrize("square", [False, True])

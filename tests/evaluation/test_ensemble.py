@@ -48,7 +48,7 @@ def members() -> list[Member]:
 
 
 def images(count: int) -> list[np.ndarray]:
-    """Real pictures of many shapes: landscapes, portraits, squares, smaller and larger than the input."""
+    """Real pictures: landscapes, portraits, squares, smaller and larger than the input."""
     rng = np.random.default_rng(0)
     found = []
     for number in range(count):
@@ -135,7 +135,9 @@ def test_classes_in_another_order_are_matched_by_name() -> None:
 def test_members_of_other_classes_are_refused() -> None:
     odd = member("odd", 0, Preprocessing(size=14, resize=16), class_offset=0)
     three = Member("three", Linear(num_classes=3), {}, odd.preprocessing)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="three: expected a model of 6 classes, as odd has, found 3"):
+    with pytest.raises(
+        UserError, match="three: expected a model of 6 classes, as odd has, found 3"
+    ):
         build([odd, three], 1, 8)
 
 

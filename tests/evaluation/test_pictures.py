@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.evaluation.pictures import draw_grid, read_picture
+from googlenet_jax.evaluation.pictures import draw_grid, find_pictures, read_picture
 from googlenet_jax.evaluation.predict import Prediction
 
 FLOWER = np.ascontiguousarray(load_sample_image("flower.jpg")[:200:4, :320:4])
@@ -20,7 +20,10 @@ def test_reads_rgb(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_picture(tmp_path / "flower.png"), FLOWER)
 
 
-@pytest.mark.parametrize(("orientation", "turn"), [(3, lambda x: x[::-1, ::-1]), (6, lambda x: np.rot90(x, -1)), (8, np.rot90)])
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [(3, lambda x: x[::-1, ::-1]), (6, lambda x: np.rot90(x, -1)), (8, np.rot90)],
+)
 def test_turns_as_exif_says(tmp_path: Path, orientation: int, turn) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -53,11 +56,37 @@ def test_draws_a_grid_of_any_number(tmp_path: Path) -> None:
     for count in (1, 2, 5):
         path = tmp_path / f"{count}.png"
         top = [Prediction("a flower with a very long name indeed", 0.75), Prediction("$x_1$", 0.2)]
-        draw_grid(path, [FLOWER] * count, [f"folder/picture_{i}.png" for i in range(count)], [top] * count)
+        draw_grid(
+            path, [FLOWER] * count, [f"folder/picture_{i}.png" for i in range(count)], [top] * count
+        )
         assert read_picture(path).std() > 0
 
 
 def test_a_grid_that_can_not_be_written_is_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "no" / "folder.png", tmp_path / "grid.nonsense"):
-        with pytest.raises(UserError, match="can't write the grid"):
+    (tmp_path / "folder.png").mkdir()
+    cases = {
+        tmp_path / "no" / "grid.png": "grid.png: can't be written",
+        tmp_path
+        / "grid.nonsense": "grid.nonsense: can't write the grid: expected a file that ends in",
+        tmp_path / "grid": "can't write the grid",
+        tmp_path / "folder.png": "can't write the grid",
+    }
+    for path, said in cases.items():
+        with pytest.raises(UserError, match=said):
             draw_grid(path, [FLOWER], ["x"], [[Prediction("y", 1.0)]])
+    assert [each.name for each in tmp_path.iterdir()] == ["folder.png"]
+
+
+def test_finds_the_pictures_of_folders_and_patterns(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    for name in ("b.png", "a.JPG", "more/c.jpeg", "notes.txt", "[1].png"):
+        (tmp_path / name).write_bytes(b"")
+
+    def names(argument: Path) -> list[str]:
+        return [str(Path(each).relative_to(tmp_path)) for each in find_pictures(str(argument))]
+
+    assert names(tmp_path) == ["[1].png", "a.JPG", "b.png", "more/c.jpeg"]
+    assert names(tmp_path / "*.png") == ["[1].png", "b.png"]
+    assert names(tmp_path / "**/*.jp*g") == ["more/c.jpeg"]
+    assert names(tmp_path / "[1].png") == ["[1].png"]  # a file that is there is no pattern
+    assert names(tmp_path / "missing.png") == ["missing.png"]

@@ -50,7 +50,9 @@ def two_members() -> list[Member]:
     return [small, member("large", 1, Preprocessing(size=21, resize=24, channel_order="bgr"))]
 
 
-def evaluate(source: Pictures, path: Path | None = None, *, batch_size: int = 4, crops: int = 10) -> list[Record]:
+def evaluate(
+    source: Pictures, path: Path | None = None, *, batch_size: int = 4, crops: int = 10
+) -> list[Record]:
     ensemble = Ensemble(
         two_members(),
         crops=crops,
@@ -59,7 +61,8 @@ def evaluate(source: Pictures, path: Path | None = None, *, batch_size: int = 4,
         class_names=source.class_names,
         images_at_most=COUNT,
     )
-    return evaluate_ensemble(ensemble, source, path=path, threads=1, progress=False)  # type: ignore[arg-type]
+    chosen: Any = source
+    return evaluate_ensemble(ensemble, chosen, path=path, threads=1, progress=False)
 
 
 def in_a_process(mode: str, path: Path, devices: int = 1) -> subprocess.CompletedProcess:
