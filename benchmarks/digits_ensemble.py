@@ -4,9 +4,9 @@
 
 The recipes are `configs/imagenet_googlenet.py:ensemble0` … `:ensemble6`: one initialization,
 sampling and input order of their own, the last one wider. They are shrunk to digits: a narrow
-`googlenet_bn` without auxiliary heads for images of 16×16, crops of at least 30 % of the area, short
-runs. A model that is trained already is not trained again, and an evaluation that was stopped goes
-on. Prints the evaluation's JSON.
+`googlenet_bn` without auxiliary heads for images of 16×16, crops of at least 30 % of the area,
+short runs. A model that is trained already is not trained again, and an evaluation that was
+stopped goes on. Prints the evaluation's JSON.
 """
 
 import argparse

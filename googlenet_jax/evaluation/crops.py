@@ -5,7 +5,8 @@ and 352; of each scale the left, centre and right squares are taken (top, centre
 portrait); of each square the four corners and the centre of 224×224, and the whole square resized
 to 224×224; and the mirror image of each: 4·3·6·2 = 144. For a network of another input size S the
 scales are 8/7, 9/7, 10/7 and 11/7 of S. Ten crops are the four corners of the smallest scale's
-whole rectangle (as in torchvision's FiveCrop), the centre of its centre square, and their mirror images.
+whole rectangle (as in torchvision's FiveCrop), the centre of its centre square, and their mirror
+images.
 
 Scaling averages areas where the image shrinks, which is antialiased, and interpolates bilinearly
 where it grows, as `data.pipeline.eval_image` does; the result is rounded to uint8 before anything

@@ -258,6 +258,7 @@ th, td {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #e6e
   white-space: nowrap; }}
 th {{ position: sticky; top: 0; background: #fff; cursor: pointer; }}
 td.text, th.text {{ text-align: left; }}
+@media (max-width: 40rem) {{ th, td {{ padding: .2rem .35rem; font-size: .85rem; }} }}
 </style>
 </head>
 <body>

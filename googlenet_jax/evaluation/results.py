@@ -24,8 +24,8 @@ def summarize(
         examples; loss, top1, top5: of all models with the most crops (top5 absent below five
           classes).
         table: a row for the first 1, 2, … models with each number of crops, as in the paper's
-          Table 3: models, crops, cost (models × crops), loss, top1_error, top5_error.
-        alone: a row for each model by itself: model, crops, loss, top1_error, top5_error.
+          Table 3: models, crops, cost (models × crops), top1_error, top5_error, loss.
+        alone: a row for each model by itself: model, crops, top1_error, top5_error, loss.
         calibration: ece (expected calibration error, 15 bins, arXiv 1706.04599) and the bins: low,
           high, examples, confidence, accuracy (the last two None where there is no example).
         classes: class, examples, predictions (of the class), recall, precision (None where
@@ -71,7 +71,7 @@ def _errors(
     rank: np.ndarray, log_probability: np.ndarray, measures: Sequence[int]
 ) -> dict[str, float]:
     errors = {f"top{k}_error": float((rank >= k).mean()) for k in measures}
-    return {"loss": float(-log_probability.mean()), **errors}
+    return {**errors, "loss": float(-log_probability.mean())}
 
 
 def confusion_matrix(records: Sequence[Record], classes: int) -> np.ndarray:
