@@ -99,12 +99,8 @@ def _load_file(path: str) -> Loaded:
             f"--weights: {path}: the file doesn't say how images are prepared for it; "
             "write it anew with save_weights(…, preprocessing=…)"
         )
-    names = metadata["class_names"]
-    member = Member(
-        path,
-        model,
-        variables,
-        Preprocessing.from_dict(metadata["preprocessing"]),
-        None if names is None else tuple(names),
-    )
+    preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
+    offset = getattr(preprocessing, "class_offset", 0)
+    names = None if metadata["class_names"] is None else tuple(metadata["class_names"][offset:])
+    member = Member(path, model, variables, preprocessing, names, offset)
     return Loaded(member, {"name": path}, {})

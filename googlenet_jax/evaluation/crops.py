@@ -8,9 +8,9 @@ scales are 8/7, 9/7, 10/7 and 11/7 of S. Ten crops are the four corners of the s
 whole rectangle (as in torchvision's FiveCrop), the centre of its centre square, and their mirror
 images.
 
-Scaling averages areas where the image shrinks, which is antialiased, and interpolates bilinearly
-where it grows, as `data.pipeline.eval_image` does; the result is rounded to uint8 before anything
-is cut.
+Scaling by default averages areas where the image shrinks, which is antialiased, and interpolates
+bilinearly where it grows, as `data.pipeline.eval_image` does; INTERPOLATIONS lists what else there
+is. The result is rounded to uint8 before anything is cut.
 """
 
 import functools
@@ -24,6 +24,9 @@ import numpy as np
 CROPS = (1, 10, 144)
 SCALES = 4
 SQUARES = 3
+# "auto" as said above, which "area" is too; OpenCV's "bilinear", "nearest" and "bicubic", which are
+# not antialiased; Pillow's bilinear, which is.
+INTERPOLATIONS = ("auto", "area", "bilinear", "nearest", "bicubic", "bilinear_antialiased")
 VIEWS = 6  # of a square: four corners, centre, whole
 
 
@@ -106,8 +109,16 @@ def _corners(short: int, size: int) -> list[tuple[int, int]]:
 _TEN = ((0, 0), (0, 1), (2, 2), (2, 3), (1, 4))  # (square, view) of the smallest scale
 
 
-@functools.partial(jax.jit, static_argnames=("size", "crops", "square"))
-def cut(images: jax.Array, places: Geometry, *, size: int, crops: int, square: bool) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("size", "crops", "square", "interpolation"))
+def cut(
+    images: jax.Array,
+    places: Geometry,
+    *,
+    size: int,
+    crops: int,
+    square: bool,
+    interpolation: str = "auto",
+) -> jax.Array:
     """Cuts the crops of padded images.
 
     Args:
@@ -117,11 +128,14 @@ def cut(images: jax.Array, places: Geometry, *, size: int, crops: int, square: b
       crops: 10 or 144.
       square: whether every image is as high as wide. The three squares of a scale are then the same
         one, and its views come once.
+      interpolation: one of INTERPOLATIONS.
 
     Returns:
       uint8 [N, V, S, S, 3], V as `view_count` says.
     """
-    cut_one = functools.partial(_cut_image, size=size, crops=crops, square=square)
+    cut_one = functools.partial(
+        _cut_image, size=size, crops=crops, square=square, interpolation=interpolation
+    )
     return jax.vmap(cut_one)(images, places.sizes, places.scaled, places.squares)
 
 
@@ -146,6 +160,7 @@ def _cut_image(
     size: int,
     crops: int,
     square: bool,
+    interpolation: str,
 ) -> jax.Array:
     pixels = image.astype(jnp.float32)
     portrait = source[0] > source[1]
@@ -153,8 +168,11 @@ def _cut_image(
     for scale, short in enumerate(short_sides(size) if crops == 144 else short_sides(size)[:1]):
         corners = squares[scale, :1] if square else squares[scale]
         # One program for the three squares: the more there is to compile, the longer it takes.
-        scaled_square = functools.partial(_scaled_square, pixels, source, scaled[scale], short)
-        views.append(_views_of_squares(jax.vmap(scaled_square)(corners), portrait, size))
+        scaled_square = functools.partial(
+            _scaled_square, pixels, source, scaled[scale], short, interpolation
+        )
+        parts = jax.vmap(scaled_square)(corners)
+        views.append(_views_of_squares(parts, portrait, size, interpolation))
     if crops == 10:
         chosen = [views[0][0 if square else number, view] for number, view in _TEN]
         every = jnp.stack(chosen)
@@ -163,7 +181,9 @@ def _cut_image(
     return jnp.concatenate([every, every[:, :, ::-1]])
 
 
-def _views_of_squares(squares: jax.Array, portrait: jax.Array, size: int) -> jax.Array:
+def _views_of_squares(
+    squares: jax.Array, portrait: jax.Array, size: int, interpolation: str
+) -> jax.Array:
     """Takes the six views of each square: uint8 [N, short, short, 3] to [N, 6, size, size, 3]."""
     short = squares.shape[1]
 
@@ -172,7 +192,8 @@ def _views_of_squares(squares: jax.Array, portrait: jax.Array, size: int) -> jax
 
     first, second, third, fourth, centre, _ = _corners(short, size)
     with jax.ensure_compile_time_eval():
-        weights = _weights(jnp.int32(short), jnp.int32(size), jnp.int32(0), size, short)
+        sides = jnp.int32(short), jnp.int32(size)
+        weights = _weights(*sides, jnp.int32(0), size, short, interpolation)
     whole = jax.vmap(_resample, (0, None, None))(squares.astype(jnp.float32), weights, weights)
     views = [
         at(*first),
@@ -186,11 +207,16 @@ def _views_of_squares(squares: jax.Array, portrait: jax.Array, size: int) -> jax
 
 
 def _scaled_square(
-    image: jax.Array, source: jax.Array, scaled: jax.Array, short: int, corner: jax.Array
+    image: jax.Array,
+    source: jax.Array,
+    scaled: jax.Array,
+    short: int,
+    interpolation: str,
+    corner: jax.Array,
 ) -> jax.Array:
     """Scales the image from `source` to `scaled` pixels; gives the square at `corner`, uint8."""
     rows, columns = (
-        _weights(source[axis], scaled[axis], corner[axis], short, image.shape[axis])
+        _weights(source[axis], scaled[axis], corner[axis], short, image.shape[axis], interpolation)
         for axis in (0, 1)
     )
     return _resample(image, rows, columns)
@@ -203,7 +229,12 @@ def _resample(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arra
 
 
 def _weights(
-    source: jax.Array, scaled: jax.Array, first: jax.Array, count: int, padded: int
+    source: jax.Array,
+    scaled: jax.Array,
+    first: jax.Array,
+    count: int,
+    padded: int,
+    interpolation: str,
 ) -> jax.Array:
     """Returns the weights of source pixels in scaled pixels `first` … `first + count − 1`.
 
@@ -214,8 +245,29 @@ def _weights(
     # Whole numbers until the last division, so that positions are exact.
     start = (wanted * source - given * scaled) / scaled
     end = ((wanted + 1) * source - given * scaled) / scaled
-    covered = jnp.maximum(jnp.minimum(end, 1) - jnp.maximum(start, 0), 0)
-    area = covered * (scaled / source)
     centre = ((2 * wanted + 1) * source - (2 * given + 1) * scaled) / (2 * scaled)
+    if interpolation == "nearest":
+        return ((start >= 0) & (start < 1)).astype(jnp.float32)
+    if interpolation == "bilinear_antialiased":
+        reach = jnp.maximum(source / scaled, 1)
+        values = jnp.where(given < source, jnp.maximum(1 - jnp.abs(centre) / reach, 0), 0)
+        return values / values.sum(axis=1, keepdims=True)
+    if interpolation == "bicubic":
+        # What reaches over an edge counts for the pixel on the edge.
+        before = _cubic(centre + 1) + _cubic(centre + 2)
+        behind = _cubic(centre - 1) + _cubic(centre - 2)
+        edges = jnp.where(given == 0, before, 0) + jnp.where(given == source - 1, behind, 0)
+        return jnp.where(given < source, _cubic(centre) + edges, 0)
     bilinear = jnp.maximum(1 - jnp.abs(jnp.clip(centre, -given, source - 1 - given)), 0)
-    return jnp.where(scaled <= source, area, bilinear)
+    if interpolation == "bilinear":
+        return bilinear
+    covered = jnp.maximum(jnp.minimum(end, 1) - jnp.maximum(start, 0), 0)
+    return jnp.where(scaled <= source, covered * (scaled / source), bilinear)
+
+
+def _cubic(distance: jax.Array) -> jax.Array:
+    """Keys's kernel with OpenCV's a = −0.75."""
+    a, x = -0.75, jnp.abs(distance)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return jnp.where(x <= 1, near, jnp.where(x < 2, far, 0))

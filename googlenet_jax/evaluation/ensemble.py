@@ -23,12 +23,21 @@ from googlenet_jax.data.mesh import data_sharding, replicated
 from googlenet_jax.data.pipeline import eval_image
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.errors import UserError
-from googlenet_jax.evaluation.crops import CROPS, Geometry, cut, geometry, ten_of_144, view_count
+from googlenet_jax.evaluation.crops import (
+    CROPS,
+    INTERPOLATIONS,
+    Geometry,
+    cut,
+    geometry,
+    ten_of_144,
+    view_count,
+)
 from googlenet_jax.models.network import Network
 
 Item = TypeVar("Item")
 About = TypeVar("About")
 Images = Sequence[np.ndarray]
+Kind = tuple[int, str]  # input size and interpolation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +75,14 @@ class Inputs(NamedTuple):
       square: whether all of them are as high as wide.
       centres: for each preprocessing the centre crops, uint8 [B, S, S, 3].
       images: uint8 [B, H, W, 3], in the upper left corners; None where only centres are wanted.
-      places: for each input size where the other crops lie.
+      places: for each input size and interpolation where the other crops lie.
     """
 
     images_given: int
     square: bool
     centres: dict[Preprocessing, np.ndarray]
     images: np.ndarray | None
-    places: dict[int, Geometry]
+    places: dict[Kind, Geometry]
 
 
 class Ensemble:
@@ -118,7 +127,9 @@ class Ensemble:
         self._variables = [jax.device_put(member.variables, self._whole) for member in self.members]
         self._networks = [_network(member, self.class_names) for member in self.members]
         self._preprocessings = list(dict.fromkeys(member.preprocessing for member in self.members))
-        self._sizes = sorted({each.size for each in self._preprocessings}) if crops > 1 else []
+        # One set of crops serves all members of one input size and interpolation.
+        kinds = dict.fromkeys(map(_kind, self._preprocessings))
+        self._kinds = list(kinds) if crops > 1 else []
 
         rows = max(1, batch_size // self._devices)
         views = 1 if crops == 1 else 1 + crops
@@ -180,7 +191,7 @@ class Ensemble:
             for row, image in enumerate(images):
                 centres[preprocessing][row] = eval_image(image, preprocessing)
         square = all(image.shape[0] == image.shape[1] for image in images)
-        if not self._sizes:
+        if not self._kinds:
             return Inputs(len(images), square, centres, None, {})
         sizes = [image.shape[:2] for image in images]
         height, width = (_padded(side) for side in np.max(sizes, axis=0).tolist())
@@ -188,28 +199,29 @@ class Ensemble:
         for row, image in enumerate(images):
             padded[row, : image.shape[0], : image.shape[1]] = image
         sizes += [(1, 1)] * (total - len(images))
-        places = {size: geometry(sizes, size) for size in self._sizes}
+        places = {kind: geometry(sizes, kind[0]) for kind in self._kinds}
         return Inputs(len(images), square, centres, padded, places)
 
     def launch(self, inputs: Inputs) -> list[jax.Array]:
         """Starts the computation, and returns without waiting for it: what `fetch` takes."""
         images = jax.device_put(inputs.images, self._split_over)
         others = {
-            size: cut(
+            (size, interpolation): cut(
                 images,
                 jax.device_put(places, self._split_over),
                 size=size,
                 crops=self.crops[-1],
                 square=inputs.square,
+                interpolation=interpolation,
             )
-            for size, places in inputs.places.items()
+            for (size, interpolation), places in inputs.places.items()
         }
         sets = _view_sets(self.crops, inputs.square)
         batches = {}
         for preprocessing, centre in inputs.centres.items():
             batches[preprocessing] = _split(
                 jax.device_put(centre, self._split_over),
-                others.get(preprocessing.size),
+                others.get(_kind(preprocessing)),
                 devices=self._devices,
                 rows=self._rows,
                 sharding=self._split_over,
@@ -274,6 +286,10 @@ def _class_names(members: Sequence[Member], wanted: Sequence[str] | None) -> tup
                 f"{member.num_classes}"
             )
     return names
+
+
+def _kind(preprocessing: Preprocessing) -> Kind:
+    return preprocessing.size, getattr(preprocessing, "interpolation", INTERPOLATIONS[0])
 
 
 def _network(member: Member, class_names: Sequence[str]) -> Any:

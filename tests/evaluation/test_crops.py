@@ -2,11 +2,21 @@
 
 from collections import Counter
 
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from googlenet_jax.evaluation.crops import boxes, cut, geometry, short_sides, ten_of_144
+from googlenet_jax.evaluation.crops import (
+    _resample,
+    _weights,
+    boxes,
+    cut,
+    geometry,
+    short_sides,
+    ten_of_144,
+)
 from tests.evaluation import protocol
 
 FLOWER = np.ascontiguousarray(load_sample_image("flower.jpg")[::4, ::4])  # 107×160
@@ -140,3 +150,33 @@ def test_images_of_many_sizes_share_one_compilation() -> None:
     for shape in ((20, 30), (30, 20), (11, 40)):
         cut_one(FLOWER[: shape[0], : shape[1]], 10)
     assert cut._cache_size() == before  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("sides", [(40, 59), (120, 179)], ids=["shrinks", "grows"])
+@pytest.mark.parametrize(
+    ("interpolation", "reference"),
+    [
+        ("auto", None),
+        ("bilinear", cv2.INTER_LINEAR),
+        ("nearest", cv2.INTER_NEAREST),
+        ("bicubic", cv2.INTER_CUBIC),
+        ("bilinear_antialiased", Image.Resampling.BILINEAR),
+    ],
+)
+def test_interpolations_are_opencvs_and_pillows(sides, interpolation, reference) -> None:
+    source, scaled = np.array(FLOWER.shape[:2]), np.array(sides)
+    rows, columns = (
+        _weights(source[axis], scaled[axis], np.int32(0), sides[axis], source[axis], interpolation)
+        for axis in (0, 1)
+    )
+    found = np.asarray(_resample(FLOWER.astype(np.float32), rows, columns)).astype(int)
+    height, width = sides
+    if interpolation == "auto":
+        reference = cv2.INTER_AREA if height < len(FLOWER) else cv2.INTER_LINEAR
+    if isinstance(reference, Image.Resampling):
+        expected = np.asarray(Image.fromarray(FLOWER).resize((width, height), reference))
+    else:
+        expected = cv2.resize(FLOWER, (width, height), interpolation=reference)
+    # OpenCV interpolates with eleven bits, Pillow rounds between the axes.
+    differences = np.abs(found - expected)
+    assert differences.max() <= 2 and (differences > 1).mean() < 0.001
