@@ -45,9 +45,9 @@ class Pictures:
 
 
 def two_members() -> list[Member]:
-    """Of two sizes, each compiled at once."""
-    small = member("small", 0, Preprocessing(size=14, resize=16))
-    return [small, member("large", 1, Preprocessing(size=21, resize=24, channel_order="bgr"))]
+    """Of one input size, so that crops are cut by one program."""
+    rgb = member("rgb", 0, Preprocessing(size=14, resize=16))
+    return [rgb, member("bgr", 1, Preprocessing(size=14, resize=20, channel_order="bgr"))]
 
 
 def evaluate(
@@ -81,7 +81,7 @@ def assert_same(found: list[Record], expected: list[Record]) -> None:
 
 
 def test_every_example_counts_once_whatever_batch_size_and_devices(tmp_path: Path) -> None:
-    expected = evaluate(Pictures(), crops=144)
+    expected = evaluate(Pictures(), crops=144, batch_size=600)
     assert [each["index"] for each in expected] == list(range(COUNT))
     assert [each["label"] for each in expected] == [i % CLASSES for i in range(COUNT)]
     process = in_a_process("devices", tmp_path, devices=8)
@@ -157,7 +157,7 @@ def test_outputs_that_are_not_finite_are_named() -> None:
     kernel = broken[1].variables["params"]["Dense_0"]["kernel"]
     broken[1].variables["params"]["Dense_0"]["kernel"] = kernel.at[0, 0].set(np.nan)
     ensemble = Ensemble(broken, batch_size=4, mesh=create_mesh())
-    with pytest.raises(UserError, match="large: its outputs for example 0 are not finite"):
+    with pytest.raises(UserError, match="bgr: its outputs for example 0 are not finite"):
         evaluate_ensemble(ensemble, Pictures(), threads=1, progress=False)  # type: ignore[arg-type]
 
 
