@@ -46,7 +46,9 @@ def add_parser(subparsers: Any) -> None:
         "--top", type=int, default=5, metavar="K", help="classes to show (default: 5)"
     )
     parser.add_argument(
-        "--grid", metavar="FILE.png", help="draw the pictures with their predictions into this file"
+        "--grid",
+        metavar="FILE.png",
+        help="draw the pictures with their predictions into this file (PNG, PDF, SVG or JPG)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print JSON alone, a line for each picture as it comes"
@@ -57,12 +59,12 @@ def run(args: argparse.Namespace) -> int:
     """Prints the predictions; returns 0, or 1 where a picture could not be read."""
     from googlenet_jax.data.mesh import create_mesh
     from googlenet_jax.evaluation.ensemble import Ensemble
-    from googlenet_jax.evaluation.pictures import check_picture_path, draw_grid
+    from googlenet_jax.evaluation.pictures import check_grid_path, draw_grid
 
     if args.top < 1:
         raise UserError(f"--top: expected at least 1, found {args.top}")
     if args.grid:
-        check_picture_path(args.grid)
+        check_grid_path(args.grid)
     pictures, count = _pictures(args.images)
     ensemble = Ensemble(
         [each.member for each in load_members(args)],

@@ -1,7 +1,6 @@
 """What turns uint8 images into a network's input: sizes for the host, and the arithmetic that runs on the device inside jit."""
 
 import dataclasses
-import math
 from numbers import Real
 from typing import Any
 
@@ -13,6 +12,7 @@ from jax.typing import DTypeLike
 from googlenet_jax.errors import UserError, check_whole, nearest
 
 CHANNEL_ORDERS = ("rgb", "bgr")
+LARGEST = 2**15 - 1  # pixels, OpenCV's limit for a side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         for field in ("size", "resize"):
-            object.__setattr__(self, field, check_whole(f"preprocessing.{field}", getattr(self, field), 1))
+            object.__setattr__(self, field, check_whole(f"preprocessing.{field}", getattr(self, field), 1, LARGEST))
         for field in ("mean", "std"):
             object.__setattr__(self, field, _three_numbers(field, getattr(self, field)))
         if self.resize < self.size:
@@ -47,7 +47,7 @@ class Preprocessing:
                 f"preprocessing.resize: the short side before the crop must be at least size = {self.size}, found {self.resize}; "
                 "raise resize or lower size"
             )
-        if min(self.std) <= 0:
+        if np.float32(min(self.std)) <= 0:
             raise UserError(f"preprocessing.std: expected three numbers above 0, found {self.std}; use 1 for a channel that is not scaled")
         if self.channel_order not in CHANNEL_ORDERS:
             raise UserError(
@@ -104,7 +104,10 @@ def standardize(images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLik
 
 
 def _three_numbers(field: str, value: Any) -> tuple[float, ...]:
-    numbers = tuple(value) if isinstance(value, (tuple, list, np.ndarray)) else ()
-    if len(numbers) != 3 or not all(isinstance(number, Real) and math.isfinite(number) for number in numbers):
+    given: list[Any] = list(value) if isinstance(value, (tuple, list)) or (isinstance(value, np.ndarray) and value.ndim) else []
+    # Compared before it becomes a float, which a long whole number can't; normalize computes in float32.
+    largest = float(np.finfo(np.float32).max)
+    fine = len(given) == 3 and all(isinstance(number, Real) for number in given) and all(abs(number) <= largest for number in given)
+    if not fine:
         raise UserError(f"preprocessing.{field}: expected three finite numbers in units of 0–255, found {value!r}")
-    return tuple(float(number) for number in numbers)
+    return tuple(float(number) for number in given)

@@ -13,6 +13,8 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.predict import Prediction
 from googlenet_jax.files import write_atomically, writing
 
+GRID_SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 def read_picture(file: str | Path | BinaryIO) -> np.ndarray:
     """Reads a picture as uint8 `[H, W, 3]`, RGB, turned as its EXIF orientation says.
 
-    Transparency is dropped.
+    White stands behind what is transparent.
 
     Raises:
       UserError: no such file, not a picture, a damaged one, or one of more than 8 bits a channel.
@@ -34,7 +36,13 @@ def read_picture(file: str | Path | BinaryIO) -> np.ndarray:
                     f"{name}: expected a picture of 8 bits a channel, found mode {image.mode}; "
                     "save it as an 8-bit PNG or JPEG"
                 )
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            if upright.has_transparency_data:
+                # As a browser shows it: the colours behind a transparent pixel are arbitrary, black
+                # as a rule.
+                white = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(white, upright.convert("RGBA"))
+            return np.asarray(upright.convert("RGB"))
     except UnidentifiedImageError as error:
         raise UserError(
             f"{name}: not a picture that Pillow can read; give a JPEG or PNG file"
@@ -57,20 +65,25 @@ def draw_grid(
     Raises:
       UserError: the file can't be written, or its ending names no format of matplotlib's.
     """
-    check_picture_path(path)
+    check_grid_path(path)
     figure = grid_figure(pictures, titles, predictions)
     with writing(path):
         write_atomically(Path(path), figure.savefig)
 
 
-def check_picture_path(path: str | Path) -> None:
-    """Raises UserError where no picture can be drawn into a file of that name."""
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    endings = FigureCanvasBase.get_supported_filetypes()
-    if Path(path).suffix.lower().removeprefix(".") not in endings or Path(path).is_dir():
+def check_grid_path(path: str | Path) -> None:
+    """Raises UserError unless `draw_grid` can write exactly this file: it must end as a picture
+    does, and be no folder.
+    """
+    if Path(path).is_dir():
         raise UserError(
-            f"{path}: can't write the grid: expected a file that ends in .png, .jpg, .pdf or .svg"
+            f"{path}: can't write the grid: it is a folder; name a file in it, such as "
+            f"{Path(path) / 'grid.png'}"
+        )
+    if Path(path).suffix.lower() not in GRID_SUFFIXES:
+        # matplotlib would add an ending, and write another file than the one that was named.
+        raise UserError(
+            f"{path}: can't write the grid: expected a name that ends in {', '.join(GRID_SUFFIXES)}"
         )
 
 

@@ -40,6 +40,11 @@ def he_fan_in_truncated(key: Array, shape: Sequence[int], dtype: Any = jnp.float
     return nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")(key, shape, dtype)
 
 
+def glorot_uniform(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+    """Keras's default: uniform with variance 2/(fan_in + fan_out)."""
+    return nn.initializers.glorot_uniform()(key, shape, dtype)
+
+
 def torch_uniform(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
     """PyTorch's default for kernels: uniform within ±1/√fan_in."""
     return nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")(key, shape, dtype)

@@ -245,6 +245,21 @@ class Network(nn.Module):
         return 1
 
     @property
+    def min_size_without_aux(self) -> int:
+        """The smallest height and width where the auxiliary heads don't answer, as in evaluation."""
+        return self.min_size
+
+    @nn.nowrap
+    def size_problem(self, height: int, width: int, aux: bool) -> str:
+        """Why the network can't take images of this size, in words; "" where it can. `aux`: its auxiliary heads are to answer."""
+        smallest, found = self.min_size if aux else self.min_size_without_aux, min(height, width)
+        if found >= smallest:
+            return ""
+        less = self.min_size_without_aux
+        hint = f"; aux_heads=False takes {less} and more" if found >= less else ""
+        return f"with its options, images must be at least {smallest} high and wide, found {height}×{width}{hint}"
+
+    @property
     def norm(self) -> Norm | None:
         """The batch norms, if the network has any."""
         return None
@@ -271,7 +286,8 @@ class Network(nn.Module):
         Raises:
           ValueError: images of another rank, channel count or dtype, or smaller than `min_size`.
         """
-        check_images(self, images)
+        wants_aux = self.aux_heads and ((train if aux is None else aux) or self.is_initializing())
+        check_images(self, images, wants_aux)
         layers = Layers(
             style=self.style,
             norm=self.norm,
@@ -281,11 +297,10 @@ class Network(nn.Module):
             train=train,
             use_running_average=not train if use_running_average is None else use_running_average,
         )
-        wants_aux = (train if aux is None else aux) or self.is_initializing()
         x = images.astype(self.dtype)
         if self.transform_input:
             x = imagenet_to_unit_range(x)
-        return layers, x, self.aux_heads and wants_aux
+        return layers, x, wants_aux
 
     def head(self, layers: Layers, name: str, x: Array, average: bool = True) -> Array:
         """Global average (or the whole map), dropout, classifier: `[N, H, W, C]` → `[N, num_classes]`.
@@ -316,7 +331,7 @@ class NormedNetwork(Network):
         return Norm(self.bn_momentum, self.bn_epsilon, use_scale=scale, groups=self.bn_groups)
 
 
-def check_images(model: Network, images: Array) -> None:
+def check_images(model: Network, images: Array, aux: bool) -> None:
     """Raises ValueError, in words, where a network can't take `images`."""
     name = type(model).__name__
     if images.ndim != 4 or images.shape[-1] != 3:
@@ -324,8 +339,8 @@ def check_images(model: Network, images: Array) -> None:
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"{name}: images must be normalised floats, found {images.dtype}; see googlenet_jax.data.preprocessing.normalize")
     height, width = images.shape[1:3]
-    if min(height, width) < model.min_size:
-        raise ValueError(f"{name}: with its options, images must be at least {model.min_size} high and wide, found {height}×{width}")
+    if problem := model.size_problem(height, width, aux):
+        raise ValueError(f"{name}: {problem}")
 
 
 def imagenet_to_unit_range(x: Array) -> Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from googlenet_jax.errors import UserError, nearest
-from googlenet_jax.models import googlenet
+from googlenet_jax.models import bn_inception, googlenet, inception_v2, inception_v3
 from googlenet_jax.models.network import Network
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -103,13 +103,14 @@ def _checked(name: str, option: str, value: Any, default: Any) -> Any:
     if option in ("dtype", "param_dtype"):
         _check_dtype(name, option, value)
         return value
-    if option == "flavour" or option in choices:
-        words = tuple(_MODELS[name].flavours) if option == "flavour" else choices[option]
-        named = isinstance(value, str) and value in words
-        expect(named, f"one of {', '.join(map(repr, words))}{nearest(value, words)}")
-        return value
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # NumPy's numbers and booleans
         value = value.item()
+    if option == "flavour" or option in choices:
+        words = tuple(_MODELS[name].flavours) if option == "flavour" else choices[option]
+        named = any(type(value) is type(word) and value == word for word in words)
+        near = nearest(value, words) if isinstance(value, str) else ""
+        expect(named, f"{'one of ' * (len(words) > 1)}{', '.join(map(repr, words))}{near}")
+        return value
     number = isinstance(value, Real) and not isinstance(value, bool)
     if isinstance(default, bool):
         expect(isinstance(value, bool), "true or false")
@@ -143,9 +144,12 @@ def _check_dtype(name: str, option: str, value: Any) -> None:
         raise UserError(f"{name}: {option} float64 needs JAX's 64-bit mode: set JAX_ENABLE_X64=1")
 
 
+register_model("bn_inception", bn_inception.BNInception)
 register_model("googlenet", googlenet.GoogLeNet)
 register_model("googlenet_bn", googlenet.GoogLeNetBN)
 register_model("googlenet_naive", googlenet.GoogLeNetNaive)
 register_model("googlenet_plain", googlenet.GoogLeNetPlain)
 register_model("googlenet_slim", googlenet.GoogLeNetSlim)
 register_model("googlenet_torchvision", googlenet.GoogLeNetTorchvision)
+register_model("inception_v2", inception_v2.InceptionV2)
+register_model("inception_v3", inception_v3.InceptionV3)

@@ -53,14 +53,13 @@ def check(config: ConfigDict) -> None:
     RandomCrop(config.augment.area, config.augment.aspect)
     model = build_model(config, num_classes=1000)
     training_size = config.augment.size or config.preprocessing.size
-    for name, size in (
-        ("preprocessing.size", config.preprocessing.size),
-        ("augment.size", training_size),
+    trained = "augment.size" if config.augment.size else "preprocessing.size"
+    for name, size, aux in (
+        (trained, training_size, model.aux_heads),
+        ("preprocessing.size", config.preprocessing.size, False),
     ):
-        if size < model.min_size:
-            raise UserError(
-                f"{name}: {config.model.name} takes images of at least {model.min_size} pixels, found {size}"
-            )
+        if problem := model.size_problem(size, size, aux):
+            raise UserError(f"{name}: {config.model.name}: {problem}")
     if getattr(model, "fully_connected_head", False) and training_size != config.preprocessing.size:
         raise UserError(
             f"augment.size: a fully connected head takes one size, {config.preprocessing.size}, found {training_size}"

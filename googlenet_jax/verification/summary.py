@@ -64,10 +64,10 @@ def summarize(model: Network, input_size: int = 224) -> Summary:
     """Traces `model` on one image of `input_size` × `input_size` × 3.
 
     Raises:
-      UserError: `input_size` is below the model's smallest.
+      UserError: the model can't take images of `input_size`.
     """
-    if input_size < model.min_size:
-        raise UserError(f"input size: expected at least {model.min_size} for this model, found {input_size}")
+    if problem := model.size_problem(input_size, input_size, aux=model.aux_heads):
+        raise UserError(f"input size: {problem}")
     images = jax.ShapeDtypeStruct((1, input_size, input_size, 3), jnp.float32)
     variables = variable_shapes(model, input_size)
     params, rest = variables["params"], {name: tree for name, tree in variables.items() if name != "params"}

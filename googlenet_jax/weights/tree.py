@@ -64,7 +64,7 @@ def check_names(source: str, model: Network, found: Iterable[Any], expected: Ite
     ]
     if complaints:
         hint = ""
-        if missing and not extra and all("aux" in name for name in missing):
+        if missing and not extra and all("aux" in name.lower() for name in missing):
             hint = "; these are the auxiliary heads': make the model with aux_heads=False to go without"
         raise UserError(f"{source} does not fit {model_name(model)}: it {' and '.join(complaints)}{hint}")
 
@@ -75,3 +75,20 @@ def check_array(source: str, model: Network, name: str, array: np.ndarray, fits:
         raise UserError(f"{source}: {name!r} must have shape {list(expected)} for {model_name(model)}, found {list(array.shape)}")
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise UserError(f"{source}: {name!r} must hold floats, found {array.dtype}")
+
+
+def check_counter(source: str, name: str, array: np.ndarray) -> None:
+    """Raises UserError where an entry is no batch norm's counter, one whole number."""
+    if array.shape != () or array.dtype.kind not in "iu":
+        raise UserError(
+            f"{source}: {name!r} must be one whole number, found {array.dtype} {list(array.shape)}; leave it out, or give a count"
+        )
+
+
+def as_array(source: str, name: str, value: Any) -> np.ndarray:
+    """Returns an entry as a numpy array; raises UserError that names it where it is none (a ragged list, a deleted jax.Array)."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{source}: {name!r} must be an array of floats, found {type(value).__name__} ({reason})") from None

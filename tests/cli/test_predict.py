@@ -109,8 +109,8 @@ def test_what_is_not_a_picture_is_named_and_the_others_go_on(
         (["EMPTY/*.png"], "no file fits this pattern"),
         (["-", "x.png"], "standard input goes alone"),
         (["x.png", "--top", "0"], "--top: expected at least 1"),
-        (["x.png", "--grid", "EMPTY"], "can't write the grid: expected a file"),
-        (["x.png", "--grid", "grid"], "can't write the grid: expected a file that ends in .png"),
+        (["x.png", "--grid", "EMPTY"], "can't write the grid: it is a folder"),
+        (["x.png", "--grid", "grid"], "can't write the grid: expected a name that ends in .png"),
     ],
 )
 def test_says_what_is_wrong(

@@ -39,6 +39,38 @@ def test_every_mode_becomes_three_channels_of_uint8(tmp_path: Path, mode: str) -
     assert picture.shape == FLOWER.shape and picture.dtype == np.uint8
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "palette with alphas", "RGB", "L"])
+def test_white_stands_behind_what_is_transparent(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "picture.png"
+    # A grey left half, and a right half that is transparent and dark.
+    grey = np.full((4, 6), 200, np.uint8)
+    grey[:, 3:] = 10
+    alpha = np.where(grey == 200, 255, 0).astype(np.uint8)
+    picture, options = Image.fromarray(grey), {}
+    if mode in ("RGBA", "LA"):
+        picture = picture.convert(mode)
+        picture.putalpha(Image.fromarray(alpha))
+    else:
+        picture = picture.convert("P" if "palette" in mode else mode)
+        if "palette" in mode:
+            options["transparency"] = bytes(
+                0 if index == 10 else 255 for index in range(256)
+            )  # the warning's case
+        else:
+            options["transparency"] = (10, 10, 10) if mode == "RGB" else 10
+    picture.save(path, **options)
+    expected = np.where(grey == 200, 200, 255).astype(np.uint8)
+    np.testing.assert_array_equal(read_picture(path), np.stack([expected] * 3, axis=-1))
+
+
+def test_half_transparent_is_mixed_with_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (2, 2), (0, 100, 255, 128)).save(tmp_path / "half.png")
+    np.testing.assert_allclose(
+        read_picture(tmp_path / "half.png")[0, 0], [127, 177, 255], atol=1
+    )  # 255 · ½ + value · ½
+
+
 def test_refuses_what_it_would_misread(tmp_path: Path) -> None:
     deep = tmp_path / "deep.png"
     Image.fromarray(FLOWER[..., 0].astype(np.uint16) * 257).save(deep)
@@ -66,8 +98,7 @@ def test_a_grid_that_can_not_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     cases = {
         tmp_path / "no" / "grid.png": "grid.png: can't be written",
-        tmp_path
-        / "grid.nonsense": "grid.nonsense: can't write the grid: expected a file that ends in",
+        tmp_path / "grid.nonsense": "grid.nonsense: can't write the grid: expected a name that",
         tmp_path / "grid": "can't write the grid",
         tmp_path / "folder.png": "can't write the grid",
     }

@@ -24,10 +24,16 @@ KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 TREES = Path(__file__).with_name("parameter_trees.json")
 
 
+# What makes a network take images of 16×16, or nearly so.
+SMALL = {name: ({"stem": "small"}, 16) for name in gj.list_models()}
+SMALL |= dict.fromkeys(("inception_v2", "inception_v3"), ({"aux_heads": False}, 75))
+
+
 @functools.cache
-def shapes(name: str, size: int = 64, **options):
+def shapes(name: str, size: int = 0, **options):
     """Shapes of the variables and of the output of `init`, without any computation."""
     model = gj.create_model(name, **options)
+    size = size or max(64, model.min_size)
     return jax.eval_shape(lambda: model.init_with_output(KEYS, jnp.zeros((1, size, size, 3), model.dtype), train=False))
 
 
@@ -37,9 +43,10 @@ def count(name: str, **options) -> int:
 
 def small(name: str, **options):
     """A narrow model with its variables."""
-    model = gj.create_model(name, **{"width": 0.1, "num_classes": 7, "stem": "small"} | options)
+    settings, size = SMALL[name]
+    model = gj.create_model(name, **{"width": 0.1, "num_classes": 7, **settings} | options)
     rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.normal(size=(2, 16, 16, 3)), model.dtype)
+    images = jnp.asarray(rng.normal(size=(2, size, size, 3)), model.dtype)
     tree = jax.eval_shape(functools.partial(model.init, train=False), KEYS, images)
     # Drawn here: compiling `init` takes longer than all else. Positive, as variances must be.
     return model, jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.01, 0.2, leaf.shape), leaf.dtype), tree), images
@@ -59,6 +66,9 @@ def run(model, variables, images, **settings):
         ("googlenet_torchvision", {}, 13_004_888),
         ("googlenet_torchvision", {"aux_heads": False}, 6_624_904),
         ("googlenet_plain", {"num_classes": 1000}, 6_994_392),
+        ("bn_inception", {"flavour": "port"}, 11_295_240),
+        ("inception_v3", {}, 27_161_264),
+        ("inception_v3", {"aux_heads": False}, 23_834_568),
     ],
 )
 def test_parameters_are_as_published(name, options, expected):
@@ -108,8 +118,9 @@ def test_compiled_or_not_the_output_is_the_same():
 
 @pytest.mark.parametrize("name", gj.list_models())
 def test_init_with_train_true_makes_the_same_parameters(name):
-    model = gj.create_model(name, width=0.1, stem="small")
-    images = jnp.zeros((2, 16, 16, 3))
+    settings, size = SMALL[name]
+    model = gj.create_model(name, width=0.1, **settings)
+    images = jnp.zeros((2, size, size, 3))
     trees = [jax.eval_shape(functools.partial(model.init, train=train), KEYS, images) for train in (True, False)]
     chex.assert_trees_all_equal_shapes_and_dtypes(*trees)
 
@@ -135,10 +146,11 @@ def test_dtypes(name, dtype):
 
 @pytest.mark.parametrize("name", gj.list_models())
 def test_the_smallest_size_works_and_smaller_ones_are_refused(name):
-    for stem in gj.create_model(name).choices["stem"]:
-        model = gj.create_model(name, stem=stem, width=0.1)
+    for stem in gj.create_model(name).choices.get("stem", ("",)):
+        options = {"width": 0.1} | ({"stem": stem} if stem else {})
+        model = gj.create_model(name, **options)
         size = model.min_size
-        assert shapes(name, size, stem=stem, width=0.1)[0].logits.shape == (1, model.num_classes)
+        assert shapes(name, size, **options)[0].logits.shape == (1, model.num_classes)
         if size > 1:
             with pytest.raises(ValueError, match=f"at least {size} high and wide, found {size - 1}×{size}"):
                 jax.eval_shape(functools.partial(model.init, train=False), KEYS, jnp.zeros((1, size - 1, size, 3)))

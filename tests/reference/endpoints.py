@@ -17,6 +17,8 @@ _NAIVE_BRANCHES = {"branch1": "conv_1x1", "branch2": "conv_3x3", "branch3": "con
 
 def endpoint_names(network: nn.Module) -> dict[str, str]:
     """Returns {module's name in the network: endpoint's name}."""
+    if hasattr(network, "endpoint_names"):
+        return network.endpoint_names()
     names = {}
     for name, module in network.named_children():
         inside = {inner for inner, _ in module.named_modules()}
@@ -44,6 +46,7 @@ def endpoints(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     network(images, aux=True)
     for hook in hooks:
         hook.remove()
-    # Spatially one by one, or the whole map flattened, as the classifier reads it.
-    found["pool5"] = torch.flatten(found["pool5"], 1)
+    # The last pool is spatially one by one, or the whole map flattened, as the classifier reads it.
+    last = max(name for name in found if name.startswith("pool"))
+    found[last] = torch.flatten(found[last], 1)
     return found

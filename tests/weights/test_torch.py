@@ -117,6 +117,72 @@ def test_what_does_not_fit_is_named(broken: Any, message: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+BIAS = torch.tensor([1.0, -2.0, 0.5, 3.0, -0.25])  # exact in every float type
+
+
+@pytest.mark.parametrize(
+    ("bias", "dtype"),
+    [
+        (BIAS.to(torch.float8_e4m3fn), ml_dtypes.float8_e4m3fn),
+        (BIAS.to(torch.float8_e5m2), ml_dtypes.float8_e5m2),
+        (torch._neg_view(-BIAS), np.float32),  # pyright: ignore
+        (torch.complex(BIAS, -BIAS).conj().imag, np.float32),
+        (torch.nn.Parameter(BIAS), np.float32),
+        (torch.stack([BIAS, BIAS])[0], np.float32),
+    ],
+    ids=["float8_e4m3fn", "float8_e5m2", "negative bit", "part of a conjugate", "parameter", "view"],
+)
+def test_tensors_of_other_kinds_are_read_right(bias: torch.Tensor, dtype: Any) -> None:
+    model, state_dict = pair("googlenet_bn")
+    found = gj.weights.from_torch(model, change(state_dict, fc_dot_bias=bias))["params"]["head"]["bias"]
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found.astype(np.float32), BIAS.numpy())
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize.*:UserWarning")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BIAS.to("meta"), "dense tensor with values, found one that is on the meta device"),
+        (lambda: BIAS.to_sparse(), "dense tensor with values, found one that is sparse_coo"),
+        (lambda: torch.quantize_per_tensor(BIAS, 0.1, 0, torch.qint8), "dense tensor with values, found one that is quantised"),
+        (lambda: torch.zeros(5, dtype=torch.float4_e2m1fn_x2), "of dtype float4_e2m1fn_x2 can't be read"),
+    ],
+    ids=["meta", "sparse", "quantised", "float4"],
+)
+def test_tensors_without_plain_values_are_named(make: Any, message: str) -> None:
+    model, state_dict = pair("googlenet_bn")
+    with pytest.raises(UserError, match=f"'fc.bias' (must be a )?{message}") as raised:
+        gj.weights.from_torch(model, change(state_dict, fc_dot_bias=make()))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_counter_that_is_none_is_named() -> None:
+    model, state_dict = pair("googlenet_bn")
+    with pytest.raises(UserError, match=r"'conv1.bn.num_batches_tracked' must be one whole number, found float32 \[1000\]"):
+        gj.weights.from_torch(model, {**state_dict, "conv1.bn.num_batches_tracked": torch.zeros(1000)})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float16, torch.float64], ids=str)
+def test_every_float_type_goes_back_exactly_and_pytorch_takes_it(dtype: torch.dtype) -> None:
+    model, state_dict = pair("googlenet_plain")
+    given = {key: value.to(dtype) for key, value in state_dict.items()}
+    back = gj.weights.to_torch(model, gj.weights.from_torch(model, given))
+    tensors = {key: torch.from_numpy(value) for key, value in back.items()}
+    NETWORKS["googlenet_plain"](**NARROW).load_state_dict(tensors, strict=True)
+    for key, value in given.items():
+        assert tensors[key].dtype == (dtype if dtype in (torch.float16, torch.float64) else torch.float32)
+        assert torch.equal(tensors[key].double(), value.double()), key
+
+
+def test_a_float_type_that_pytorch_lacks_is_named() -> None:
+    model, state_dict = pair("googlenet_plain")
+    variables = gj.weights.from_torch(model, state_dict)
+    variables["params"]["head"]["bias"] = variables["params"]["head"]["bias"].astype(np.longdouble)
+    with pytest.raises(UserError, match=r"'params/head/bias' has dtype \w+, which PyTorch lacks"):
+        gj.weights.to_torch(model, variables)
+
+
 def test_a_misshapen_fully_connected_head_is_named() -> None:
     model, state_dict = pair("googlenet", side=2)
     with pytest.raises(UserError, match=r"'fc.weight' must have shape"):
