@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--data", metavar="NAME", help="the data set (default: the first run's)")
     parser.add_argument(
-        "--split", metavar="S", help="such as test or train[90%%:] (default: the run's first)"
+        "--split", metavar="S", help="such as train[90%%:] (default: the run's first, or test)"
     )
     parser.add_argument(
         "--data-dir", metavar="D", help="where prepared data sets lie (default: the run's)"
