@@ -289,6 +289,7 @@ def _class_names(members: Sequence[Member], wanted: Sequence[str] | None) -> tup
 
 
 def _kind(preprocessing: Preprocessing) -> Kind:
+    # One that names no interpolation scales as `eval_image` does.
     return preprocessing.size, getattr(preprocessing, "interpolation", INTERPOLATIONS[0])
 
 
