@@ -127,16 +127,17 @@ def test_a_square_image_gives_each_view_once() -> None:
     image = FLOWER[:90, :90]
     once, thrice = cut_one(image, 144, square=True), cut_one(image, 144)
     assert len(once) == 48
-    assert Counter(v.tobytes() for v in thrice) == {
-        view: 3 * count for view, count in Counter(v.tobytes() for v in once).items()
-    }
+    picture = (SIZE, SIZE, 3)
+    # Mirrored or not, scale, square, view. Two programs may round a half to either side.
+    shared = once.reshape(2, 4, 1, 6, *picture).astype(int)
+    assert np.abs(thrice.reshape(2, 4, 3, 6, *picture) - shared).max() <= 1
 
 
 @pytest.mark.parametrize("square", [False, True])
 def test_the_ten_are_among_the_144(square: bool) -> None:
     image = FLOWER[:90, :90] if square else FLOWER
     chosen = cut_one(image, 144, square)[ten_of_144(square)]
-    np.testing.assert_array_equal(chosen, cut_one(image, 10, square))
+    assert np.abs(chosen.astype(int) - cut_one(image, 10, square)).max() <= 1
 
 
 def test_nothing_of_the_padding_shows() -> None:
