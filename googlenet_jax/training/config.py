@@ -50,6 +50,7 @@ def default_config() -> ConfigDict:
     config.task = "classification"  # what is trained: a registered task
     # Of the initial parameters, the order of the examples, crops, flips and dropout.
     config.seed = 0
+    config.init_seed = -1  # of the initial parameters alone; -1 is `seed`
     # Of the computation, one of DTYPES; parameters and statistics are float32, or float64 under it.
     config.dtype = "float32"
     # The same bits in every run on a GPU too, at some cost in speed; a CPU is always so.
@@ -266,6 +267,10 @@ _FRACTION: tuple[Check, str] = (lambda value: 0 <= value < 1, "a number of at le
 # Field -> (whether a value of the right type is possible, what is expected).
 _CHECKS: dict[str, tuple[Check, str]] = {
     "seed": (lambda value: 0 <= value < 2**31, "a whole number of at least 0 and below 2^31"),
+    "init_seed": (
+        lambda value: -1 <= value < 2**31,
+        "-1 for `seed`, or a whole number of at least 0 and below 2^31",
+    ),
     "dtype": _one_of(DTYPES),
     "data.name": _NAME,
     "data.train_split": _NAME,
