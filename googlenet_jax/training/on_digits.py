@@ -25,6 +25,8 @@ def on_digits(config: ConfigDict, size: int, width: float) -> None:
     config.augment.area = (0.7, 1.0)
     config.augment.aspect = (0.8, 1.25)
     config.augment.flip = False  # a mirrored digit is another sign
+    for distortion in ("brightness", "contrast", "saturation", "hue", "lighting"):
+        config.augment[distortion] = 0.0  # the digits are grey
 
     config.batch_size = 32
     config.eval_batch_size = 120
