@@ -101,7 +101,9 @@ def kill(workdir: Path, command: list[str], args: argparse.Namespace, rng: rando
     status = process.wait()
     said = workdir.with_suffix(".log").read_text()
     saved = max((int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()), default=0)
-    as_it_should = status == STATUS[args.signal]
+    # A run that had finished before the signal came is none of its cases, but no fault either.
+    too_late = status == 0 and "finished all" in said
+    as_it_should = status == STATUS[args.signal] or too_late
     if args.signal != "KILL":
         # A line stands for up to three steps and is written a step late; then comes the step under way.
         as_it_should &= "Traceback" not in said and saved <= at_signal + 3 + 1 + 1
@@ -109,6 +111,7 @@ def kill(workdir: Path, command: list[str], args: argparse.Namespace, rng: rando
     return {
         "moment": moment,
         "status": status,
+        "too_late": too_late,
         "ended_as_it_should": as_it_should,
         "left_an_unfinished_save": any(workdir.glob("checkpoints/*tmp*")),
         "last_line_at_signal": at_signal,
