@@ -13,6 +13,8 @@ from googlenet_jax.errors import UserError, check_whole, nearest
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 LARGEST = 2**15 - 1  # pixels, OpenCV's limit for a side
+CROPS = ("center", "squash")
+INTERPOLATIONS = ("auto", "area", "bilinear", "nearest", "bicubic", "bilinear_antialiased")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,14 @@ class Preprocessing:
             Caffe's models take (104, 117, 123) in BGR order, std 1.
         std: divided by afterwards, likewise.
         channel_order: the order in which the network takes its channels, "rgb" or "bgr".
+        crop: of an evaluation: "center" brings the short side to `resize` and takes the middle;
+            "squash" brings both sides there, so that the proportions change, as Caffe's, TF-slim's
+            and Keras's pipelines do.
+        interpolation: of that resizing: OpenCV's of that name; "auto" averages areas where the
+            image shrinks and is bilinear where it grows; "bilinear_antialiased" is Pillow's
+            bilinear, which torchvision evaluates with.
+        class_offset: logits before that of label 0: 1 for a network with a background class, as
+            TF-slim's.
 
     Raises:
         UserError: naming the field, if a value is impossible.
@@ -36,6 +46,9 @@ class Preprocessing:
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     channel_order: str = "rgb"
+    crop: str = "center"
+    interpolation: str = "auto"
+    class_offset: int = 0
 
     def __post_init__(self) -> None:
         for field in ("size", "resize"):
@@ -49,11 +62,19 @@ class Preprocessing:
             )
         if np.float32(min(self.std)) <= 0:
             raise UserError(f"preprocessing.std: expected three numbers above 0, found {self.std}; use 1 for a channel that is not scaled")
-        if self.channel_order not in CHANNEL_ORDERS:
-            raise UserError(
-                f"preprocessing.channel_order: expected 'rgb' or 'bgr', found {self.channel_order!r}"
-                f"{nearest(str(self.channel_order), CHANNEL_ORDERS)}"
-            )
+        for field, choices in (
+            ("channel_order", CHANNEL_ORDERS),
+            ("crop", CROPS),
+            ("interpolation", INTERPOLATIONS),
+        ):
+            value = getattr(self, field)
+            if not isinstance(value, str) or value not in choices:
+                raise UserError(
+                    f"preprocessing.{field}: expected one of {', '.join(map(repr, choices))}, "
+                    f"found {value!r}{nearest(str(value), choices)}"
+                )
+        offset = check_whole("preprocessing.class_offset", self.class_offset, 0)
+        object.__setattr__(self, "class_offset", offset)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON values (lists in place of tuples)."""

@@ -1,5 +1,6 @@
 """What a model's variables must hold, and whether entries read from elsewhere fit."""
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -35,6 +36,15 @@ def expected_shapes(model: Network) -> dict[Path, tuple[int, ...]]:
     """
     if hasattr(model, "fully_connected_head"):
         model = model.clone(fully_connected_head=False)
+    try:
+        return dict(_cached_shapes(model))
+    except TypeError:  # a user's own network, with a field that has no hash
+        return dict(_cached_shapes.__wrapped__(model))
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_shapes(model: Network) -> dict[Path, tuple[int, ...]]:
+    """Tracing a network takes a third of a second, and one conversion asks several times."""
     shapes = variable_shapes(model, model.min_size)
     return {path: leaf.shape for path, leaf in flatten(shapes).items() if path[0] in ("params", "batch_stats")}
 
