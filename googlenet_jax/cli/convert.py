@@ -86,7 +86,12 @@ def run(args: argparse.Namespace) -> int:
         "ema": args.ema,
         "background": args.background,
     }
-    weights: Weights = convert(args.source, args.goal, args.model, **changes, **reading)
+    if Path(args.source).is_dir():
+        weights = _of_run(args)
+        reading = {}
+    else:
+        weights = None
+    weights = convert(weights or args.source, args.goal, args.model, **changes, **reading)
     arrays = flatten(weights.variables)
     result = {
         "source": args.source,
@@ -108,6 +113,20 @@ def run(args: argparse.Namespace) -> int:
     for note in weights.notes:
         print(f"  {note}")
     return 0
+
+
+def _of_run(args: argparse.Namespace) -> Any:
+    """The weights of a run's folder: with --ema the average, else what the run's best use is."""
+    from googlenet_jax.errors import UserError
+    from googlenet_jax.training.run import load_run
+    from googlenet_jax.weights.bundle import Weights
+
+    if args.model or args.option or args.flavour or args.kind:
+        raise UserError(
+            f"{args.source}: a run names its model itself; leave out --model, --flavour, --option and --from"
+        )
+    run = load_run(args.source, weights="ema" if args.ema else None)
+    return Weights(run.model, run.variables, run.preprocessing, tuple(run.class_names))
 
 
 def _fields(flag: str, pairs: list[str]) -> dict[str, Any]:

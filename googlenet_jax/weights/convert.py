@@ -224,7 +224,7 @@ def _write(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def convert(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Weights,
     goal: str | os.PathLike[str],
     model: str | None = None,
     *,
@@ -237,13 +237,14 @@ def convert(
     `write_weights`.
 
     Args:
+      source: a file, or what was read from one.
       preprocessing: fields that differ from those the file came with.
       class_names: in place of the file's or ImageNet's.
     Returns:
       What was written.
     """
     goal_kind(goal, to)  # before the work, not after
-    weights = read_weights(source, model, **reading)
+    weights = source if isinstance(source, Weights) else read_weights(source, model, **reading)
     if preprocessing:
         fields = weights.preprocessing.to_dict() if weights.preprocessing else {}
         weights = dataclasses.replace(

@@ -208,7 +208,7 @@ def safetensors(request: Request, limits: Limits) -> Tensors:
     }
     try:
         with library.safe_open(request.path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118: not a dictionary
+            for name in file.keys():  # noqa: SIM118  # not a dictionary
                 view = file.get_slice(name)
                 if view.get_dtype() not in dtypes:
                     raise BadFile(
@@ -230,7 +230,9 @@ def keras(request: Request, limits: Limits) -> Tensors:
     """Keras's `.weights.h5`, `.h5` and `.keras`; names are the paths of the HDF5 data sets. The
     optimizer's are passed over.
     """
-    if Path(request.path).open("rb").read(2) == b"PK":
+    with Path(request.path).open("rb") as file:
+        archive = file.read(2) == b"PK"
+    if archive:
         yield from _hdf5(_member(request.path, "model.weights.h5", limits), limits)
     else:
         yield from _hdf5(request.path, limits)

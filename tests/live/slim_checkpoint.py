@@ -1,9 +1,9 @@
-"""Writes checkpoints of TF-slim's own networks; run as `python slim_checkpoint.py NETWORK PREFIX
-CLASSES [ema]`.
+"""Writes a checkpoint of one of TF-slim's own networks, in a process of its own:
 
-A process of its own: TensorFlow 1's graph mode is a switch for the whole process. Prints nothing;
-beside PREFIX stands PREFIX.npz with the
-variables' values and the network's logits for PREFIX's input.
+    python slim_checkpoint.py NETWORK PREFIX CLASSES
+
+Every variable is drawn, and so is a moving average beside each. PREFIX.npz holds the values:
+"v:" + a variable's name, "e:" + the name of the variable that an average is of.
 """
 
 import sys
@@ -11,61 +11,36 @@ import sys
 import numpy as np
 
 
-def main(network: str, prefix: str, classes: int, ema: bool) -> None:
+def main(network: str, prefix: str, classes: int) -> None:
     import tensorflow.compat.v1 as tf
-    import tf_keras.src.legacy_tf_layers
+    import tf_keras.src.legacy_tf_layers as legacy
 
-    # tf_slim 1.1 looks for the layers where TensorFlow had them before Keras 3.
-    sys.modules["tf_keras.legacy_tf_layers"] = tf_keras.src.legacy_tf_layers
-    tf.disable_eager_execution()
-    import tf_slim as slim
+    # tf_slim imports the layers from where tf_keras had them before it moved them.
+    sys.modules["tf_keras.legacy_tf_layers"] = legacy
+    import tf_slim
     from tf_slim.nets import inception
 
+    tf.disable_eager_execution()
+    size = 299 if network == "inception_v3" else 224
+    images = tf.placeholder(tf.float32, (1, size, size, 3))
+    with tf_slim.arg_scope(getattr(inception, f"{network}_arg_scope")()):
+        getattr(inception, network)(images, num_classes=classes, is_training=False)
+    tf.train.get_or_create_global_step()
+    averages = tf.train.ExponentialMovingAverage(0.5)
+    averages.apply(tf_slim.get_model_variables())
     rng = np.random.default_rng(0)
-    size = {"inception_v1": 224, "inception_v2": 224, "inception_v3": 299}[network]
-    images = rng.uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
-    placeholder = tf.placeholder(tf.float32, images.shape)
-    with slim.arg_scope(inception.inception_v3_arg_scope()):
-        logits, ends = getattr(inception, network)(
-            placeholder, num_classes=classes, is_training=False
-        )
-    variables = tf.global_variables()
+    values = {}
     with tf.Session() as session:
-        session.run(tf.global_variables_initializer())
-        for variable in variables:
-            low, high = (
-                (0.5, 1.5)
-                if "variance" in variable.name or "gamma" in variable.name
-                else (-0.05, 0.05)
-            )
-            variable.load(
-                rng.uniform(low, high, variable.shape.as_list()).astype(np.float32), session
-            )
-        shadows = {}
-        if ema:
-            averages = tf.train.ExponentialMovingAverage(0.5)
-            update = averages.apply(slim.get_model_variables())
-            names = set(tf.global_variables()) - set(variables)
-            session.run(tf.variables_initializer(names))
-            for variable in variables:
-                variable.load(variable.eval(session) + np.float32(0.25), session)
-            session.run(update)
-            shadows = {
-                v.op.name: averages.average(v).eval(session) for v in slim.get_model_variables()
-            }
-        values = {variable.op.name: variable.eval(session) for variable in variables}
-        outputs = session.run(
-            {"logits": logits, "aux": ends.get("AuxLogits", logits)}, {placeholder: images}
-        )
+        for variable in tf.global_variables():
+            shape = variable.shape.as_list()
+            value = rng.uniform(0.5, 1.5, shape).astype(variable.dtype.as_numpy_dtype)
+            variable.load(value, session)
+            name = variable.op.name
+            shadow = name.removesuffix("/ExponentialMovingAverage")
+            values[f"v:{name}" if shadow == name else f"e:{shadow}"] = value
         tf.train.Saver().save(session, prefix, write_meta_graph=False)
-    np.savez(
-        prefix + ".npz",
-        images=images,
-        **outputs,
-        **{f"v:{k}": v for k, v in values.items()},
-        **{f"e:{k}": v for k, v in shadows.items()},
-    )
+    np.savez(f"{prefix}.npz", **values)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), "ema" in sys.argv[4:])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -133,7 +133,7 @@ def test_offline_it_says_which_file_to_put_where(server: Server, tmp_path: Path)
     content, name = server.content, pretrained.PUBLIC["narrow"].file_name
     server.shutdown()
     server.server_close()
-    with pytest.raises(UserError, match="the download failed .* put the file at") as caught:
+    with pytest.raises(UserError, match=r"the download failed .* put the file at") as caught:
         gj.load_pretrained("narrow")
     goal = tmp_path / "cache" / name
     assert str(caught.value).endswith(str(goal))
