@@ -150,7 +150,8 @@ def _torch_reason(text: str) -> str:
     if asked and "Weights only" in text:
         return f"its pickle asks for {asked[1]}, which is not run: only tensors are read; save module.state_dict() with torch.save"
     reason = re.split(r"WeightsUnpickler error:|\n", text)
-    return f"not a whole PyTorch file ({' '.join((reason[1] if len(reason) > 1 else text).split())[:160]}); it may be cut short, or of another kind"
+    short = " ".join((reason[1] if len(reason) > 1 else text).split())[:160]
+    return f"not a whole PyTorch file ({short}); it may be cut short, or of another kind"
 
 
 def _state_dict(loaded: Any, ema: bool) -> dict[str, Any]:
@@ -380,7 +381,11 @@ def tensorflow(request: Request, limits: Limits) -> Tensors:
 
 
 def _tensorflow_reason(error: Exception) -> str:
-    return f"not a whole TensorFlow checkpoint ({' '.join(str(error).split())[:160]}); give its prefix, with .index and .data files beside it"
+    short = " ".join(str(error).split())[:160]
+    return (
+        f"not a whole TensorFlow checkpoint ({short}); give its prefix, with .index and .data "
+        "files beside it"
+    )
 
 
 # -------------------------------------------------------------------------------------------- Caffe

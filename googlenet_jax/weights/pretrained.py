@@ -185,8 +185,9 @@ def download(public: Public, goal: Path) -> None:
             _fetch(public.url, part)
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        short = " ".join(str(reason).split()) or type(error).__name__
         raise UserError(
-            f"{public.url}: the download failed ({' '.join(str(reason).split()) or type(error).__name__}); the next try goes on from there; "
+            f"{public.url}: the download failed ({short}); the next try goes on from there; "
             f"without a network, put the file at {goal}"
         ) from None
     _check(public, part)
