@@ -71,7 +71,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Converts and prints what was written; returns 0."""
     from googlenet_jax.models.registry import model_name, model_options
-    from googlenet_jax.weights.convert import Weights, convert
+    from googlenet_jax.weights.convert import convert
     from googlenet_jax.weights.tree import flatten
 
     changes = {
