@@ -80,18 +80,14 @@ def run(args: argparse.Namespace) -> int:
         "class_names": _names(args.class_names),
     }
     options = _fields("--option", args.option) | ({"flavour": args.flavour} if args.flavour else {})
-    reading = {
+    reading: dict[str, Any] = {
         "options": options,
         "kind": args.kind,
         "ema": args.ema,
         "background": args.background,
     }
-    if Path(args.source).is_dir():
-        weights = _of_run(args)
-        reading = {}
-    else:
-        weights = None
-    weights = convert(weights or args.source, args.goal, args.model, **changes, **reading)
+    source: Any = _of_run(args) if Path(args.source).is_dir() else args.source
+    weights = convert(source, args.goal, args.model, **changes, **reading)
     arrays = flatten(weights.variables)
     result = {
         "source": args.source,

@@ -27,9 +27,7 @@ def imagenet_classes() -> tuple[ImageNetClass, ...]:
     return tuple(ImageNetClass(*line.split("\t")) for line in text.splitlines())
 
 
-def class_names(num_classes: int) -> tuple[str, ...] | None:
-    """Returns names for a network of ImageNet: 1,000, or 1,001 of which the first is "background";
-    None for any other number.
-    """
+def class_names(background: bool = False) -> tuple[str, ...]:
+    """Returns the names of the 1,000 classes, after "background" where that is the first."""
     names = tuple(entry.name for entry in imagenet_classes())
-    return {1000: names, 1001: ("background", *names)}.get(num_classes)
+    return ("background", *names) if background else names

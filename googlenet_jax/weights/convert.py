@@ -61,7 +61,8 @@ def read_weights(
     if background not in BACKGROUND:
         raise UserError(f"background: expected 'keep' or 'drop', found {background!r}")
     if kind == OURS:
-        return _ours(path, model, options)
+        loaded = _ours(path, model, options)
+        return _without_background(path, loaded) if background == "drop" else loaded
     if model is None:
         raise UserError(f"{path}: a {kind} file does not name its model; say which with --model")
     options = {**_flavour(model, kind, options), **(options or {})}
@@ -74,7 +75,7 @@ def read_weights(
         loaded = _from_scheme(path, model, options, kind, tensors)
     check_values(path, loaded.variables)
     if background == "drop":
-        loaded = _without_background(path, kind, loaded)
+        loaded = _without_background(path, loaded)
     if loaded.class_names is not None:
         supposed = f"{_NAMES_NOTE}ImageNet's, since there are {loaded.model.num_classes:,} classes"
         loaded = dataclasses.replace(loaded, notes=(*loaded.notes, supposed))
@@ -126,7 +127,7 @@ def _from_scheme(
         tensors = keras.canonical(path, tensors)
     classes = scheme.num_classes(tensors)
     notes: tuple[str, ...] = ()
-    names = imagenet_names(classes or 0)
+    names = imagenet_names() if classes == 1000 else None
     if kind == "keras" and classes is None:
         classes = int(options.get("num_classes", 1000))
         tensors = keras.new_head(tensors, 2048, classes)
@@ -136,8 +137,9 @@ def _from_scheme(
         found["aux_heads"] = scheme.has_aux(tensors)
     model = create_model(name, **{**found, **options})
     fields = dict(scheme.preprocessing)
-    if classes == 1001:
+    if kind == "tensorflow" and classes == 1001:
         fields["class_offset"] = 1
+        names = imagenet_names(background=True)
     variables, folded = scheme.to_variables(str(path), model, tensors)
     return Weights(model, variables, Preprocessing(**fields), names, (*notes, *note(folded)))
 
@@ -157,10 +159,11 @@ def check_values(path: str | os.PathLike[str], variables: Mapping[str, Any]) -> 
             raise UserError(f"{path}: {name} holds variances below zero; the file is damaged")
 
 
-def _without_background(path: str | os.PathLike[str], kind: str, loaded: Weights) -> Weights:
-    if kind != "tensorflow" or loaded.model.num_classes != 1001:
+def _without_background(path: str | os.PathLike[str], loaded: Weights) -> Weights:
+    if loaded.preprocessing is None or loaded.preprocessing.class_offset != 1:
         raise UserError(
-            f"{path}: only TF-slim's 1,001 classes have a background to drop, found {loaded.model.num_classes:,} of a {kind} file"
+            f"{path}: only a network such as TF-slim's of 1,001 classes has a background to drop, "
+            f"found {loaded.model.num_classes:,} classes without one"
         )
     variables = {
         collection: {
@@ -171,14 +174,13 @@ def _without_background(path: str | os.PathLike[str], kind: str, loaded: Weights
     for name, entry in variables["params"].items():
         if name.startswith("aux"):
             variables["params"][name] = {**entry, "head": _drop_first(entry["head"])}
-    assert loaded.preprocessing is not None
     preprocessing = dataclasses.replace(loaded.preprocessing, class_offset=0)
     return dataclasses.replace(
         loaded,
-        model=loaded.model.clone(num_classes=1000),
+        model=loaded.model.clone(num_classes=loaded.model.num_classes - 1),
         variables=variables,
         preprocessing=preprocessing,
-        class_names=imagenet_names(1000),
+        class_names=None if loaded.class_names is None else loaded.class_names[1:],
         notes=(*loaded.notes, "the background class was dropped"),
     )
 

@@ -2,11 +2,11 @@
 swell the caller.
 
 The child imports what the format needs, then limits its own memory, then opens the file; it sends
-the tensors through a pipe, one JSON line and
-the bytes for each. A crash of a parser, a file that unpacks to terabytes and one that never ends
-are each a UserError here.
+the tensors through a pipe, one JSON line and the bytes for each. A crash of a parser, a file that
+unpacks to terabytes and one that never ends are each a UserError here.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -32,7 +32,10 @@ WAIT_SECONDS = 300
 SLACK = 64 << 20
 _LONGEST_LINE = 1 << 16
 _EXTRAS = {"pytorch": "torch", "keras": "keras", "tensorflow": "tensorflow"}
-_MAIN = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from googlenet_jax.weights.isolation import child; child(sys.argv[2])"
+_MAIN = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
+    "from googlenet_jax.weights.isolation import child; child(sys.argv[2])"
+)
 
 
 def read_tensors(
@@ -44,8 +47,7 @@ def read_tensors(
       path: the file; for TensorFlow the checkpoint's prefix.
       kind: a name of `parsers.PARSERS`.
       model_bytes: what the model takes in float32: the file may hold twice that (float64), and the
-        child's memory grows by at most three
-        times that + 64 MB.
+        child's memory grows by at most three times that + 64 MB.
       ema: take the averaged weights where the file has both.
     Raises:
       UserError: the file is missing, damaged, hostile, too large for the model or of another kind,
@@ -77,6 +79,9 @@ def read_tensors(
         try:
             return _receive(process.stdout, str(path), kind, request["limit"], watch)
         except EOFError:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            process.kill()
             status = process.wait()
             raise UserError(f"{path}: {_death(kind, status, watch.expired)}") from None
         finally:
@@ -133,35 +138,50 @@ def _receive(
     """The child's messages, held to the limits once more: a parser that was taken over is no more
     trusted than its file.
     """
-    import ml_dtypes  # makes numpy know the name bfloat16
-
     tensors: dict[str, np.ndarray] = {}
     limits = Limits(limit)
     while True:
         line = pipe.readline(_LONGEST_LINE)
         if not line.endswith(b"\n"):
             raise EOFError
-        message = json.loads(line)
-        if "error" in message:
+        try:
+            message = json.loads(line)
+            array = None if "name" not in message else _room(message, limits)
+        except BadFile as error:
+            raise UserError(f"{path}: {error}") from None
+        except (ValueError, TypeError, KeyError):  # no message of a child in its senses
+            raise EOFError from None
+        if array is not None:
+            if array.size and pipe.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:
+                raise EOFError
+            tensors[message["name"]] = array
+        elif "error" in message:
             raise UserError(f"{path}: {message['error']}")
-        if "missing" in message:
+        elif "missing" in message:
             raise UserError(
                 f"{path}: reading it needs {message['missing']}; pip install {_how_to_install(kind)}"
             )
-        if message == {"ready": True}:
+        elif message == {"ready": True}:
             watch.parsing()
         elif message == {"end": len(tensors)}:
             return tensors
         else:
-            dtype = np.dtype(
-                ml_dtypes.bfloat16 if message["dtype"] == "bfloat16" else message["dtype"]
-            )
-            shape = tuple(int(length) for length in message["shape"])
-            limits.take(message["name"], shape, dtype.itemsize)
-            array = np.empty(shape, dtype)
-            if array.size and pipe.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:
-                raise EOFError
-            tensors[message["name"]] = array
+            raise EOFError
+
+
+def _room(message: Mapping[str, Any], limits: Limits) -> np.ndarray:
+    """An array for the tensor that a message announces."""
+    import ml_dtypes
+
+    name = message["dtype"]
+    dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    if name != "bfloat16" and dtype.kind not in "fiub":
+        raise ValueError(name)
+    shape = tuple(int(length) for length in message["shape"])
+    if min(shape, default=0) < 0:
+        raise ValueError(shape)
+    limits.take(str(message["name"]), shape, dtype.itemsize)
+    return np.empty(shape, dtype)
 
 
 def _how_to_install(kind: str) -> str:

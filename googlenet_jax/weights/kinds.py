@@ -70,6 +70,8 @@ def _by_content(path: Path) -> str | None:
         raise UserError(
             f"{path}: is a folder, expected a weight file; of a TensorFlow checkpoint, give the prefix of its .index file"
         )
+    if path.exists() and not path.is_file():  # a pipe or device, which could be without end
+        raise UserError(f"{path}: is no regular file, expected a weight file")
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

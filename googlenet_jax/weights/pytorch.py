@@ -70,7 +70,7 @@ def from_tensors(
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     fields = _PREPROCESSING.get((name, getattr(model, "flavour", None)), {})
-    classes = class_names(model.num_classes)
+    classes = class_names() if model.num_classes == 1000 else None
     return Weights(
         model,
         variables,

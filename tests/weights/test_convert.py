@@ -240,7 +240,7 @@ def test_imagenets_names_are_supposed_for_a_thousand_classes(tmp_path: Path) -> 
     network = NETWORKS["googlenet_torchvision"](width=0.125, num_classes=1000, aux_heads=False)
     torch.save(network.state_dict(), tmp_path / "in.pth")
     loaded = read_weights(tmp_path / "in.pth", "googlenet_torchvision", options=WIDTH)
-    assert loaded.class_names == class_names(1000)
+    assert loaded.class_names == class_names()
     assert any("ImageNet" in note for note in loaded.notes)
 
 
