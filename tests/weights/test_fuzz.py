@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, and limits its memory by /proc")
 def test_mutated_files_are_read_or_refused() -> None:
-    """In a process of its own, which forks before it has threads."""
+    """In a process of its own, since it forks one for every file."""
     pytest.importorskip("h5py")
     command = [sys.executable, "-m", "benchmarks.fuzz_weights", "--files", "25", "--seed", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
