@@ -52,7 +52,9 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         for field in ("size", "resize"):
-            object.__setattr__(self, field, check_whole(f"preprocessing.{field}", getattr(self, field), 1, LARGEST))
+            object.__setattr__(
+                self, field, check_whole(f"preprocessing.{field}", getattr(self, field), 1, LARGEST)
+            )
         for field in ("mean", "std"):
             object.__setattr__(self, field, _three_numbers(field, getattr(self, field)))
         if self.resize < self.size:
@@ -61,7 +63,9 @@ class Preprocessing:
                 "raise resize or lower size"
             )
         if np.float32(min(self.std)) <= 0:
-            raise UserError(f"preprocessing.std: expected three numbers above 0, found {self.std}; use 1 for a channel that is not scaled")
+            raise UserError(
+                f"preprocessing.std: expected three numbers above 0, found {self.std}; use 1 for a channel that is not scaled"
+            )
         for field, choices in (
             ("channel_order", CHANNEL_ORDERS),
             ("crop", CROPS),
@@ -88,15 +92,21 @@ class Preprocessing:
             UserError: if a field is unknown or a value impossible.
         """
         if not isinstance(values, dict):
-            raise UserError(f"preprocessing: expected an object with fields, found {values!r}; see Preprocessing.to_dict")
+            raise UserError(
+                f"preprocessing: expected an object with fields, found {values!r}; see Preprocessing.to_dict"
+            )
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                raise UserError(f"preprocessing: there is no field {name!r}{nearest(name, known)}; the fields are {', '.join(known)}")
+                raise UserError(
+                    f"preprocessing: there is no field {name!r}{nearest(name, known)}; the fields are {', '.join(known)}"
+                )
         return cls(**values)
 
 
-def normalize(images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLike = jnp.float32) -> jax.Array:
+def normalize(
+    images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLike = jnp.float32
+) -> jax.Array:
     """Puts the channels in order, subtracts the mean and divides by the standard deviation.
 
     Args:
@@ -111,11 +121,15 @@ def normalize(images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLike 
         UserError: if the images are not uint8 or don't have three channels.
     """
     if images.dtype != jnp.uint8 or images.shape[-1] != 3:
-        raise UserError(f"normalize: expected uint8 images [N, S, S, 3], found {images.dtype} {list(images.shape)}; pass them undivided")
+        raise UserError(
+            f"normalize: expected uint8 images [N, S, S, 3], found {images.dtype} {list(images.shape)}; pass them undivided"
+        )
     return standardize(images, preprocessing, dtype)
 
 
-def standardize(images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLike = jnp.float32) -> jax.Array:
+def standardize(
+    images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLike = jnp.float32
+) -> jax.Array:
     """`normalize` without its check: images [N, S, S, 3] may also be floats, in units of 0–255, as augmentation leaves them."""
     compute = jnp.promote_types(dtype, jnp.float32)
     if preprocessing.channel_order == "bgr":
@@ -125,10 +139,20 @@ def standardize(images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLik
 
 
 def _three_numbers(field: str, value: Any) -> tuple[float, ...]:
-    given: list[Any] = list(value) if isinstance(value, (tuple, list)) or (isinstance(value, np.ndarray) and value.ndim) else []
+    given: list[Any] = (
+        list(value)
+        if isinstance(value, (tuple, list)) or (isinstance(value, np.ndarray) and value.ndim)
+        else []
+    )
     # Compared before it becomes a float, which a long whole number can't; normalize computes in float32.
     largest = float(np.finfo(np.float32).max)
-    fine = len(given) == 3 and all(isinstance(number, Real) for number in given) and all(abs(number) <= largest for number in given)
+    fine = (
+        len(given) == 3
+        and all(isinstance(number, Real) for number in given)
+        and all(abs(number) <= largest for number in given)
+    )
     if not fine:
-        raise UserError(f"preprocessing.{field}: expected three finite numbers in units of 0–255, found {value!r}")
+        raise UserError(
+            f"preprocessing.{field}: expected three finite numbers in units of 0–255, found {value!r}"
+        )
     return tuple(float(number) for number in given)

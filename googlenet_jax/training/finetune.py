@@ -116,7 +116,9 @@ def begin_with(
         else jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats})
     )
     opt_state = jax.jit(tx.init)(params)
-    state = state.replace(params=params, batch_stats=stats, opt_state=opt_state, ema=ema)
+    state = dataclasses.replace(
+        state, params=params, batch_stats=stats, opt_state=opt_state, ema=ema
+    )
     short = {path: path.split("/", 1)[1] for path in (*drawn, *given)}
     used = set(loaded)
     skipped = [short[path] for path in given if path not in used and path.split("/")[0] in tree]

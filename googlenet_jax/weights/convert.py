@@ -185,7 +185,7 @@ def _without_background(path: str | os.PathLike[str], loaded: Weights) -> Weight
     )
 
 
-def _drop_first(head: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _drop_first(head: Any) -> dict[str, np.ndarray]:
     return {leaf: np.ascontiguousarray(array[..., 1:]) for leaf, array in head.items()}
 
 

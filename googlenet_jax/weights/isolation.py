@@ -7,6 +7,7 @@ unpacks to terabytes and one that never ends are each a UserError here.
 """
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -74,7 +75,7 @@ def read_tensors(
         stderr=subprocess.DEVNULL,
         env=_environment(),
     ) as process:
-        assert process.stdout is not None
+        assert isinstance(process.stdout, io.BufferedIOBase)
         watch = _Watch(process)
         try:
             return _receive(process.stdout, str(path), kind, request["limit"], watch)
@@ -133,7 +134,7 @@ class _Watch:
 
 
 def _receive(
-    pipe: IO[bytes], path: str, kind: str, limit: int, watch: _Watch
+    pipe: io.BufferedIOBase, path: str, kind: str, limit: int, watch: _Watch
 ) -> dict[str, np.ndarray]:
     """The child's messages, held to the limits once more: a parser that was taken over is no more
     trusted than its file.
@@ -152,7 +153,8 @@ def _receive(
         except (ValueError, TypeError, KeyError):  # no message of a child in its senses
             raise EOFError from None
         if array is not None:
-            if array.size and pipe.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:
+            buffer = array.reshape(-1).view(np.uint8).data
+            if array.size and pipe.readinto(buffer) != array.nbytes:
                 raise EOFError
             tensors[message["name"]] = array
         elif "error" in message:

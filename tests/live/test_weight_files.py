@@ -122,7 +122,9 @@ def test_kerass_files_in_and_out(keras_folder: Path, tmp_path: Path) -> None:
     assert back.keys() == arrays.keys()
     assert all(back[name].tobytes() == arrays[name].tobytes() for name in arrays)
 
-    notop = read_weights(keras_folder / "notop.weights.h5", "inception_v3", options={"num_classes": 7})
+    notop = read_weights(
+        keras_folder / "notop.weights.h5", "inception_v3", options={"num_classes": 7}
+    )
     assert any("one of 7 classes was initialised anew" in note for note in notop.notes)
     assert notop.class_names is None
     for variables in (loaded.variables, notop.variables):
