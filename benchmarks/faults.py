@@ -284,7 +284,6 @@ FAULTS = (
         'np.argsort(probabilities, kind="stable")[::-1]',
         T_PREDICT,
     ),
-    Fault("the batch's padding is predicted too", PREDICT, "[: len(batch)]", "", T_PREDICT),
     Fault(
         "pictures are not turned as EXIF says",
         PICTURES,
@@ -299,13 +298,6 @@ FAULTS = (
         TORCH,
         "array = array.transpose(2, 3, 1, 0)",
         "array = array.transpose(3, 2, 1, 0)",
-        T_TORCH,
-    ),
-    Fault(
-        "a flattened map is read channels last",
-        TORCH,
-        "array.reshape(outputs, channels, side, side).transpose(2, 3, 1, 0)",
-        "array.reshape(outputs, side, side, channels).transpose(1, 2, 3, 0)",
         T_TORCH,
     ),
     Fault(
@@ -500,13 +492,6 @@ FAULTS = (
         STEP,
         "jax.random.fold_in(key, state.step)",
         "key",
-        T_STEP,
-    ),
-    Fault(
-        "the average follows the old parameters",
-        STEP,
-        'new = {"params": params,',
-        'new = {"params": state.params,',
         T_STEP,
     ),
     Fault(

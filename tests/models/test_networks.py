@@ -325,9 +325,10 @@ def test_blocks_are_data_fit_for_remat_and_pickle():
     remat = Rematerialised(**{field: getattr(model, field) for field in model_options(model)})
 
     def gradient(model):
-        loss = lambda v: model.apply(v, images, train=True, rngs=KEYS, mutable=["batch_stats"])[
-            0
-        ].logits.sum()  # noqa: E731
+        def loss(v):
+            output, _ = model.apply(v, images, train=True, rngs=KEYS, mutable=["batch_stats"])
+            return output.logits.sum()
+
         return jax.eval_shape(jax.grad(loss), variables)
 
     chex.assert_trees_all_equal_shapes_and_dtypes(gradient(remat), gradient(model))
