@@ -1,0 +1,52 @@
+"""Starts the processes of one run on this machine, with so many simulated devices each."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Run:
+    """`processes` × `devices`, running; `said(k)` is what process k wrote on standard error."""
+
+    def __init__(self, workdir, data_dir, cache, processes, devices, *fields, own=None):
+        self.logs = [Path(f"{workdir}.{number}.log") for number in range(processes)]
+        several = []
+        if processes > 1:
+            several = [f"--coordinator=127.0.0.1:{free_port()}", f"--num-processes={processes}"]
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XDG_CACHE_HOME": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        self.processes = []
+        for number, log in enumerate(self.logs):
+            command = [sys.executable, "-m", "tests.faults.process", str(workdir), str(data_dir), *fields, *several]
+            command += [f"--process-id={number}"] if several else []
+            command += (own or {}).get(number, [])
+            with log.open("w") as file:
+                self.processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=file))
+
+    def said(self, number):
+        return self.logs[number].read_text()
+
+    def wait(self, timeout=120):
+        """The exit statuses."""
+        try:
+            return [process.wait(timeout) for process in self.processes]
+        finally:
+            for process in self.processes:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
