@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -26,9 +27,15 @@ STEPS = 20
 
 def main() -> int:
     """Prints the largest differences; returns 0 where none is above 1e-10."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layouts", nargs="+", default=["1x8", "2x4", "4x2"], help="processes x devices of each")
-    parser.add_argument("--groups", nargs="+", type=int, default=[1, 8], help="bn_groups: 1 is the global batch")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--layouts", nargs="+", default=["1x8", "2x4", "4x2"], help="processes x devices of each"
+    )
+    parser.add_argument(
+        "--groups", nargs="+", type=int, default=[1, 8], help="bn_groups: 1 is the global batch"
+    )
     args, fields = parser.parse_known_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -38,17 +45,31 @@ def main() -> int:
             whole = None
             for layout in ["1x1", *args.layouts]:
                 state, seconds = train(
-                    Path(folder, f"{layout}-{groups}"), data, layout, [f"--config.model.options.bn_groups={groups}", *fields]
+                    Path(folder, f"{layout}-{groups}"),
+                    data,
+                    layout,
+                    [f"--config.model.options.bn_groups={groups}", *fields],
                 )
                 whole = whole or state
-                worst = max((float(np.abs(state[name] - whole[name]).max()) for name in whole), default=0.0)
-                rows.append({"bn_groups": groups, "layout": layout, "largest_difference": worst, "seconds": round(seconds, 1)})
+                worst = max(
+                    (float(np.abs(state[name] - whole[name]).max()) for name in whole), default=0.0
+                )
+                rows.append(
+                    {
+                        "bn_groups": groups,
+                        "layout": layout,
+                        "largest_difference": worst,
+                        "seconds": round(seconds, 1),
+                    }
+                )
                 print(rows[-1], file=sys.stderr, flush=True)
     print(json.dumps({"steps": STEPS, "dtype": "float64", "rows": rows}, indent=2))
     return 0 if all(row["largest_difference"] < 1e-10 for row in rows) else 1
 
 
-def train(workdir: Path, data: Path, layout: str, fields: list[str]) -> tuple[dict[str, np.ndarray], float]:
+def train(
+    workdir: Path, data: Path, layout: str, fields: list[str]
+) -> tuple[dict[str, np.ndarray], float]:
     """The final state's arrays, and the seconds that the run took."""
     processes, devices = map(int, layout.split("x"))
     often = [f"--config.{name}={STEPS} steps" for name in ("eval_every", "checkpoint_every")]
@@ -57,8 +78,11 @@ def train(workdir: Path, data: Path, layout: str, fields: list[str]) -> tuple[di
     if any(run.wait(timeout=3600)):
         raise SystemExit("\n".join(map(run.said, range(processes))))
     path = workdir / "checkpoints" / str(STEPS) / "state"
-    arrays = ocp.PyTreeCheckpointer().restore(path)
-    return {name: np.asarray(array) for name, array in arrays.items()}, time.perf_counter() - begin
+    seconds = time.perf_counter() - begin
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.metadata(path).item_metadata.tree
+        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return reader.restore(path, restore_args=numpy), seconds
 
 
 if __name__ == "__main__":

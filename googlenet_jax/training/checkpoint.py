@@ -194,7 +194,7 @@ class Checkpoints:
         is damaged, which then stay as they are.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        damaged = []
+        damaged: list[int] = []
         for step in steps:
             restored, problem = None, "another process can't read it"
             try:

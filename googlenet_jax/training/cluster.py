@@ -139,7 +139,12 @@ class Peers:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._state = {"host": socket.gethostname(), "beat": 0, "tick": 0, "failed": ""}
+        self._state: dict[str, Any] = {
+            "host": socket.gethostname(),
+            "beat": 0,
+            "tick": 0,
+            "failed": "",
+        }
         self._seen: dict[int, tuple[int, float]] = {}  # process -> its last beat, and when
         self._moved = (0, time.monotonic())  # our last tick, and when
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)

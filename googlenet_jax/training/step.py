@@ -1,5 +1,6 @@
 """One training step, compiled for a mesh of devices."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -36,8 +37,8 @@ def make_train_step(
     The state given to it is used up (donated). batch is the task's, of the host: {name: [B, …]},
     split over the mesh. key is the run's; a step's own is drawn from it and the state's step, so
     the result depends on (state, batch, key) alone. `ema_start` is the step before which the
-    average is a copy; `frozen` is what the step leaves as it is. metrics are scalars, of the batch as the step saw it: loss, the loss's parts,
-    the means of the task's metrics, learning_rate, grad_norm (of all gradients together, before
+    average is a copy; `frozen` is what the step leaves as it is. metrics are scalars, of the batch
+    as the step saw it: loss, the loss's parts, the means of the task's metrics, learning_rate, grad_norm (of all gradients together, before
     clipping and weight decay), and with `skip_not_finite` skipped.
 
     Args:
@@ -90,7 +91,7 @@ def make_train_step(
         new_state = TrainState(state.step + 1, new["params"], new["batch_stats"], opt_state, ema)
         if skip_not_finite:
             finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
-            kept = state.replace(step=state.step + 1)
+            kept = dataclasses.replace(state, step=state.step + 1)
             new_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new_state, kept)
             metrics["skipped"] = 1 - finite.astype(jnp.int32)
         return new_state, metrics

@@ -32,11 +32,21 @@ class Run:
         }
         self.processes = []
         for number, log in enumerate(self.logs):
-            command = [sys.executable, "-m", "tests.faults.process", str(workdir), str(data_dir), *fields, *several]
+            command = [
+                sys.executable,
+                "-m",
+                "tests.faults.process",
+                str(workdir),
+                str(data_dir),
+                *fields,
+                *several,
+            ]
             command += [f"--process-id={number}"] if several else []
             command += (own or {}).get(number, [])
             with log.open("w") as file:
-                self.processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=file))
+                self.processes.append(
+                    subprocess.Popen(command, cwd=ROOT, env=environment, stderr=file)
+                )
 
     def said(self, number):
         return self.logs[number].read_text()
