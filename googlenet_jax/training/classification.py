@@ -67,11 +67,11 @@ def check(config: ConfigDict) -> None:
         )
     _check_memory(config.batch_size, training_size)
     groups = getattr(model, "bn_groups", 1)
-    part = config.batch_size // config.devices.accumulate
-    if part % groups:
+    if config.batch_size // config.devices.accumulate % groups:
+        parts = config.devices.accumulate
+        where = f" in each of devices.accumulate, {parts}, parts" if parts > 1 else ""
         raise UserError(
-            f"batch_size: expected a multiple of model.options.bn_groups, {groups}, in each of "
-            f"devices.accumulate, {config.devices.accumulate}, parts, found {config.batch_size}"
+            f"batch_size: expected a multiple of model.options.bn_groups, {groups}{where}, found {config.batch_size}"
         )
     create_loss(**config.loss.to_dict())
     metrics = _metrics(config.metrics)
