@@ -115,7 +115,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         else:
             print(f"googlenet-jax: {_one_line(error)}", file=sys.stderr)
+        _leave_others()
         return 1
+
+
+def _leave_others() -> None:
+    """Ends at once a process of several that has failed: JAX would wait at exit for the others."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _one_line(error: Exception) -> str:

@@ -20,7 +20,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -234,6 +234,16 @@ class Checkpoints:
         """
         with writing(self.folder):
             self._manager.wait_until_finished()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Ends; after an error in one of several processes it waits for nothing, as the others may
+        never come to where it would meet them.
+        """
+        if kind is None or jax.process_count() == 1:
+            self.close()
 
     def close(self) -> None:
         """Waits as `wait` does, and ends."""

@@ -158,7 +158,7 @@ class Peers:
         self._state["tick"] += 1
 
     def failed(self, error: BaseException) -> None:
-        """Tells the others why this process ends.
+        """Tells the others why this process ends; at the second call it does nothing.
 
         What JAX raises is most often another process's end: then that one is given time to be
         found, which ends this process too.
@@ -170,13 +170,17 @@ class Peers:
         self._state["failed"] = _first_line(error)
         with contextlib.suppress(Exception):
             self._tell()
+        self._ended.set()
+        if jax.process_index() == 0:
+            time.sleep(2 * _BEAT)  # what it has told ends with it
 
     def stop(self) -> None:
         """Ends watching: from here on the others may be gone."""
-        self._state["tick"] = -1  # finished
-        with contextlib.suppress(Exception):
-            self._tell()
-        self._ended.set()
+        if not self._ended.is_set():
+            self._state["tick"] = -1  # finished
+            with contextlib.suppress(Exception):
+                self._tell()
+            self._ended.set()
         self._thread.join()
 
     def _tell(self) -> None:
@@ -231,7 +235,7 @@ class Peers:
 def watching(timeout: float) -> Iterator[Peers | None]:
     """Watches over the other processes inside; None, and nothing done, where this one is alone.
 
-    What is raised inside is told to them.
+    What is raised inside is told to them. It must be raised without waiting for them: see `telling`.
     """
     if jax.process_count() == 1:
         yield None
@@ -245,6 +249,17 @@ def watching(timeout: float) -> Iterator[Peers | None]:
         raise
     finally:
         peers.stop()
+
+
+@contextlib.contextmanager
+def telling(peers: Peers | None) -> Iterator[None]:
+    """Tells the others at once what is raised inside."""
+    try:
+        yield
+    except Exception as error:
+        if peers is not None:
+            peers.failed(error)
+        raise
 
 
 def _first_line(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from googlenet_jax.data.mesh import (
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import CutShort
 from googlenet_jax.training.checkpoint import Checkpoints, RunDescription
-from googlenet_jax.training.cluster import PEER_TIMEOUT, Agreement, Peers, watching
+from googlenet_jax.training.cluster import PEER_TIMEOUT, Agreement, Peers, telling, watching
 from googlenet_jax.training.config import in_steps, resolve
 from googlenet_jax.training.finetune import begin_with, read_initial, tell
 from googlenet_jax.training.folder import check_folder, write_config
@@ -134,16 +134,15 @@ def _train(config: ConfigDict | Mapping[str, Any], workdir: Path, peers: Peers |
         check_folder(workdir, recipe, kind.defaults().to_dict())
         write_config(workdir, recipe)
         checkpoints = stack.enter_context(
-            contextlib.closing(
-                Checkpoints(
-                    workdir,
-                    RunDescription(config=recipe, **task.description),
-                    config.checkpoint.keep,
-                    best=config.checkpoint.best,
-                    best_mode=config.checkpoint.best_mode,
-                )
+            Checkpoints(
+                workdir,
+                RunDescription(config=recipe, **task.description),
+                config.checkpoint.keep,
+                best=config.checkpoint.best,
+                best_mode=config.checkpoint.best_mode,
             )
         )
+        stack.enter_context(telling(peers))
         check_patterns("freeze", config.freeze, shapes.params, must_leave=True)
         factors = parse_multipliers(config.optimizer.rate_multipliers)
         check_patterns("optimizer.rate_multipliers", factors, shapes.params)

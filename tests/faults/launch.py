@@ -52,11 +52,15 @@ class Run:
         return self.logs[number].read_text()
 
     def wait(self, timeout=120):
-        """The exit statuses."""
+        """The exit statuses; ends what takes longer."""
         try:
             return [process.wait(timeout) for process in self.processes]
         finally:
-            for process in self.processes:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
+            self.end()
+
+    def end(self):
+        """Ends what still runs."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()

@@ -1,0 +1,119 @@
+"""Runs of several real processes: stopped, killed, hung, and gone on with on another layout."""
+
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from googlenet_jax.data.digits import prepare_digits
+from googlenet_jax.models.registry import register_model
+from googlenet_jax.training.run import load_run
+from googlenet_jax.training.writers import read_metrics
+from tests.faults.launch import Run, free_port
+from tests.faults.process import Small
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, data_dir):
+    """Starts a run: (name, processes, devices, *fields)."""
+    register_model("small", Small)
+    prepare_digits(data_dir)
+    folder = tmp_path_factory.mktemp("runs")
+    runs = []
+
+    def start(name, *layout_and_fields, **options):
+        run = Run(folder / name, data_dir, folder / "cache", *layout_and_fields, **options)
+        run.workdir = folder / name
+        runs.append(run)
+        return run
+
+    yield start
+    for run in runs:
+        run.end()
+
+
+@pytest.fixture(scope="module")
+def whole(start):
+    """A run of one process on one device, which nothing disturbed."""
+    run = start("whole", 1, 1)
+    assert run.wait() == [0]
+    return run.workdir
+
+
+def parameters(workdir):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(load_run(workdir).variables)]
+
+
+def wait_for(path, seconds=90):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} never came"
+        time.sleep(0.01)
+
+
+def largest_difference(a, b):
+    assert len(a) == len(b) > 0
+    return max(np.abs(x - y).max() for x, y in zip(a, b, strict=True))
+
+
+def test_a_signal_to_one_process_stops_all_and_another_layout_goes_on(start, whole):
+    run = start("moved", 2, 2, "--slow=0.1")
+    wait_for(run.workdir / "checkpoints" / "5")
+    run.processes[1].send_signal(signal.SIGTERM)
+    assert run.wait() == [0, 0]
+    assert "stopped by SIGTERM after step" in run.said(0)
+    assert "stopped by" not in run.said(1)  # one speaks
+    saved = max(
+        int(path.name) for path in (run.workdir / "checkpoints").iterdir() if path.name.isdigit()
+    )
+    assert 5 <= saved < 20
+    on_three = start("moved", 1, 3)
+    assert on_three.wait() == [0]
+    assert f"going on after step {saved}" in on_three.said(0)
+    assert largest_difference(parameters(run.workdir), parameters(whole)) < 1e-10
+    ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (run.workdir, whole))
+    assert [(line["step"], line["split"]) for line in ours] == [
+        (line["step"], line["split"]) for line in theirs
+    ]
+
+
+def test_a_process_that_fails_ends_the_others_with_its_words(start):
+    run = start("fails", 2, 1, own={1: ["--fault=fail"]})
+    assert run.wait() == [1, 1]
+    assert "process 1 of 2 on" in run.said(
+        0
+    ) and "has failed: this batch can't be read" in run.said(0)
+    assert "googlenet-jax: this batch can't be read" in run.said(1)
+    assert "Traceback" not in run.said(0) + run.said(1)
+
+
+def test_a_process_that_hangs_ends_the_others(start):
+    run = start("hangs", 2, 1, "--peer-timeout=8", own={1: ["--fault=hang"]})
+    assert run.processes[0].wait(90) == 1
+    assert "process 1 of 2 on" in run.said(0) and "hangs: it stands still" in run.said(0)
+
+
+def test_a_killed_process_is_named(start):
+    run = start("killed", 2, 1, "--slow=0.1", "--peer-timeout=4")
+    wait_for(run.workdir / "checkpoints" / "5")
+    run.processes[1].kill()
+    assert run.processes[0].wait(60) == 1
+    assert "process 1 of 2 on" in run.said(0) and "no sign of life" in run.said(0)
+    assert (run.workdir / "checkpoints" / "5").is_dir()
+
+
+def test_a_process_that_never_comes_is_an_error(start):
+    alone = [
+        f"--coordinator=127.0.0.1:{free_port()}",
+        "--num-processes=2",
+        "--process-id=0",
+        "--peer-timeout=3",
+    ]
+    run = start("alone", 1, 1, own={0: alone})
+    assert run.wait(60) == [1]
+    assert "did not find each other at 127.0.0.1" in run.said(0)
+    assert "Traceback" not in run.said(0)
