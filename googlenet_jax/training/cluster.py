@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -48,7 +47,8 @@ def connect(
       num_processes, process_id: how many there are, and which this is, from 0.
       timeout: seconds to wait for the others.
     Raises:
-      UserError: arguments that can't be, or a process that has not come in time.
+      UserError: arguments that can't be. A process that has not come in time ends this one with
+        status 1 and a line that says so.
     """
     given = {"coordinator": coordinator, "num-processes": num_processes, "process-id": process_id}
     missing = [f"--{name}" for name, value in given.items() if value is None]
@@ -58,26 +58,40 @@ def connect(
         )
     if coordinator is not None:
         _check_address(coordinator, num_processes, process_id)
-    begin = time.monotonic()
+    where = coordinator or "the address that the environment gives"
+    # JAX's own end of waiting is an abort with a stack trace, so that ours comes before it.
+    waiting = threading.Timer(
+        timeout,
+        _end_at_once,
+        [
+            f"--coordinator: after {timeout} s not all {num_processes or ''} processes have found each other at "
+            f"{where}; start all of them, each with its --process-id, and see that they reach that address"
+        ],
+    )
+    waiting.daemon = True
+    waiting.start()
     try:
         jax.distributed.initialize(
             coordinator,
             num_processes,
             process_id,
             cluster_detection_method=None if coordinator is None else "deactivate",
-            initialization_timeout=timeout,
+            initialization_timeout=timeout + 60,
         )
     except ValueError as error:
         if coordinator is None and "coordinator_address" in str(error):
             return  # no cluster: this process trains alone
         raise UserError(f"jax.distributed: {_first_line(error)}") from error
     except Exception as error:
-        waited = time.monotonic() - begin
-        raise UserError(
-            f"--coordinator: the {num_processes or ''} processes did not find each other at "
-            f"{coordinator or 'the address that the environment gives'} within {waited:.0f} s "
-            f"({_first_line(error)}); start all of them, each with its --process-id, and see that they reach that address"
-        ) from error
+        raise UserError(f"--coordinator: can't join at {where}: {_first_line(error)}") from error
+    finally:
+        waiting.cancel()
+
+
+def _end_at_once(text: str) -> None:
+    """Says why, and ends with status 1; nothing waits for other processes then."""
+    os.write(2, f"\ngooglenet-jax: {text}\n".encode())
+    os._exit(1)
 
 
 def _check_address(coordinator: str, num_processes: Any, process_id: Any) -> None:
@@ -226,9 +240,7 @@ class Peers:
     def _end(self, problem: str) -> None:
         if self._ended.is_set():
             return
-        text = f"\ngooglenet-jax: {problem}; the last good checkpoint stands, start all processes again\n"
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
-        os._exit(1)
+        _end_at_once(f"{problem}; the last good checkpoint stands, start all processes again")
 
 
 @contextlib.contextmanager

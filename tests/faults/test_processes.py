@@ -98,7 +98,7 @@ def test_a_process_that_hangs_ends_the_others(start):
 
 
 def test_a_killed_process_is_named(start):
-    run = start("killed", 2, 1, "--slow=0.1", "--peer-timeout=4")
+    run = start("killed", 2, 1, "--slow=0.1")
     wait_for(run.workdir / "checkpoints" / "5")
     run.processes[1].kill()
     assert run.processes[0].wait(60) == 1
@@ -115,5 +115,5 @@ def test_a_process_that_never_comes_is_an_error(start):
     ]
     run = start("alone", 1, 1, own={0: alone})
     assert run.wait(60) == [1]
-    assert "did not find each other at 127.0.0.1" in run.said(0)
+    assert "have found each other at 127.0.0.1" in run.said(0)
     assert "Traceback" not in run.said(0)
