@@ -12,15 +12,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from googlenet_jax.data.digits import prepare_digits  # noqa: E402
-from tests.faults.launch import Run  # noqa: E402
+from tests.faults.launch import Run, final_state, largest_difference  # noqa: E402
 
 STEPS = 20
 
@@ -51,9 +49,7 @@ def main() -> int:
                     [f"--config.model.options.bn_groups={groups}", *fields],
                 )
                 whole = whole or state
-                worst = max(
-                    (float(np.abs(state[name] - whole[name]).max()) for name in whole), default=0.0
-                )
+                worst = largest_difference(state, whole)
                 rows.append(
                     {
                         "bn_groups": groups,
@@ -77,12 +73,8 @@ def train(
     run = Run(workdir, data, workdir.parent / "cache", processes, devices, *often, *fields)
     if any(run.wait(timeout=3600)):
         raise SystemExit("\n".join(map(run.said, range(processes))))
-    path = workdir / "checkpoints" / str(STEPS) / "state"
     seconds = time.perf_counter() - begin
-    with ocp.PyTreeCheckpointer() as reader:
-        tree = reader.metadata(path).item_metadata.tree
-        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return reader.restore(path, restore_args=numpy), seconds
+    return final_state(workdir, STEPS), seconds
 
 
 if __name__ == "__main__":

@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -13,6 +17,21 @@ def free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
+
+
+def final_state(workdir, step):
+    """The arrays of a checkpoint, by name, without a device."""
+    path = Path(workdir) / "checkpoints" / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.metadata(path).item_metadata.tree
+        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return reader.restore(path, restore_args=numpy)
+
+
+def largest_difference(a, b):
+    """Over all arrays of two states, of which neither may lack one."""
+    assert a.keys() == b.keys() and a
+    return max(float(np.abs(a[name] - b[name]).max()) for name in a)
 
 
 class Run:
