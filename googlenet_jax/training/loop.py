@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 import googlenet_jax.training.classification  # noqa: F401  # registers the default task
 from googlenet_jax.data.mesh import (
-    check_batch_size,
     create_mesh,
     place,
     replicate,
@@ -26,21 +25,18 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import CutShort
 from googlenet_jax.training.checkpoint import Checkpoints, RunDescription
 from googlenet_jax.training.cluster import PEER_TIMEOUT, Agreement, Peers, telling, watching
-from googlenet_jax.training.config import in_steps, resolve
+from googlenet_jax.training.config import resolve
 from googlenet_jax.training.finetune import begin_with, read_initial, tell
 from googlenet_jax.training.folder import check_folder, write_config
 from googlenet_jax.training.guard import catching_signals, end, locked, signal_name
-from googlenet_jax.training.optimizer import create_optimizer, create_schedule
-from googlenet_jax.training.patterns import Frozen, check_patterns, parse_multipliers
+from googlenet_jax.training.patterns import check_patterns, parse_multipliers
+from googlenet_jax.training.plan import make_plan
 from googlenet_jax.training.process import is_first, make_deterministic, say
 from googlenet_jax.training.state import (
     TrainState,
     eval_variables,
     is_finite,
-    make_create_state,
-    state_shardings,
 )
-from googlenet_jax.training.step import make_train_step
 from googlenet_jax.training.task import Task
 from googlenet_jax.training.writers import (
     CURVES_FILE,
@@ -83,45 +79,10 @@ def _train(config: ConfigDict | Mapping[str, Any], workdir: Path, peers: Peers |
 
     # What is trained, on which devices, and when what happens.
     mesh = create_mesh()
-    layout = config.devices
-    check_batch_size(config.batch_size // layout.accumulate, mesh)
     task = kind.open(config, mesh)
-    when = in_steps(config, task.examples)
-
-    # What a step does. Its randomness is drawn from `step_key` and its number.
-    schedule = create_schedule(
-        config.schedule.name,
-        config.schedule.learning_rate,
-        when.total,
-        warmup=when.warmup,
-        factor=config.schedule.factor,
-        every=when.decay_every,
-        power=config.schedule.power,
-    )
-    optimizer = create_optimizer(schedule, **recipe["optimizer"])
-    frozen = Frozen(tuple(config.freeze), config.freeze_statistics)
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    if config.init_seed >= 0:
-        init_key, _ = jax.random.split(jax.random.key(config.init_seed))
-    step_key = replicate(step_key, mesh)
-    create_state = make_create_state(
-        task.model, optimizer, task.inputs(task.example), average=config.ema.decay > 0
-    )
-    shapes = create_state.eval_shape(init_key)
-    shardings = state_shardings(shapes, mesh, shard_optimizer=layout.shard_optimizer)
-    train_step = make_train_step(
-        task,
-        optimizer,
-        schedule,
-        mesh,
-        ema_decay=config.ema.decay,
-        ema_start=when.ema_start,
-        frozen=frozen,
-        accumulate=layout.accumulate,
-        rematerialize=layout.rematerialize,
-        skip_not_finite=config.skip_not_finite > 0,
-        shardings=shardings,
-    )
+    plan = make_plan(config, task, mesh)
+    when, shapes = plan.when, plan.shapes
+    step_key = replicate(plan.step_key, mesh)
 
     with contextlib.ExitStack() as stack:
         # The folder is this run's now. Where it stands: its newest whole checkpoint, or the first
@@ -146,15 +107,7 @@ def _train(config: ConfigDict | Mapping[str, Any], workdir: Path, peers: Peers |
         check_patterns("freeze", config.freeze, shapes.params, must_leave=True)
         factors = parse_multipliers(config.optimizer.rate_multipliers)
         check_patterns("optimizer.rate_multipliers", factors, shapes.params)
-        restored = checkpoints.restore_latest(
-            jax.tree.map(
-                lambda leaf, sharding: jax.ShapeDtypeStruct(
-                    leaf.shape, leaf.dtype, sharding=sharding
-                ),
-                shapes,
-                shardings,
-            )
-        )
+        restored = checkpoints.restore_latest(shapes)
         start = restored.step if restored else 0
         cut_short = restored is not None and not restored.evaluated
         if is_first():
@@ -170,11 +123,11 @@ def _train(config: ConfigDict | Mapping[str, Any], workdir: Path, peers: Peers |
         else:
             say("initializing parameters (compiling…)")
             initial = read_initial(config) if config.init_from else None
-            state = create_state(init_key)
+            state = plan.create_state(plan.init_key)
             if initial is not None:
-                state, taken = begin_with(state, optimizer, initial)
+                state, taken = begin_with(state, plan.optimizer, initial)
                 tell(taken, config, initial)
-            state = place(state, shardings)
+            state = place(state, jax.tree.map(lambda leaf: leaf.sharding, shapes))
 
         writer = stack.enter_context(contextlib.closing(create_writer(workdir, start)))
         log = stack.enter_context(
@@ -229,7 +182,7 @@ def _train(config: ConfigDict | Mapping[str, Any], workdir: Path, peers: Peers |
                 if last or stop():
                     break
                 batch = shard_batch(next(batches), mesh)
-                state, metrics = train_step(state, batch, step_key)
+                state, metrics = plan.train_step(state, batch, step_key)
                 signals.has_state = True
                 log.push(step + 1, metrics)
         except jax.errors.JaxRuntimeError as error:
