@@ -32,6 +32,9 @@ def add_parser(subparsers: Any) -> None:
         metavar="DIR",
         help="the run's folder: config, metrics, checkpoints and curves",
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="trace a few steps into the folder's profile/"
+    )
     several = parser.add_argument_group(
         "several processes", "found by themselves on TPU pods, under SLURM and Open MPI"
     )
@@ -68,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         connect(args.coordinator, args.num_processes, args.process_id, timeout=args.peer_timeout)
         from googlenet_jax.training.loop import train
 
-        train(config, args.workdir, peer_timeout=args.peer_timeout)
+        train(config, args.workdir, peer_timeout=args.peer_timeout, profile=args.profile)
     return 0
 
 

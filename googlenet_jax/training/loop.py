@@ -32,6 +32,8 @@ from googlenet_jax.training.guard import catching_signals, end, locked, signal_n
 from googlenet_jax.training.patterns import check_patterns, parse_multipliers
 from googlenet_jax.training.plan import make_plan
 from googlenet_jax.training.process import is_first, make_deterministic, say
+from googlenet_jax.training.profile import FOLDER as PROFILE_FOLDER
+from googlenet_jax.training.profile import Profile
 from googlenet_jax.training.state import (
     TrainState,
     eval_variables,
@@ -56,21 +58,25 @@ def train(
     workdir: str | Path,
     *,
     peer_timeout: float = PEER_TIMEOUT,
+    profile: bool = False,
 ) -> None:
     """Trains as a recipe says, in the folder `workdir`; goes on with the run that is there, and
     leaves a finished one as it is.
 
     Several processes, joined by `jax.distributed`, each call it with the same arguments; all see
-    the same folder. One that stands still for `peer_timeout` seconds ends the others.
+    the same folder. One that stands still for `peer_timeout` seconds ends the others. `profile`
+    writes a trace of a few steps to `workdir`/profile.
 
     Raises UserError for a recipe that is impossible or not the run's, data or checkpoints that
     can't be read, a loss that is not finite.
     """
     with watching(peer_timeout) as peers:
-        _train(config, Path(workdir), peers)
+        _train(config, Path(workdir), peers, profile)
 
 
-def _train(config: ConfigDict | Mapping[str, Any], workdir: Path, peers: Peers | None) -> None:
+def _train(
+    config: ConfigDict | Mapping[str, Any], workdir: Path, peers: Peers | None, profile: bool
+) -> None:
     # The recipe, checked once. What is made from it below gets plain values.
     config, kind = resolve(config)
     recipe = config.to_dict()
@@ -145,6 +151,9 @@ def _train(config: ConfigDict | Mapping[str, Any], workdir: Path, peers: Peers |
             )
         )
         batches = stack.enter_context(contextlib.closing(task.batches(start)))
+        trace = stack.enter_context(
+            contextlib.closing(Profile(workdir / PROFILE_FOLDER if profile else None, start))
+        )
 
         # The loop: evaluate → save → next batch → step. What belongs to the step that was resumed
         # from is done, unless a signal had cut its evaluation short. A signal stops the run after
@@ -181,6 +190,7 @@ def _train(config: ConfigDict | Mapping[str, Any], workdir: Path, peers: Peers |
                     )
                 if last or stop():
                     break
+                trace.before(step, state)
                 batch = shard_batch(next(batches), mesh)
                 state, metrics = plan.train_step(state, batch, step_key)
                 signals.has_state = True
