@@ -1,12 +1,12 @@
-"""Runs of the tiny network of tests/faults/ on one, two and four processes, of which one is sent a signal once at a random moment; then all are started
-again. Prints JSON.
+"""Runs of the tiny network of tests/faults/ on one, two and four processes, of which one is sent a signal once at a random moment; then
+all are started again. Prints JSON.
 
     python benchmarks/kill_processes.py [--runs 50] [--seed 0]
 
 A third of the signals come while a checkpoint is being written, the others at any moment of the run, which evaluates every fourth step.
-Of each run it is checked that after SIGTERM all processes ended with 0, after SIGKILL the others with an error; that the final state
-is that of a run never stopped to 1e-10 in float64, and that metrics.jsonl has every line once. (Which examples a step sees depends on its number alone:
-tests/data/test_pipeline.py.)
+Of each run it is checked that after SIGTERM all processes ended with 0, after SIGKILL the others with an error; that the final state is
+that of a run never stopped, to 1e-10 in float64, and that metrics.jsonl has every line once. (Which examples a step sees depends on its
+number alone: tests/data/test_pipeline.py.)
 """
 
 import argparse
@@ -86,10 +86,8 @@ def disturb(run: Run, workdir: Path, rng: random.Random, seconds: float) -> dict
     statuses = run.wait(max(600, 5 * seconds))
     others = [status for number, status in enumerate(statuses) if number != victim]
     finished = "finished all" in run.said(0)
-    if signum == signal.SIGTERM:
-        good = not any(statuses)
-    else:
-        good = finished or all(others)  # each ended with an error
+    # After SIGKILL each of the others ends with an error, unless all was done before.
+    good = not any(statuses) if signum == signal.SIGTERM else finished or all(others)
     return {
         "processes": len(statuses),
         "signal": signal.Signals(signum).name,
