@@ -1,16 +1,18 @@
-"""Runs of the tiny network of tests/faults/ on one, two and four processes, of which one is sent a signal once at a random moment; then
-all are started again. Prints JSON.
+"""Runs of the tiny network of tests/faults/ on one, two and four processes, of which one is sent a
+signal once at a random moment; then all are started again. Prints JSON.
 
-    python benchmarks/kill_processes.py [--runs 50] [--seed 0]
+    python benchmarks/kill_processes.py [--runs 50] [--first 0] [--minutes M] [--seed 0]
 
-A third of the signals come while a checkpoint is being written, the others at any moment of the run, which evaluates every fourth step.
-Of each run it is checked that after SIGTERM all processes ended with 0, after SIGKILL the others with an error; that the final state is
-that of a run never stopped, to 1e-10 in float64, and that metrics.jsonl has every line once. (Which examples a step sees depends on its
-number alone: tests/data/test_pipeline.py.)
+A third of the signals come while a checkpoint is being written, the others at any moment of the
+run, which evaluates every fourth step. Of each run it is checked that after SIGTERM all processes
+ended with 0, after SIGKILL the others with an error; that the final state is that of a run never
+stopped, to 1e-10 in float64; that metrics.jsonl has every line once; and that the ids read for the
+steps of each epoch, by all processes and starts together, are exactly the data set's.
 """
 
 import argparse
 import collections
+import itertools
 import json
 import os
 import random
@@ -25,9 +27,9 @@ sys.path.insert(0, str(ROOT))
 
 from googlenet_jax.data.digits import prepare_digits  # noqa: E402
 from googlenet_jax.training.writers import METRICS_FILE, read_metrics  # noqa: E402
-from tests.faults.launch import Run, final_state, largest_difference  # noqa: E402
+from tests.faults.launch import Run, final_state, ids_by_step, largest_difference  # noqa: E402
 
-STEPS = 20
+STEPS, EPOCH, BATCH = 20, 10, 24
 FIELDS = ("--slow=0.05", "--config.eval_every=4 steps", "--config.checkpoint_every=3 steps")
 
 
@@ -37,9 +39,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--first", type=int, default=0, help="number of the first run")
+    parser.add_argument("--minutes", type=float, default=1e9, help="after which none begins")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
-    rng, rows = random.Random(args.seed), []
+    rows: list[dict] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data, cache = folder / "data", folder / "cache"
@@ -49,7 +53,10 @@ def main() -> int:
         if any(Run(whole, data, cache, 1, 1, *FIELDS).wait(3600)):
             raise SystemExit("the run never stopped has failed")
         seconds = time.monotonic() - begin
-        for number in range(args.runs):
+        for number in range(args.first, args.first + args.runs):
+            if time.monotonic() - begin > args.minutes * 60:
+                break
+            rng = random.Random(f"{args.seed} {number}")
             processes = (1, 2, 4)[number % 3]
             workdir = folder / f"run{number}"
             row = disturb(
@@ -57,11 +64,7 @@ def main() -> int:
             )
             again = Run(workdir, data, cache, processes, 1, *FIELDS).wait(3600)
             row["resumed"] = not any(again)
-            row |= (
-                compare(workdir, whole)
-                if row["resumed"]
-                else {"difference": None, "lines_once": False, "good": False}
-            )
+            row |= compare(workdir, whole) if row["resumed"] else {"good": False}
             row["good"] = row["good"] and row["ended_as_it_should"]
             rows.append(row)
             print(number, row, file=sys.stderr, flush=True)
@@ -118,7 +121,15 @@ def compare(workdir: Path, whole: Path) -> dict:
     once = list(count) == [(line["step"], line["split"]) for line in expected] and set(
         count.values()
     ) == {1}
-    return {"difference": difference, "lines_once": once, "good": once and difference < 1e-10}
+    read = ids_by_step(workdir)
+    epochs = [
+        sorted(itertools.chain.from_iterable(read[step] for step in range(first, first + EPOCH)))
+        for first in range(0, STEPS, EPOCH)
+    ]
+    ids = all(epoch == list(range(EPOCH * BATCH)) for epoch in epochs)
+    ids = ids and read == ids_by_step(whole)
+    good = once and ids and difference < 1e-10
+    return {"difference": difference, "lines_once": once, "ids_exact": ids, "good": good}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Trains the tiny network of tests/faults/ for 20 steps in float64 on processes × devices of this machine, and compares the final states
-with those of one process on one device. Prints JSON.
+"""Trains the tiny network of tests/faults/ for 20 steps in float64 on processes × devices of this
+machine, and compares the final states with those of one process on one device. Prints JSON.
 
     python benchmarks/layouts.py [--layouts 1x8 2x4 4x2] [--groups 1 8] [--config.field=value …]
 """

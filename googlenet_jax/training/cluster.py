@@ -83,9 +83,27 @@ def connect(
             return  # no cluster: this process trains alone
         raise UserError(f"jax.distributed: {_first_line(error)}") from error
     except Exception as error:
-        raise UserError(f"--coordinator: can't join at {where}: {_first_line(error)}") from error
+        if "must be called before" not in str(error):
+            raise UserError(
+                f"--coordinator: can't join at {where}: {_first_line(error)}"
+            ) from error
+        if coordinator is None and not _environment_names_others():
+            return
+        raise UserError(
+            "--import: a module has used a device before the processes found each other; let it do "
+            "so in functions alone"
+        ) from error
     finally:
         waiting.cancel()
+
+
+def _environment_names_others() -> bool:
+    """Whether JAX would find other processes, where it can no longer be asked to join them."""
+    from jax._src.clusters import ClusterEnv  # no public name answers this
+
+    return "JAX_COORDINATOR_ADDRESS" in os.environ or any(
+        kind.is_env_present() for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method
+    )
 
 
 def _end_at_once(text: str) -> None:

@@ -27,8 +27,9 @@ _SIGNALS = {signal.SIGINT: ("Ctrl-C", 130), signal.SIGTERM: ("SIGTERM", 0)}
 class Stop:
     """Whether SIGINT or SIGTERM asks this process to stop: `signum` is the signal from then on.
 
-    A handler only notes the signal, and the loop asks, through `cluster.Agreement`: an exception raised by the handler would
-    tear whatever is under way, and Python drops it inside a garbage-collection callback.
+    A handler only notes the signal, and the loop asks, through `cluster.Agreement`: an exception
+    raised by the handler would tear whatever is under way, and Python drops it inside a
+    garbage-collection callback.
     """
 
     def __init__(self) -> None:

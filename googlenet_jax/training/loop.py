@@ -15,30 +15,21 @@ import jax
 from ml_collections import ConfigDict
 
 import googlenet_jax.training.classification  # noqa: F401  # registers the default task
-from googlenet_jax.data.mesh import (
-    create_mesh,
-    place,
-    replicate,
-    shard_batch,
-)
+from googlenet_jax.data.mesh import create_mesh, place, replicate, shard_batch
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import CutShort
 from googlenet_jax.training.checkpoint import Checkpoints, RunDescription
 from googlenet_jax.training.cluster import PEER_TIMEOUT, Agreement, Peers, telling, watching
 from googlenet_jax.training.config import resolve
 from googlenet_jax.training.finetune import begin_with, read_initial, tell
-from googlenet_jax.training.folder import check_folder, write_config
+from googlenet_jax.training.folder import check_folder, local_folder, write_config
 from googlenet_jax.training.guard import catching_signals, end, locked, signal_name
 from googlenet_jax.training.patterns import check_patterns, parse_multipliers
 from googlenet_jax.training.plan import make_plan
 from googlenet_jax.training.process import is_first, make_deterministic, say
 from googlenet_jax.training.profile import FOLDER as PROFILE_FOLDER
 from googlenet_jax.training.profile import Profile
-from googlenet_jax.training.state import (
-    TrainState,
-    eval_variables,
-    is_finite,
-)
+from googlenet_jax.training.state import TrainState, eval_variables, is_finite
 from googlenet_jax.training.task import Task
 from googlenet_jax.training.writers import (
     CURVES_FILE,
@@ -71,7 +62,7 @@ def train(
     can't be read, a loss that is not finite.
     """
     with watching(peer_timeout) as peers:
-        _train(config, Path(workdir), peers, profile)
+        _train(config, local_folder(workdir), peers, profile)
 
 
 def _train(
@@ -169,15 +160,8 @@ def _train(
                 if evaluates:
                     log.flush("evaluating")
                     with contextlib.suppress(CutShort):
-                        best = _evaluate(
-                            task,
-                            state,
-                            step,
-                            step / when.epoch,
-                            config.checkpoint.best,
-                            writer,
-                            stop,
-                        )
+                        epoch, chosen = step / when.epoch, config.checkpoint.best
+                        best = _evaluate(task, state, step, epoch, chosen, writer, stop)
                 if saves or (stop() and step > start):
                     log.flush("saving")
                     writer.flush()

@@ -38,8 +38,9 @@ def make_train_step(
     split over the mesh. key is the run's; a step's own is drawn from it and the state's step, so
     the result depends on (state, batch, key) alone. `ema_start` is the step before which the
     average is a copy; `frozen` is what the step leaves as it is. metrics are scalars, of the batch
-    as the step saw it: loss, the loss's parts, the means of the task's metrics, learning_rate, grad_norm (of all gradients together, before
-    clipping and weight decay), and with `skip_not_finite` skipped.
+    as the step saw it: loss, the loss's parts, the means of the task's metrics, learning_rate,
+    grad_norm (of all gradients together, before clipping and weight decay), and with
+    `skip_not_finite` skipped.
 
     Args:
       accumulate: parts of the batch that are computed one after the other; their gradients are

@@ -1,5 +1,6 @@
 """Starts the processes of one run on this machine, with so many simulated devices each."""
 
+import json
 import os
 import socket
 import subprocess
@@ -32,6 +33,17 @@ def largest_difference(a, b):
     """Over all arrays of two states, of which neither may lack one."""
     assert a.keys() == b.keys() and a
     return max(float(np.abs(a[name] - b[name]).max()) for name in a)
+
+
+def ids_by_step(workdir):
+    """The ids that all processes have read for each step, sorted; a step may have been read again
+    by a later start, and was the same then.
+    """
+    read = {}
+    for path in Path(workdir).parent.glob(f"{Path(workdir).name}.*.ids"):
+        for step, ids in map(json.loads, path.read_text().splitlines()):
+            read.setdefault(step, set()).update(ids)
+    return {step: sorted(ids) for step, ids in sorted(read.items())}
 
 
 class Run:

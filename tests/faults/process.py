@@ -1,11 +1,14 @@
-"""One process of a run on a tiny network, in float64: `python -m tests.faults.process WORKDIR DATA_DIR …`.
+"""One process of a run on a tiny network, in float64:
+`python -m tests.faults.process WORKDIR DATA_DIR …`.
 
-What comes after the folders is as `googlenet-jax train` takes it; `--fault=NAME` breaks this process: "hang" stands
-still in Python before step 6, "fail" raises there. `--slow=SECONDS` is what each batch takes at least.
+What comes after the folders is as `googlenet-jax train` takes it; `--fault=NAME` breaks this
+process: "hang" stands still in Python before step 6, "fail" raises there. `--slow=SECONDS` is what
+each batch takes at least. The ids of each batch that is read go to `WORKDIR.K.ids`, a line each.
 """
 
 import argparse
 import dataclasses
+import json
 import sys
 import time
 from pathlib import Path
@@ -36,14 +39,18 @@ class Small(Network):
         return Output(nn.Dense(self.num_classes, name="head", **types)(x), {})
 
 
-def slowed(fault, seconds):
-    """A kind of task whose batches take so long, and where `fault` happens before step 6."""
+def slowed(fault, seconds, ids):
+    """A kind of task whose batches take so long, and where `fault` happens before step 6; `ids` is
+    the start of the file's name.
+    """
 
     def open_slowed(config, mesh):
         task = CLASSIFICATION.open(config, mesh)
 
         def batches(start):
+            file = open(f"{ids}.{jax.process_index()}.ids", "a", buffering=1)
             for number, batch in enumerate(task.batches(start), start):
+                print(json.dumps([number, batch["index"].tolist()]), file=file)
                 time.sleep(seconds)
                 if number == 6 and fault == "hang":
                     time.sleep(3600)
@@ -77,7 +84,7 @@ if __name__ == "__main__":
     args, rest = parser.parse_known_args()
     jax.config.update("jax_enable_x64", True)
     register_model("small", Small)
-    register_task("slowed", slowed(args.fault, args.slow))
+    register_task("slowed", slowed(args.fault, args.slow, args.workdir))
     recipe = str(Path(__file__).with_name("recipe.py"))
     more = [f"--config={recipe}", f"--workdir={args.workdir}", f"--config.data.dir={args.data_dir}"]
     sys.exit(main(["train", *more, *rest]))
