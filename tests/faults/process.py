@@ -48,15 +48,16 @@ def slowed(fault, seconds, ids):
         task = CLASSIFICATION.open(config, mesh)
 
         def batches(start):
-            file = open(f"{ids}.{jax.process_index()}.ids", "a", buffering=1)
-            for number, batch in enumerate(task.batches(start), start):
-                print(json.dumps([number, batch["index"].tolist()]), file=file)
-                time.sleep(seconds)
-                if number == 6 and fault == "hang":
-                    time.sleep(3600)
-                if number == 6 and fault == "fail":
-                    raise UserError("this batch can't be read")
-                yield batch
+            path = Path(f"{ids}.{jax.process_index()}.ids")
+            with path.open("a", buffering=1) as file:
+                for number, batch in enumerate(task.batches(start), start):
+                    print(json.dumps([number, batch["index"].tolist()]), file=file)
+                    time.sleep(seconds)
+                    if number == 6 and fault == "hang":
+                        time.sleep(3600)
+                    if number == 6 and fault == "fail":
+                        raise UserError("this batch can't be read")
+                    yield batch
 
         def evaluation(evaluate):
             def slow(variables, should_stop):
