@@ -125,8 +125,9 @@ def _devices(topology: str) -> Sequence[Any]:
     from jax.experimental import topologies
 
     # It asks no metadata server which TPU this is, and shares the library with other processes.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # it complains of none
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:

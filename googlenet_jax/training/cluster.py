@@ -24,7 +24,7 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.training.guard import Stop
 
 PEER_TIMEOUT = 300  # seconds
-SILENCE = 30  # seconds without a sign of life after which a process counts as dead
+SILENCE: float = 30  # seconds without a sign of life after which a process counts as dead
 _BEAT = 2  # seconds between signs of life
 _KEYS = "googlenet_jax/processes/"
 

@@ -82,7 +82,7 @@ class Run:
     def said(self, number):
         return self.logs[number].read_text()
 
-    def wait(self, timeout=120):
+    def wait(self, timeout=300):
         """The exit statuses; ends what takes longer."""
         try:
             return [process.wait(timeout) for process in self.processes]

@@ -1,9 +1,9 @@
 """One process of a run on a tiny network, in float64:
 `python -m tests.faults.process WORKDIR DATA_DIR …`.
 
-What comes after the folders is as `googlenet-jax train` takes it; `--fault=NAME` breaks this
-process: "hang" stands still in Python before step 6, "fail" raises there. `--slow=SECONDS` is what
-each batch takes at least. The ids of each batch that is read go to `WORKDIR.K.ids`, a line each.
+What comes after the folders is as `googlenet-jax train` takes it; `--fails` lets this process raise
+before step 6, `--slow=SECONDS` is what each batch takes at least, and `--silence=SECONDS` replaces
+`cluster.SILENCE`. The ids of each batch that is read go to `WORKDIR.K.ids`, a line each.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.models.layers import BatchNorm
 from googlenet_jax.models.network import Network, Output
 from googlenet_jax.models.registry import register_model
+from googlenet_jax.training import cluster
 from googlenet_jax.training.classification import CLASSIFICATION
 from googlenet_jax.training.task import TaskKind, register_task
 
@@ -39,10 +40,8 @@ class Small(Network):
         return Output(nn.Dense(self.num_classes, name="head", **types)(x), {})
 
 
-def slowed(fault, seconds, ids):
-    """A kind of task whose batches take so long, and where `fault` happens before step 6; `ids` is
-    the start of the file's name.
-    """
+def slowed(fails, seconds, ids):
+    """A kind of task whose batches take so long; `ids` is the start of the file's name."""
 
     def open_slowed(config, mesh):
         task = CLASSIFICATION.open(config, mesh)
@@ -53,9 +52,7 @@ def slowed(fault, seconds, ids):
                 for number, batch in enumerate(task.batches(start), start):
                     print(json.dumps([number, batch["index"].tolist()]), file=file)
                     time.sleep(seconds)
-                    if number == 6 and fault == "hang":
-                        time.sleep(3600)
-                    if number == 6 and fault == "fail":
+                    if number == 6 and fails:
                         raise UserError("this batch can't be read")
                     yield batch
 
@@ -80,12 +77,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("workdir")
     parser.add_argument("data_dir")
-    parser.add_argument("--fault", default="")
+    parser.add_argument("--fails", action="store_true")
     parser.add_argument("--slow", type=float, default=0.0)
+    parser.add_argument("--silence", type=float, default=cluster.SILENCE)
     args, rest = parser.parse_known_args()
     jax.config.update("jax_enable_x64", True)
+    cluster.SILENCE = args.silence
     register_model("small", Small)
-    register_task("slowed", slowed(args.fault, args.slow, args.workdir))
+    register_task("slowed", slowed(args.fails, args.slow, args.workdir))
     recipe = str(Path(__file__).with_name("recipe.py"))
     more = [f"--config={recipe}", f"--workdir={args.workdir}", f"--config.data.dir={args.data_dir}"]
     sys.exit(main(["train", *more, *rest]))
