@@ -1,4 +1,4 @@
-"""`googlenet-jax compile`: what a recipe's training step needs on a TPU slice, from its compiler."""
+"""`googlenet-jax compile`: what a recipe's step needs on a TPU slice, from its compiler."""
 
 import argparse
 import dataclasses
@@ -14,7 +14,7 @@ def add_parser(subparsers: Any) -> None:
     """Adds the subcommand's arguments; `--config.field=value` are left over, in `args.fields`."""
     parser = subparsers.add_parser(
         "compile",
-        help="compile a recipe's step for a TPU slice, without one: memory, operations, collectives",
+        help="what a recipe's step needs on a TPU slice, by its compiler: memory, collectives, …",
         usage="%(prog)s --config=NAME[:ARG] --topology=v5e:4x4 [--config.field=value …]",
         allow_abbrev=False,
         epilog="It needs the extra [tpu], and no TPU.",
@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
 def as_text(report: "Report") -> str:
     """The report for a person; all but the batch is per chip."""
     lines = [
-        f"{report.topology}: {report.chips} chips on {report.hosts} hosts, batch {report.batch_size}; per chip and step:",
+        f"{report.topology}: {report.chips} chips of {report.hosts} hosts, "
+        f"batch {report.batch_size}; per chip and step:",
         *(
             f"  memory, {part:<12} {size / 2**20:12,.1f} MiB"
             for part, size in report.memory.items()
@@ -73,5 +74,5 @@ def as_text(report: "Report") -> str:
         f"  optimal time         {report.optimal_seconds * 1e3:12,.2f} ms (the compiler's estimate)",
     ]
     for kind, found in report.collectives.items():
-        lines.append(f"  {kind:<20} {found.count:5} × , {found.bytes / 2**20:,.2f} MiB")
+        lines.append(f"  {kind:<20} {found.count:8} times, {found.bytes / 2**20:,.2f} MiB")
     return "\n".join(lines if report.collectives else [*lines, "  no collectives"])

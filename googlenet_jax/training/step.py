@@ -120,8 +120,10 @@ def _make_apply(task: Task, frozen: Frozen, rematerialize: bool) -> Callable[...
                 mutable=["batch_stats"],
             )
 
-    # An Inception module ends with a concatenation: that alone is kept.
-    keep = lambda primitive, *_, **__: primitive.name == "concatenate"  # noqa: E731
+    def keep(primitive: Any, *_: Any, **__: Any) -> bool:
+        """An Inception module ends with a concatenation: that alone is kept."""
+        return primitive.name == "concatenate"
+
     return jax.checkpoint(apply, policy=keep) if rematerialize else apply
 
 

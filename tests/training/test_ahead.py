@@ -1,11 +1,13 @@
 """Compiling ahead of time: what is read out of a program's text, and what is refused."""
 
+import dataclasses
 import importlib.util
 
 import pytest
 
+from googlenet_jax.cli.compile import as_text
 from googlenet_jax.errors import UserError
-from googlenet_jax.training.ahead import Collective, compile_step, count_collectives
+from googlenet_jax.training.ahead import Collective, Report, compile_step, count_collectives
 from googlenet_jax.training.config import default_config
 
 PROGRAM = """
@@ -25,6 +27,20 @@ def test_collectives_are_counted_once_with_the_bytes_of_their_results():
         "all-reduce": Collective(3, 64 * 4 + (6 * 4 + 10 * 2) + 5 * 4),
         "reduce-scatter": Collective(1, 4),
     }
+
+
+def test_the_report_in_words():
+    found = {"all-reduce": Collective(120, 3 * 2**20)}
+    report = Report("v5e:4x4", 16, 4, 64, {"total": 2**30}, 5e9, 2e9, 0.0015, found)
+    assert as_text(report).splitlines() == [
+        "v5e:4x4: 16 chips of 4 hosts, batch 64; per chip and step:",
+        "  memory, total             1,024.0 MiB",
+        "  operations                    5.0 G",
+        "  bytes accessed               2.00 GB",
+        "  optimal time                 1.50 ms (the compiler's estimate)",
+        "  all-reduce                120 times, 3.00 MiB",
+    ]
+    assert as_text(dataclasses.replace(report, collectives={})).endswith("\n  no collectives")
 
 
 def recipe(**model):
