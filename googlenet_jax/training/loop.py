@@ -162,7 +162,9 @@ def _train(
                     with contextlib.suppress(CutShort):
                         epoch, chosen = step / when.epoch, config.checkpoint.best
                         best = _evaluate(task, state, step, epoch, chosen, writer, stop)
-                if saves or (stop() and step > start):
+                # Asked twice in a row, several processes would wait for the step under way.
+                stops = stop()
+                if saves or (stops and step > start):
                     log.flush("saving")
                     writer.flush()
                     # The very step whose loss was still finite can spoil them.
@@ -172,7 +174,8 @@ def _train(
                     checkpoints.save(
                         step, state, metric=best, interval=log.interval, evaluated=evaluated
                     )
-                if last or stop():
+                    stops = stop()  # a save takes its time
+                if last or stops:
                     break
                 trace.before(step, state)
                 batch = shard_batch(next(batches), mesh)
