@@ -24,8 +24,10 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.data.sources import load_source
     from googlenet_jax.errors import UserError
     from googlenet_jax.evaluation.evaluate import evaluate_source, make_eval_step
+    from googlenet_jax.training.process import prepare, say_settings
     from googlenet_jax.training.run import load_run
 
+    prepare()
     trained = load_run(args.run, args.weights, args.step)
     data, mesh = trained.config["data"], create_mesh()
     source = load_source(data["name"], args.split or data["eval_splits"][0], args.data_dir or data["dir"] or None)
@@ -33,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"{source.name} has {source.num_classes} classes, the run's model {trained.model.num_classes}: not the run's data set"
         )
+    say_settings()
     metrics = evaluate_source(
         make_eval_step(trained.model, trained.preprocessing, mesh),
         replicate(trained.variables, mesh),

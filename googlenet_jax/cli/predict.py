@@ -26,11 +26,13 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.errors import UserError
     from googlenet_jax.evaluation.pictures import draw_grid, read_picture
     from googlenet_jax.evaluation.predict import predict, top_predictions
+    from googlenet_jax.training.process import prepare
     from googlenet_jax.training.run import load_run
 
     if args.top < 1:
         raise UserError(f"--top: expected at least 1, found {args.top}")
     pictures = [read_picture(path) for path in args.images]
+    prepare()
     trained = load_run(args.run, args.weights, args.step)
     crops = [eval_image(picture, trained.preprocessing) for picture in pictures]
     probabilities = predict(trained.model, trained.variables, np.stack(crops), trained.preprocessing)
