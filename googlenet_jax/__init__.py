@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from googlenet_jax.data.augment import register_augmentation
     from googlenet_jax.evaluation.metrics import register_metric
     from googlenet_jax.models.endpoints import endpoints
+    from googlenet_jax.models.folding import fold_batch_norm
     from googlenet_jax.models.network import Network, Output
     from googlenet_jax.models.registry import create_model, list_models, register_model
     from googlenet_jax.training.loop import train
@@ -28,6 +29,7 @@ _HOMES = {
     "list_models": "googlenet_jax.models.registry",
     "register_model": "googlenet_jax.models.registry",
     "endpoints": "googlenet_jax.models.endpoints",
+    "fold_batch_norm": "googlenet_jax.models.folding",
     "save_weights": "googlenet_jax.weights.safetensors",
     "load_weights": "googlenet_jax.weights.safetensors",
     "register_augmentation": "googlenet_jax.data.augment",
@@ -44,6 +46,7 @@ __all__ = [
     "Output",
     "create_model",
     "endpoints",
+    "fold_batch_norm",
     "list_models",
     "load_run",
     "load_weights",
