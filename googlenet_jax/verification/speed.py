@@ -1,0 +1,239 @@
+"""How fast a network runs here: a step's time, the machine's floor below it, and both by layer."""
+
+import dataclasses
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from googlenet_jax.models.folding import fold_batch_norm
+from googlenet_jax.models.network import Network, NormedNetwork
+from googlenet_jax.verification.summary import Summary, summarize
+
+PEAK_SIZE = 2048  # of the matrices whose product gives the machine's peak
+COPY_BYTES = 256 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """What one process measured.
+
+    Attributes:
+      seconds: wall time of each step, the first left out; cpu_seconds: of all threads, likewise.
+      compile_seconds: tracing and compiling, or reading compiled code from JAX's cache.
+      peak_bytes: the largest resident size of the process.
+    """
+
+    seconds: list[float]
+    cpu_seconds: list[float]
+    compile_seconds: float
+    peak_bytes: int
+
+
+def processor_seconds() -> float:
+    """CPU seconds of all threads of this process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def peak_bytes() -> int:
+    """The largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def time_steps(step: Callable[[], Any], count: int, compile_seconds: float) -> Timing:
+    """Runs `step`, which returns when it is done, once and then `count` times."""
+    seconds, cpu_seconds = [], []
+    for _ in range(count + 1):
+        start, cpu_start = time.perf_counter(), processor_seconds()
+        step()
+        seconds.append(time.perf_counter() - start)
+        cpu_seconds.append(processor_seconds() - cpu_start)
+    return Timing(seconds[1:], cpu_seconds[1:], compile_seconds, peak_bytes())
+
+
+def time_network(model: Network, *, train: bool, batch_size: int, steps: int) -> Timing:
+    """Times training steps (SGD with momentum, auxiliary losses weighted 0.3), or inference with
+    batch norm folded where there is one.
+    """
+    images = _images(model, batch_size)
+    variables = _initialize(model, images[:1], train=False)
+    if not train and isinstance(model, NormedNetwork):
+        model, variables = fold_batch_norm(model, variables)
+    function, carry = (_training if train else _inference)(model, variables, images)
+    start = time.perf_counter()
+    compiled = jax.jit(function, donate_argnums=0 if train else ()).lower(carry).compile()
+    compile_seconds = time.perf_counter() - start
+
+    def step() -> None:
+        nonlocal carry
+        result = jax.block_until_ready(compiled(carry))
+        carry = result if train else carry
+
+    return time_steps(step, steps, compile_seconds)
+
+
+def _images(model: Network, batch_size: int) -> jax.Array:
+    shape = (batch_size, model.input_size, model.input_size, 3)
+    return jax.random.normal(jax.random.key(0), shape, jnp.float32)
+
+
+def _initialize(module: nn.Module, x: jax.Array, *rest: Any, **settings: Any) -> Any:
+    """Random variables; unoptimized, as they are computed once."""
+    key = jax.random.key(0)
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+    def init(x: jax.Array) -> Any:
+        return module.init({"params": key, "dropout": key}, x, *rest, **settings)
+
+    return jax.jit(init, compiler_options=options)(x)
+
+
+def _training(model: Network, variables: Any, images: jax.Array) -> tuple[Callable, Any]:
+    labels = jnp.arange(len(images)) % model.num_classes
+    optimizer = optax.sgd(0.01, 0.9)
+    key = jax.random.key(1)
+
+    def loss_fn(params: Any, stats: Any) -> tuple[jax.Array, Any]:
+        output: Any
+        output, updated = model.apply(
+            {"params": params, "batch_stats": stats},
+            images,
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+        heads = [output.logits, *output.aux_logits.values()]
+        losses = [cross_entropy(logits, labels).mean() for logits in heads]
+        return losses[0] + 0.3 * sum(losses[1:]), updated.get("batch_stats", {})
+
+    def step(carry: Any) -> Any:
+        params, stats, opt_state = carry
+        (_, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, stats)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), stats, opt_state
+
+    params = variables["params"]
+    return step, (params, variables.get("batch_stats", {}), optimizer.init(params))
+
+
+def _inference(model: Network, variables: Any, images: jax.Array) -> tuple[Callable, Any]:
+    def apply(carry: Any) -> jax.Array:
+        output: Any = model.apply(carry[0], carry[1], train=False)
+        return output.logits
+
+    return apply, (jax.tree.map(jnp.asarray, variables), images)
+
+
+# ------------------------------------------------------------------------------------------- floor
+
+
+def operations(summary: Summary, *, train: bool, batch_size: int) -> int:
+    """Multiplications and additions of a step's products with weights, from the traced network.
+
+    Training takes three times the forward pass, but for the gradient of the images.
+    """
+    totals = summary.totals(aux=train)["multiply_adds"]
+    if train:
+        totals = 3 * totals - summary.rows[0].multiply_adds
+    return 2 * totals * batch_size
+
+
+def machine(dtype: Any) -> dict[str, float]:
+    """Measures operations a second of a product of 2048² matrices, and bytes a second of a copy
+    (read and written).
+    """
+    matrix = jnp.ones((PEAK_SIZE, PEAK_SIZE), dtype)
+    array = jnp.ones(COPY_BYTES // 4, jnp.float32)
+    product = _best_seconds(jax.jit(jnp.matmul), matrix, matrix)
+    copy = _best_seconds(jax.jit(jnp.negative), array)
+    return {
+        "peak_operations_per_second": 2 * PEAK_SIZE**3 / product,
+        "copy_bytes_per_second": 2 * COPY_BYTES / copy,
+    }
+
+
+def _best_seconds(function: Callable, *arguments: Any, count: int = 7) -> float:
+    jax.block_until_ready(function(*arguments))
+    seconds = []
+    for _ in range(count):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+# ------------------------------------------------------------------------------------------ layers
+
+
+def time_layers(model: Network, *, batch_size: int, peak: float, steps: int = 3) -> Iterator[dict[str, Any]]:
+    """Times each layer or module of the network by itself, as it stands in training.
+
+    Yields:
+      name; forward_ms and backward_ms, medians; forward_floor_ms and backward_floor_ms, of its
+      products with weights at `peak` operations a second.
+    """
+    summary = summarize(model, model.input_size)
+    first = summary.rows[0].name
+    for name, (module, arguments) in _children(model, batch_size).items():
+        row = summary.row(name)
+        floor = 2e3 * batch_size * (row.multiply_adds if row else 0) / peak
+        forward, backward = _time_layer(module, arguments, steps)
+        yield {
+            "name": name,
+            "forward_ms": 1e3 * forward,
+            "backward_ms": 1e3 * backward,
+            "forward_floor_ms": floor,
+            "backward_floor_ms": floor if name == first else 2 * floor,
+        }
+
+
+def _children(model: Network, batch_size: int) -> dict[str, tuple[nn.Module, tuple]]:
+    """The network's own layers and modules, with the arguments of their calls (arrays' shapes)."""
+    found: dict[str, tuple[nn.Module, tuple]] = {}
+
+    def note(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        module = context.module
+        if context.method_name == "__call__" and len(module.path) == 1 and not kwargs:
+            shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype) if hasattr(a, "shape") else a, args)
+            found.setdefault(module.path[0], (module.clone(parent=None, name=None), shapes))
+        return call(*args, **kwargs)
+
+    images = jax.eval_shape(lambda: _images(model, batch_size))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with nn.intercept_methods(note):
+        jax.eval_shape(lambda key, x: model.init({"params": key, "dropout": key}, x, train=True), key, images)
+    return found
+
+
+def _time_layer(module: nn.Module, arguments: tuple, steps: int) -> tuple[float, float]:
+    """Seconds of the forward pass, and of forward and backward together less those."""
+    shape, *rest = arguments
+    x = jax.random.normal(jax.random.key(0), shape.shape, shape.dtype)
+    variables = _initialize(module, x[:1], *rest)
+    params = variables.get("params", {})
+    stats = {name: tree for name, tree in variables.items() if name == "batch_stats"}
+    rngs = {"dropout": jax.random.key(1)}
+
+    def forward(params: Any, x: jax.Array) -> jax.Array:
+        applied = {"params": params, **stats}
+        y, _ = module.apply(applied, x, *rest, rngs=rngs, mutable=["batch_stats"])
+        return y
+
+    def both(params: Any, x: jax.Array) -> Any:
+        y, pull = jax.vjp(forward, params, x)
+        return pull(jnp.ones_like(y))
+
+    seconds = []
+    for function in (forward, both):
+        compiled = jax.jit(function).lower(params, x).compile()
+        timing = time_steps(lambda c=compiled: jax.block_until_ready(c(params, x)), steps, 0.0)
+        seconds.append(statistics.median(timing.seconds))
+    return seconds[0], max(seconds[1] - seconds[0], 0.0)
