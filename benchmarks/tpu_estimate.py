@@ -14,7 +14,13 @@ import sys
 import time
 from typing import Any
 
-FORMS = ("as it is", "indexed max pool", "1×1 as convolutions", "1×1 as flat products", "plain batch norm")
+FORMS = (
+    "as it is",
+    "indexed max pool",
+    "1×1 as convolutions",
+    "1×1 as flat products",
+    "plain batch norm",
+)
 
 
 def choose(form: str) -> None:
@@ -81,7 +87,9 @@ def estimate(form: str, chip: str, model_name: str, batch_size: int, dtype: str)
         jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         key,
     )
-    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), arguments)
+    placed = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), arguments
+    )
     start = time.perf_counter()
     compiled = jax.jit(step, donate_argnums=0).lower(*placed).compile()
     seconds = time.perf_counter() - start
@@ -115,7 +123,9 @@ def main() -> None:
         for name in ("model", "chip", "batch_size", "dtype"):
             command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        done = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+        )
         rows.append(json.loads(done.stdout.splitlines()[-1]))
     import jax
 

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 
 from googlenet_jax import __version__
-from googlenet_jax.cli import bench, evaluate, plot, predict, prepare, summary, train
+from googlenet_jax.cli import bench, convert, evaluate, plot, predict, prepare, summary, train
 from googlenet_jax.errors import UserError
 
 SUBCOMMANDS = {
@@ -24,6 +24,7 @@ SUBCOMMANDS = {
     "prepare": prepare,
     "evaluate": evaluate,
     "predict": predict,
+    "convert": convert,
     "plot": plot,
     "bench": bench,
 }

@@ -10,7 +10,9 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.models.network import Network, NormedNetwork
 
 
-def fold_batch_norm(model: Network, variables: Mapping[str, Any]) -> tuple[NormedNetwork, dict[str, Any]]:
+def fold_batch_norm(
+    model: Network, variables: Mapping[str, Any]
+) -> tuple[NormedNetwork, dict[str, Any]]:
     """Makes each batch norm's running statistics part of its convolution's kernel and bias.
 
     kernel · γ/√(var + ε) and β + (bias − mean) · γ/√(var + ε), computed in float64 and rounded

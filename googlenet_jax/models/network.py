@@ -123,9 +123,13 @@ class Layers:
             **given,
         )(x, self.use_running_average)
 
-    def pool(self, name: str, x: Array, kernel: int = 3, stride: int = 2, padding: Padding | None = None) -> Array:
+    def pool(
+        self, name: str, x: Array, kernel: int = 3, stride: int = 2, padding: Padding | None = None
+    ) -> Array:
         """Max pool, 3×3/2 where nothing else is said, padded as the style pads."""
-        return MaxPool(kernel, stride, self.style.pool if padding is None else padding, name=name)(x)
+        return MaxPool(kernel, stride, self.style.pool if padding is None else padding, name=name)(
+            x
+        )
 
     def avg_pool(self, name: str, x: Array, kernel: int, stride: int) -> Array:
         """Average over the windows inside the map."""
@@ -145,7 +149,9 @@ class Layers:
         """Dropout in training."""
         return nn.Dropout(rate, deterministic=not self.train)(x)
 
-    def logits(self, name: str, x: Array, num_classes: int, init: Initializer | None = None) -> Array:
+    def logits(
+        self, name: str, x: Array, num_classes: int, init: Initializer | None = None
+    ) -> Array:
         """Classifier, `[N, C]` → `[N, num_classes]` in `promote_types(dtype, float32)`."""
         dtype = statistics_dtype(self.dtype)
         make = functools.partial(Dense, dtype=dtype, param_dtype=self.param_dtype, name=name)
@@ -190,7 +196,8 @@ class PrintedTable:
     def is_of(self, options: Mapping[str, Any], input_size: int) -> bool:
         """Whether the table is of a model with these options, on images of that size."""
         return input_size == self.input_size and all(
-            options[name] in (value if isinstance(value, tuple) else (value,)) for name, value in self.options.items()
+            options[name] in (value if isinstance(value, tuple) else (value,))
+            for name, value in self.options.items()
         )
 
 
@@ -245,6 +252,21 @@ class Network(nn.Module):
         return 1
 
     @property
+    def min_size_without_aux(self) -> int:
+        """The smallest height and width where the auxiliary heads don't answer, as in evaluation."""
+        return self.min_size
+
+    @nn.nowrap
+    def size_problem(self, height: int, width: int, aux: bool) -> str:
+        """Why the network can't take images of this size, in words; "" where it can. `aux`: its auxiliary heads are to answer."""
+        smallest, found = self.min_size if aux else self.min_size_without_aux, min(height, width)
+        if found >= smallest:
+            return ""
+        less = self.min_size_without_aux
+        hint = f"; aux_heads=False takes {less} and more" if found >= less else ""
+        return f"with its options, images must be at least {smallest} high and wide, found {height}×{width}{hint}"
+
+    @property
     def norm(self) -> Norm | None:
         """The batch norms, if the network has any."""
         return None
@@ -271,7 +293,8 @@ class Network(nn.Module):
         Raises:
           ValueError: images of another rank, channel count or dtype, or smaller than `min_size`.
         """
-        check_images(self, images)
+        wants_aux = self.aux_heads and ((train if aux is None else aux) or self.is_initializing())
+        check_images(self, images, wants_aux)
         layers = Layers(
             style=self.style,
             norm=self.norm,
@@ -281,11 +304,10 @@ class Network(nn.Module):
             train=train,
             use_running_average=not train if use_running_average is None else use_running_average,
         )
-        wants_aux = (train if aux is None else aux) or self.is_initializing()
         x = images.astype(self.dtype)
         if self.transform_input:
             x = imagenet_to_unit_range(x)
-        return layers, x, self.aux_heads and wants_aux
+        return layers, x, wants_aux
 
     def head(self, layers: Layers, name: str, x: Array, average: bool = True) -> Array:
         """Global average (or the whole map), dropout, classifier: `[N, H, W, C]` → `[N, num_classes]`.
@@ -320,16 +342,18 @@ class NormedNetwork(Network):
         return Norm(self.bn_momentum, self.bn_epsilon, use_scale=scale, groups=self.bn_groups)
 
 
-def check_images(model: Network, images: Array) -> None:
+def check_images(model: Network, images: Array, aux: bool) -> None:
     """Raises ValueError, in words, where a network can't take `images`."""
     name = type(model).__name__
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"{name}: images must be [N, H, W, 3], found shape {list(images.shape)}")
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"{name}: images must be normalised floats, found {images.dtype}; see googlenet_jax.data.preprocessing.normalize")
+        raise ValueError(
+            f"{name}: images must be normalised floats, found {images.dtype}; see googlenet_jax.data.preprocessing.normalize"
+        )
     height, width = images.shape[1:3]
-    if min(height, width) < model.min_size:
-        raise ValueError(f"{name}: with its options, images must be at least {model.min_size} high and wide, found {height}×{width}")
+    if problem := model.size_problem(height, width, aux):
+        raise ValueError(f"{name}: {problem}")
 
 
 def imagenet_to_unit_range(x: Array) -> Array:

@@ -20,7 +20,14 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 def plain_max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
     """Maximum over windows by XLA's reduce_window, whose gradient is select-and-scatter: the first maximum gets it."""
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), ((0, 0), *pads, (0, 0)))
+    return lax.reduce_window(
+        x,
+        -jnp.inf,
+        lax.max,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        ((0, 0), *pads, (0, 0)),
+    )
 
 
 def max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
@@ -34,7 +41,9 @@ def max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
 
 def _indexed_max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
     """Maximum over columns, then over rows. The first row with the maximum, and in it the first column: the first in row-major order."""
-    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
+    x = lax.pad(
+        x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0))
+    )
     return _max_along(_max_along(x, 2, window, stride), 1, window, stride)
 
 
@@ -44,10 +53,14 @@ def _max_along(x: Array, axis: int, window: int, stride: int) -> Array:
     return _max_along_forward(x, axis, window, stride)[0]
 
 
-def _max_along_forward(x: Array, axis: int, window: int, stride: int) -> tuple[Array, tuple[Array, Array]]:
+def _max_along_forward(
+    x: Array, axis: int, window: int, stride: int
+) -> tuple[Array, tuple[Array, Array]]:
     size = x.shape[axis]
     count = (size - window) // stride + 1
-    parts = [lax.slice_in_dim(x, i, i + (count - 1) * stride + 1, stride, axis) for i in range(window)]
+    parts = [
+        lax.slice_in_dim(x, i, i + (count - 1) * stride + 1, stride, axis) for i in range(window)
+    ]
     best = functools.reduce(jnp.maximum, parts)
     index = jnp.full(best.shape, window - 1, jnp.int8)
     for i in range(window - 2, -1, -1):
@@ -101,7 +114,9 @@ _max_along.defvjp(_max_along_forward, _max_along_backward)
 
 def plain_conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1) -> Array:
     """Convolution by XLA. `[N, H, W, C]`, `[h, w, C/groups, O]` → `[N, H', W', O]`."""
-    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS, feature_group_count=groups)
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS, feature_group_count=groups
+    )
 
 
 def conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1) -> Array:
@@ -142,7 +157,9 @@ _SPLIT_ROWS = 4096  # at 7×7 and batch 32, 1568 rows, the split costs a third m
 # --------------------------------------------------------------------------------------------------------------- batch norm
 
 
-def plain_batch_norm(x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool) -> tuple[Array, Array, Array]:
+def plain_batch_norm(
+    x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool
+) -> tuple[Array, Array, Array]:
     """Batch norm as the formula reads; see `batch_norm`."""
     wide = x.astype(gamma.dtype).reshape(groups, -1, *x.shape[1:])
     mean = wide.mean((1, 2, 3))
@@ -153,7 +170,9 @@ def plain_batch_norm(x: Array, gamma: Array, beta: Array, epsilon: float, groups
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def batch_norm(x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool) -> tuple[Array, Array, Array]:
+def batch_norm(
+    x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool
+) -> tuple[Array, Array, Array]:
     """Batch norm, with ReLU where asked: saves the input alone for the backward pass, which recomputes the rest.
 
     The statistics are for the running averages: no gradient flows through them.
@@ -176,7 +195,9 @@ def _sum(x: Array) -> Array:
     return x.sum((2, 3)).sum(1)
 
 
-def _batch_norm_forward(x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool):
+def _batch_norm_forward(
+    x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool
+):
     grouped = _group(x, groups).astype(gamma.dtype)
     n = x.size // x.shape[-1] // groups
     mean = _sum(grouped) / n
@@ -199,7 +220,11 @@ def _batch_norm_backward(epsilon: float, groups: int, relu: bool, residuals, cot
     sum_dy = _sum(dy)
     sum_dy_hat = _sum(dy * centred) * inverse
     factor = gamma * inverse
-    dx = wide(factor) * dy - centred * wide(factor * inverse * sum_dy_hat / n) - wide(factor * sum_dy / n)
+    dx = (
+        wide(factor) * dy
+        - centred * wide(factor * inverse * sum_dy_hat / n)
+        - wide(factor * sum_dy / n)
+    )
     return dx.reshape(x.shape).astype(x.dtype), sum_dy_hat.sum(0), sum_dy.sum(0)
 
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from googlenet_jax.data.augment import apply_transforms, device_transforms
+from googlenet_jax.data.bad_images import BadImages
 from googlenet_jax.data.pipeline import RandomCrop, train_batches
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.data.sources import Source, load_source
@@ -53,14 +54,13 @@ def check(config: ConfigDict) -> None:
     RandomCrop(config.augment.area, config.augment.aspect)
     model = build_model(config, num_classes=1000)
     training_size = config.augment.size or config.preprocessing.size
-    for name, size in (
-        ("preprocessing.size", config.preprocessing.size),
-        ("augment.size", training_size),
+    trained = "augment.size" if config.augment.size else "preprocessing.size"
+    for name, size, aux in (
+        (trained, training_size, model.aux_heads),
+        ("preprocessing.size", config.preprocessing.size, False),
     ):
-        if size < model.min_size:
-            raise UserError(
-                f"{name}: {config.model.name} takes images of at least {model.min_size} pixels, found {size}"
-            )
+        if problem := model.size_problem(size, size, aux):
+            raise UserError(f"{name}: {config.model.name}: {problem}")
     if getattr(model, "fully_connected_head", False) and training_size != config.preprocessing.size:
         raise UserError(
             f"augment.size: a fully connected head takes one size, {config.preprocessing.size}, found {training_size}"
@@ -118,7 +118,13 @@ def make_task(
         raise UserError(
             f"checkpoint.best: {source.name} has {source.num_classes} classes, too few for 'top5'"
         )
-    size = preprocessing.size
+    size, data = preprocessing.size, config.data
+    skips = data.on_bad_image == "skip"
+    reading = {
+        "threads": data.threads,
+        "workers": data.workers,
+        "bad_images": BadImages(data.bad_image_limit) if skips else None,
+    }
     return Task(
         model=model,
         inputs=lambda batch: (batch["image"],),
@@ -131,7 +137,9 @@ def make_task(
             size=config.augment.size or size,
             augment=RandomCrop(tuple(config.augment.area), tuple(config.augment.aspect)),
             seed=config.seed,
-            threads=config.data.threads,
+            interpolation=config.augment.interpolation,
+            exact_decoding=data.exact_decoding,
+            **reading,
         ),
         prepare=functools.partial(apply_transforms, _transforms(config, source.num_classes)),
         loss=create_loss(**config.loss.to_dict()),
@@ -142,7 +150,7 @@ def make_task(
             batch_size=config.eval_batch_size,
             preprocessing=preprocessing,
             mesh=mesh,
-            threads=config.data.threads,
+            **reading,
         ),
         description={
             "model_name": config.model.name,
@@ -168,6 +176,10 @@ def _transforms(config: ConfigDict, num_classes: int) -> Any:
             dtype=jnp.dtype(config.dtype),
             num_classes=num_classes,
             mirror=augment.flip,
+            jitter={
+                name: augment[name] for name in ("brightness", "contrast", "saturation", "hue")
+            },
+            lighting_std=augment.lighting,
             names=augment.transforms,
             mixup=augment.mixup,
             cutmix=augment.cutmix,

@@ -88,4 +88,7 @@ def _finish(axes: Axes, title: str, legend: bool) -> None:
     axes.set_xlabel("epoch")
     axes.grid(alpha=0.3)
     if legend and axes.lines:
-        axes.legend(fontsize="small")
+        # The texts are set afterwards: a label of matplotlib's that begins with "_" is hidden, and one with two "$" is read as a formula.
+        texts = axes.legend(axes.lines, ["·"] * len(axes.lines), fontsize="small").get_texts()
+        for text, line in zip(texts, axes.lines, strict=True):
+            text.set(text=line.get_label(), parse_math=False)

@@ -77,7 +77,11 @@ def _add_xla_flags() -> list[str]:
     jaxlib itself.
     """
     given = os.environ.get("XLA_FLAGS", "")
-    new = [f"--{name}={value}" for name, value in XLA_CPU_FLAGS.items() if name not in given and _jaxlib_knows(name)]
+    new = [
+        f"--{name}={value}"
+        for name, value in XLA_CPU_FLAGS.items()
+        if name not in given and _jaxlib_knows(name)
+    ]
     if new:
         os.environ["XLA_FLAGS"] = " ".join([given, *new]).strip()
     return new
@@ -110,7 +114,11 @@ def _cache_folder() -> Path:
     """
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    cpu = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    name = hashlib.sha256(f"{jaxlib.__version__} {platform.machine()} {cpu}".encode()).hexdigest()[:16]
+    cpu = next(
+        (line for line in lines if line.startswith(("flags", "Features"))), platform.processor()
+    )
+    name = hashlib.sha256(f"{jaxlib.__version__} {platform.machine()} {cpu}".encode()).hexdigest()[
+        :16
+    ]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "googlenet_jax" / f"compiled-{name}"

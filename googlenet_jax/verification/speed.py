@@ -173,7 +173,9 @@ def _best_seconds(function: Callable, *arguments: Any, count: int = 7) -> float:
 # ------------------------------------------------------------------------------------------ layers
 
 
-def time_layers(model: Network, *, batch_size: int, peak: float, steps: int = 3) -> Iterator[dict[str, Any]]:
+def time_layers(
+    model: Network, *, batch_size: int, peak: float, steps: int = 3
+) -> Iterator[dict[str, Any]]:
     """Times each layer or module of the network by itself, as it stands in training.
 
     Yields:
@@ -202,14 +204,18 @@ def _children(model: Network, batch_size: int) -> dict[str, tuple[nn.Module, tup
     def note(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
         module = context.module
         if context.method_name == "__call__" and len(module.path) == 1 and not kwargs:
-            shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype) if hasattr(a, "shape") else a, args)
+            shapes = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype) if hasattr(a, "shape") else a, args
+            )
             found.setdefault(module.path[0], (module.clone(parent=None, name=None), shapes))
         return call(*args, **kwargs)
 
     images = jax.eval_shape(lambda: _images(model, batch_size))
     key = jax.eval_shape(lambda: jax.random.key(0))
     with nn.intercept_methods(note):
-        jax.eval_shape(lambda key, x: model.init({"params": key, "dropout": key}, x, train=True), key, images)
+        jax.eval_shape(
+            lambda key, x: model.init({"params": key, "dropout": key}, x, train=True), key, images
+        )
     return found
 
 

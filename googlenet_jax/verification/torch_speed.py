@@ -60,7 +60,9 @@ class _AuxHead(nn.Module):
         super().__init__()
         average: nn.Module = nn.AdaptiveAvgPool2d(4) if norm else nn.AvgPool2d(5, 3)
         self.features = nn.Sequential(average, _Unit(inputs, 128, 1, 1, norm), nn.Flatten())
-        self.classifier = nn.Sequential(nn.Linear(2048, 1024), nn.ReLU(inplace=True), nn.Dropout(0.7), nn.Linear(1024, classes))
+        self.classifier = nn.Sequential(
+            nn.Linear(2048, 1024), nn.ReLU(inplace=True), nn.Dropout(0.7), nn.Linear(1024, classes)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))
@@ -89,7 +91,9 @@ class GoogLeNet(nn.Module):
             inputs = widths[0] + widths[2] + widths[4] + widths[5]
             if name in ("4a", "4d"):
                 self.aux[name] = _AuxHead(inputs, classes, norm)
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.4), nn.Linear(inputs, classes))
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.4), nn.Linear(inputs, classes)
+        )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """[N, 3, H, W] → the main logits and, in training, the auxiliary heads'."""
@@ -119,7 +123,9 @@ def create(name: str) -> nn.Module:
     return make(weights=None, aux_logits=True, init_weights=False)
 
 
-def time_peer(name: str, *, train: bool, batch_size: int, size: int, steps: int, dtype: str, compiled: bool) -> Timing:
+def time_peer(
+    name: str, *, train: bool, batch_size: int, size: int, steps: int, dtype: str, compiled: bool
+) -> Timing:
     """As `speed.time_network`: SGD with momentum and the auxiliary losses, or folded inference."""
     network = create(name).to(memory_format=torch.channels_last).train(train)
     if not train:

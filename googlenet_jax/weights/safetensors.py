@@ -5,7 +5,7 @@ A tensor's name is its path in the variables, `params/conv1/kernel`; the header'
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,33 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
+from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError
 from googlenet_jax.files import write_atomically
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model, model_name, model_options
-from googlenet_jax.weights.tree import check_array, check_names, counter_paths, expected_shapes, flatten, shape_fits
+from googlenet_jax.weights.tree import (
+    COUNTERS,
+    as_array,
+    check_array,
+    check_counter,
+    check_names,
+    counter_paths,
+    expected_shapes,
+    flatten,
+    shape_fits,
+)
 
 FORMAT_VERSION = 1
 _KEY = "googlenet_jax"
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64}
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+}
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 def save_weights(
@@ -37,30 +55,34 @@ def save_weights(
 
     Args:
       path: where to; an existing file is replaced.
-      variables: as `model.init` returns them, of any float dtypes, which are kept.
-      preprocessing: `Preprocessing.to_dict()` of what the model was trained with.
+      variables: as `model.init` returns them, each float64, float32, float16 or bfloat16, which is kept.
+      preprocessing: `Preprocessing.to_dict()` of what the model was trained with, or some of its fields.
       class_names: one a class, in the order of the logits.
     Raises:
-      UserError: variables that don't fit the model, a wrong number of class names, metadata that JSON can't hold, a place that can't
-        be written.
+      UserError: what `load_weights` would refuse: variables that don't fit the model, a wrong number of class names or some that are
+        no strings, impossible preprocessing; and a place that can't be written.
     """
-    if class_names is not None and len(class_names) != model.num_classes:
-        raise UserError(f"save_weights: class_names must be {model.num_classes} names, found {len(class_names)}")
-    # In C order, which the format takes for granted; not ascontiguousarray, which makes vectors of scalars.
-    arrays = {"/".join(parts): np.asarray(value, order="C") for parts, value in flatten(variables).items()}
-    _check(f"the variables for {path}", model, arrays)
+    arrays = {
+        "/".join(map(str, parts)): _storable(path, parts, value)
+        for parts, value in flatten(variables).items()
+    }
     metadata = {
         "version": FORMAT_VERSION,
         "model": model_name(model),
         "options": model_options(model),
-        "preprocessing": None if preprocessing is None else dict(preprocessing),
-        "class_names": None if class_names is None else list(class_names),
+        "preprocessing": dict(preprocessing)
+        if isinstance(preprocessing, Mapping)
+        else preprocessing,
+        "class_names": list(class_names)
+        if isinstance(class_names, Iterable) and not isinstance(class_names, str)
+        else class_names,
     }
-    try:
-        header = json.dumps(metadata, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"save_weights: preprocessing and class_names must be plain JSON values: {error}") from None
-    _write(Path(path), safetensors.numpy.save(arrays, {_KEY: header}))
+    metadata["preprocessing"] = _checked_descriptions("save_weights", model, metadata)
+    _check(f"the variables for {path}", model, arrays)
+    # The checks have left nothing that JSON or the format can't hold.
+    _write(
+        Path(path), safetensors.numpy.save(arrays, {_KEY: json.dumps(metadata, allow_nan=False)})
+    )
 
 
 def load_weights(path: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
@@ -69,16 +91,20 @@ def load_weights(path: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
     Returns:
       The model, and its variables as numpy arrays with the dtypes of the file.
     Raises:
-      UserError: a file that is missing, damaged, foreign or from a newer version, or whose tensors are not the model's.
+      UserError: a file that is missing, damaged, foreign or from a newer version, whose tensors are not the model's, or whose class
+        names or preprocessing it can't have.
     """
     metadata = read_metadata(path)
     try:
         model = create_model(metadata["model"], **metadata["options"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    _checked_descriptions(str(path), model, metadata)
     arrays = _read_arrays(path)
     _check(str(path), model, arrays)
-    return model, traverse_util.unflatten_dict({tuple(name.split("/")): array for name, array in arrays.items()})
+    return model, traverse_util.unflatten_dict(
+        {tuple(name.split("/")): array for name, array in arrays.items()}
+    )
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
@@ -108,25 +134,75 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
 def _checked_metadata(path: str | os.PathLike, metadata: Any) -> dict[str, Any]:
     """The metadata, if every field is of its kind: the file may come from anywhere."""
     if not isinstance(metadata, dict):
-        raise UserError(f"{path}: the header's {_KEY!r} is not a JSON object; write the file anew with save_weights")
+        raise UserError(
+            f"{path}: the header's {_KEY!r} is not a JSON object; write the file anew with save_weights"
+        )
     version = metadata.get("version")
     if version != FORMAT_VERSION or isinstance(version, bool):
-        raise UserError(f"{path}: format version must be {FORMAT_VERSION}, found {version!r}; a newer googlenet_jax may read it")
-    classes, options = metadata.get("class_names"), metadata.get("options")
-    plain = isinstance(options, dict) and all(isinstance(value, str | int | float | bool) for value in options.values())
+        raise UserError(
+            f"{path}: format version must be {FORMAT_VERSION}, found {version!r}; a newer googlenet_jax may read it"
+        )
+    options = metadata.get("options")
+    plain = isinstance(options, dict) and all(
+        isinstance(value, str | int | float | bool) for value in options.values()
+    )
     fields = {
         "model": (isinstance(metadata.get("model"), str), "a name"),
         "options": (plain, "an object of plain values"),
-        "preprocessing": (isinstance(metadata.get("preprocessing"), dict | None), "an object or null"),
-        "class_names": (
-            classes is None or (isinstance(classes, list) and all(isinstance(c, str) for c in classes)),
-            "a list of names or null",
+        "preprocessing": (
+            isinstance(metadata.get("preprocessing"), dict | None),
+            "an object or null",
         ),
+        "class_names": (_are_names(metadata.get("class_names")), "a list of names or null"),
     }
     for field, (fine, what) in fields.items():
         if not fine:
-            raise UserError(f"{path}: the header's {field!r} must be {what}; write the file anew with save_weights")
+            raise UserError(
+                f"{path}: the header's {field!r} must be {what}; write the file anew with save_weights"
+            )
     return {field: metadata.get(field) for field in ("version", *fields)}
+
+
+def _are_names(value: Any) -> bool:
+    """Whether these are class names, or None. A lone surrogate is no text: it can't be written as UTF-8."""
+    return value is None or (
+        isinstance(value, list) and all(isinstance(name, str) and _is_text(name) for name in value)
+    )
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _checked_descriptions(
+    source: str, model: Network, metadata: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The fields of the preprocessing as JSON values, if they and the class names are possible ones for the model."""
+    class_names, preprocessing = metadata["class_names"], metadata["preprocessing"]
+    if not _are_names(class_names):
+        raise UserError(
+            f"{source}: class_names must be a list of strings, found {_shortened(class_names)}"
+        )
+    if class_names is not None and len(class_names) != model.num_classes:
+        raise UserError(
+            f"{source}: class_names must be {model.num_classes} names, one a class, found {len(class_names)}"
+        )
+    if preprocessing is None:
+        return None
+    try:
+        plain = Preprocessing.from_dict(preprocessing).to_dict()
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    return {field: plain[field] for field in preprocessing}
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -137,9 +213,21 @@ def _read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     arrays = {}
     for name, tensor in tensors:
         if tensor["dtype"] not in _DTYPES:
-            raise UserError(f"{path}: {name!r} has dtype {tensor['dtype']}, expected one of {', '.join(_DTYPES)}")
-        arrays[name] = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+            raise UserError(
+                f"{path}: {name!r} has dtype {tensor['dtype']}, expected one of {', '.join(_DTYPES)}"
+            )
+        arrays[name] = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(
+            tensor["shape"]
+        )
     return arrays
+
+
+def _storable(path: str | os.PathLike, parts: tuple[Any, ...], value: Any) -> np.ndarray:
+    """An entry in C order, which the format takes for granted; a counter as int64."""
+    array = as_array(f"the variables for {path}", "/".join(map(str, parts)), value)
+    if parts[0] == COUNTERS and array.dtype.kind in "iu":
+        array = array.astype(np.int64)
+    return np.asarray(array, order="C")  # not ascontiguousarray, which makes vectors of scalars
 
 
 def _check(source: str, model: Network, arrays: Mapping[str, np.ndarray]) -> None:
@@ -148,11 +236,26 @@ def _check(source: str, model: Network, arrays: Mapping[str, np.ndarray]) -> Non
     weights = {name: array for name, array in arrays.items() if name not in counters}
     check_names(source, model, weights, map("/".join, shapes))
     for parts, shape in shapes.items():
-        array = weights["/".join(parts)]
-        check_array(source, model, "/".join(parts), array, shape_fits(model, parts, array.shape, shape), shape)
+        name = "/".join(parts)
+        check_array(
+            source,
+            model,
+            name,
+            weights[name],
+            shape_fits(model, parts, weights[name].shape, shape),
+            shape,
+        )
+        if weights[name].dtype.name not in _FLOATS:
+            raise UserError(
+                f"{source}: {name!r} has dtype {weights[name].dtype}, expected one of {', '.join(_FLOATS)}; convert it first"
+            )
+    for name in counters & arrays.keys():
+        check_counter(source, name, arrays[name])
 
 
 def _write(path: Path, data: bytes) -> None:
+    if not path.name or "\0" in str(path):
+        raise UserError(f"{str(path)!r}: can't be written: expected the name of a file")
     try:
         write_atomically(path, lambda part: part.write_bytes(data))
     except OSError as error:
@@ -163,4 +266,6 @@ def _unreadable(path: str | os.PathLike, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError):
         return UserError(f"{path}: no such file")
     reason = " ".join(str(error).split())
-    return UserError(f"{path}: not a whole safetensors file ({reason}); it may be cut short, or of another kind")
+    return UserError(
+        f"{path}: not a whole safetensors file ({reason}); it may be cut short, or of another kind"
+    )

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from flax import traverse_util
@@ -16,7 +17,19 @@ from flax import traverse_util
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import model_name
-from googlenet_jax.weights.tree import COUNTERS, HEAD, Path, check_array, check_names, counter_paths, expected_shapes, flatten, shape_fits
+from googlenet_jax.weights.tree import (
+    COUNTERS,
+    HEAD,
+    Path,
+    as_array,
+    check_array,
+    check_counter,
+    check_names,
+    counter_paths,
+    expected_shapes,
+    flatten,
+    shape_fits,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,7 +54,9 @@ def torch_names(model: Network) -> dict[Path, str]:
                     names[path] = theirs + ending
     if missing := present - names.keys():
         layer = "/".join(sorted(missing)[0])
-        raise UserError(f"{model_name(model)}: its class names no PyTorch counterpart of {layer} in torch_names")
+        raise UserError(
+            f"{model_name(model)}: its class names no PyTorch counterpart of {layer} in torch_names"
+        )
     return names
 
 
@@ -50,11 +65,12 @@ def from_torch(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
       model: what the weights are for; the auxiliary heads' entries are dropped, with a warning in the log, where it has none.
-      state_dict: name → tensor or numpy array, of any float dtypes; batch norm's `num_batches_tracked` may be absent.
+      state_dict: name → dense tensor or numpy array, of any float dtypes; batch norm's `num_batches_tracked` may be absent.
     Returns:
       `{"params", "batch_stats"}` of numpy arrays with the state dict's dtypes, and the counters, where given, under "num_batches_tracked".
     Raises:
-      UserError: names a missing, unexpected or misshapen entry and the nearest expected one.
+      UserError: names a missing, unexpected or misshapen entry and the nearest expected one, or a tensor without plain values
+        (meta, sparse, quantised).
     """
     if not isinstance(state_dict, Mapping):
         raise UserError(
@@ -65,56 +81,131 @@ def from_torch(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     names = {path: name for path, name in torch_names(model).items() if path[0] != COUNTERS}
     given = _without_aux(model, state_dict)
     check_names("the state dict", model, set(given) - set(counters), names.values())
-    variables = {path: _convert(model, shapes, path, name, given[name]) for path, name in names.items()}
+    variables = {
+        path: _convert(model, shapes, path, name, given[name]) for path, name in names.items()
+    }
     for name in given.keys() & counters.keys():
-        variables[counters[name]] = np.array(_numpy(name, given[name]), np.int64)
+        counter = _numpy(name, given[name])
+        if (
+            counter.shape == ()
+            and jnp.issubdtype(counter.dtype, jnp.floating)
+            and counter == np.rint(counter)
+        ):
+            counter = counter.astype(
+                np.int64
+            )  # of a state dict whose every tensor was cast, counters too
+        check_counter("the state dict", name, counter)
+        variables[counters[name]] = counter.astype(np.int64)
     return traverse_util.unflatten_dict(variables)
 
 
 def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Turns `model`'s variables into a state dict of numpy arrays; with each through `torch.from_numpy` it loads with `strict=True`.
 
-    The entries stand in the order of the PyTorch module's own state dict. Counters (`num_batches_tracked`) that `from_torch` did not
-    find are 0.
+    The entries stand in the order of the PyTorch module's own state dict. float64, float32 and float16 stay; what `torch.from_numpy` does
+    not take (bfloat16, float8) comes as float32, which holds it exactly. Counters (`num_batches_tracked`) that `from_torch` did not find
+    are 0.
 
     Raises:
-      UserError: names a missing, unexpected or misshapen entry.
+      UserError: names a missing, unexpected or misshapen entry, or one of a dtype that PyTorch lacks.
     """
     shapes = expected_shapes(model)
     found = flatten(variables)
-    check_names("variables", model, ["/".join(path) for path in found if path[0] != COUNTERS], map("/".join, shapes))
+    check_names(
+        "variables",
+        model,
+        ["/".join(map(str, path)) for path in found if path[0] != COUNTERS],
+        map("/".join, shapes),
+    )
     state_dict = {}
     for path, name in torch_names(model).items():
+        entry = "/".join(path)
         if path[0] == COUNTERS:
-            state_dict[name] = np.asarray(found.get(path, 0), np.int64)
+            counter = as_array("variables", entry, found.get(path, 0))
+            check_counter("variables", entry, counter)
+            state_dict[name] = counter.astype(np.int64)
             continue
-        array = np.asarray(found[path])
-        check_array("variables", model, "/".join(path), array, shape_fits(model, path, array.shape, shapes[path]), shapes[path])
-        state_dict[name] = _to_torch_layout(array, _map_channels(shapes, path))
+        array = as_array("variables", entry, found[path])
+        check_array(
+            "variables",
+            model,
+            entry,
+            array,
+            shape_fits(model, path, array.shape, shapes[path]),
+            shapes[path],
+        )
+        state_dict[name] = _to_torch_layout(_torch_dtype(entry, array), _map_channels(shapes, path))
     return state_dict
 
 
 def _without_aux(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     if model.aux_heads:
         return dict(state_dict)
-    kept = {name: value for name, value in state_dict.items() if not str(name).startswith(("aux1.", "aux2."))}
+    heads = tuple(
+        {
+            theirs.split(".")[0] + "."
+            for layer, theirs in model.torch_names.items()
+            if layer.startswith("aux")
+        }
+    )
+    kept = {name: value for name, value in state_dict.items() if not str(name).startswith(heads)}
     if dropped := len(state_dict) - len(kept):
-        _LOG.warning("from_torch: %d entries of auxiliary heads dropped, since %s has aux_heads=False", dropped, model_name(model))
+        _LOG.warning(
+            "from_torch: %d entries of auxiliary heads dropped, since %s has aux_heads=False",
+            dropped,
+            model_name(model),
+        )
     return kept
 
 
 def _numpy(name: str, value: Any) -> np.ndarray:
     """A tensor's or array's values, dtype kept."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        # numpy has no bfloat16 of its own, and PyTorch converts to none.
-        return value.float().numpy().astype(ml_dtypes.bfloat16) if str(value.dtype) == "torch.bfloat16" else value.numpy()
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        raise UserError(f"from_torch: {name!r} must be a tensor or an array, found {type(value).__name__}")
-    return np.asarray(value)
+        raise UserError(
+            f"from_torch: {name!r} must be a tensor or an array, found {type(value).__name__}"
+        )
+    if not hasattr(value, "detach"):
+        return as_array("the state dict", name, value)
+    dtype = str(value.dtype).removeprefix("torch.")
+    kinds = {"is_quantized": "quantised", "is_meta": "on the meta device", "is_nested": "nested"}
+    found = next((what for kind, what in kinds.items() if getattr(value, kind, False)), None)
+    if found is None and str(value.layout) != "torch.strided":
+        found = str(value.layout).removeprefix("torch.")
+    if found is not None:
+        raise UserError(
+            f"from_torch: {name!r} must be a dense tensor with values, found one that is {found}; "
+            "load the weights onto the CPU and use dequantize() or to_dense() first"
+        )
+    try:
+        # A negative or conjugate bit stands for values that are not in memory yet.
+        value = value.detach().cpu().resolve_conj().resolve_neg()
+        # numpy has no bfloat16 or float8 of its own, and PyTorch converts to none: float32 holds both exactly.
+        return (
+            value.float().numpy().astype(getattr(ml_dtypes, dtype))
+            if hasattr(ml_dtypes, dtype)
+            else value.numpy()
+        )
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(
+            f"from_torch: {name!r} of dtype {dtype} can't be read ({reason}); convert it with .float() first"
+        ) from None
 
 
-def _convert(model: Network, shapes: Mapping[Path, tuple[int, ...]], path: Path, name: str, value: Any) -> np.ndarray:
+def _torch_dtype(name: str, array: np.ndarray) -> np.ndarray:
+    """The values in a dtype that `torch.from_numpy` takes, exactly."""
+    if array.dtype.name in ("float64", "float32", "float16"):
+        return array.astype(array.dtype.newbyteorder("="))
+    if not np.can_cast(array.dtype, np.float32):
+        raise UserError(
+            f"variables: {name!r} has dtype {array.dtype}, which PyTorch lacks; convert it to float64 first"
+        )
+    return array.astype(np.float32)
+
+
+def _convert(
+    model: Network, shapes: Mapping[Path, tuple[int, ...]], path: Path, name: str, value: Any
+) -> np.ndarray:
     array = _numpy(name, value)
     expected = _torch_shape(shapes[path])
     ours = array.shape[::-1] if array.ndim == 2 else array.shape
@@ -141,7 +232,11 @@ def _from_torch_layout(array: np.ndarray, channels: int) -> np.ndarray:
     elif array.ndim == 2:
         outputs, inputs = array.shape
         side = math.isqrt(inputs // channels)
-        array = array.reshape(outputs, channels, side, side).transpose(2, 3, 1, 0).reshape(inputs, outputs)
+        array = (
+            array.reshape(outputs, channels, side, side)
+            .transpose(2, 3, 1, 0)
+            .reshape(inputs, outputs)
+        )
     return np.array(array, order="C")  # a copy: the tensor's memory stays the caller's
 
 
@@ -151,5 +246,9 @@ def _to_torch_layout(array: np.ndarray, channels: int) -> np.ndarray:
     elif array.ndim == 2:
         inputs, outputs = array.shape
         side = math.isqrt(inputs // channels)
-        array = array.reshape(side, side, channels, outputs).transpose(3, 2, 0, 1).reshape(outputs, inputs)
+        array = (
+            array.reshape(side, side, channels, outputs)
+            .transpose(3, 2, 0, 1)
+            .reshape(outputs, inputs)
+        )
     return np.array(array, order="C")

@@ -4,8 +4,17 @@ Each is a class whose forward returns `{"logits", and in training "aux1", "aux2"
 torchvision's names, so that its state dicts load; `endpoints` records every named activation under our public endpoint names.
 """
 
+from tests.reference.bn_inception import BNInception
 from tests.reference.endpoints import endpoints
-from tests.reference.networks import Googlenet, GooglenetBN, GooglenetNaive, GooglenetPlain, GooglenetSlim, GooglenetTorchvision
+from tests.reference.inception_v3 import InceptionV2, InceptionV3
+from tests.reference.networks import (
+    Googlenet,
+    GooglenetBN,
+    GooglenetNaive,
+    GooglenetPlain,
+    GooglenetSlim,
+    GooglenetTorchvision,
+)
 
 NETWORKS = {
     "googlenet": Googlenet,
@@ -15,5 +24,7 @@ NETWORKS = {
     "googlenet_slim": GooglenetSlim,
     "googlenet_torchvision": GooglenetTorchvision,
 }
+# Their smallest sizes and flavours differ too much to be looped over with those above.
+INCEPTIONS = {"bn_inception": BNInception, "inception_v2": InceptionV2, "inception_v3": InceptionV3}
 
-__all__ = ["NETWORKS", "endpoints"]
+__all__ = ["INCEPTIONS", "NETWORKS", "endpoints"]

@@ -17,13 +17,17 @@ _NAIVE_BRANCHES = {"branch1": "conv_1x1", "branch2": "conv_3x3", "branch3": "con
 
 def endpoint_names(network: nn.Module) -> dict[str, str]:
     """Returns {module's name in the network: endpoint's name}."""
+    if hasattr(network, "endpoint_names"):
+        return network.endpoint_names()
     names = {}
     for name, module in network.named_children():
         inside = {inner for inner, _ in module.named_modules()}
         if name.startswith("inception"):
             ours = "inception_" + name.removeprefix("inception")
             branches = _BRANCHES if "branch2.1" in inside else _NAIVE_BRANCHES
-            names |= {name: ours} | {f"{name}.{branch}": f"{ours}/{unit}" for branch, unit in branches.items()}
+            names |= {name: ours} | {
+                f"{name}.{branch}": f"{ours}/{unit}" for branch, unit in branches.items()
+            }
         elif name.startswith("aux"):
             names |= {name: name, f"{name}.conv": f"{name}/conv", f"{name}.relu": f"{name}/fc"}
         elif name != "dropout":
@@ -44,6 +48,7 @@ def endpoints(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     network(images, aux=True)
     for hook in hooks:
         hook.remove()
-    # Spatially one by one, or the whole map flattened, as the classifier reads it.
-    found["pool5"] = torch.flatten(found["pool5"], 1)
+    # The last pool is spatially one by one, or the whole map flattened, as the classifier reads it.
+    last = max(name for name in found if name.startswith("pool"))
+    found[last] = torch.flatten(found[last], 1)
     return found

@@ -42,7 +42,11 @@ FLAG = "--xla_cpu_experimental_ynn_fusion_type=reduce"
 
 def run(code: str, tmp_path, **environment: str) -> tuple[list[str], str]:
     """The lines of the script's output, and its standard error."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
+    }
     given = kept | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"} | environment
     done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -68,11 +72,19 @@ def test_a_command_sets_xlas_flag_and_a_bounded_cache_and_says_so_once(tmp_path)
     ("given", "expected"),
     [
         ({"GOOGLENET_JAX_TUNING": "0"}, ""),
-        ({"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=dot"}, "--xla_cpu_experimental_ynn_fusion_type=dot"),
+        (
+            {"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=dot"},
+            "--xla_cpu_experimental_ynn_fusion_type=dot",
+        ),
     ],
 )
 def test_what_the_user_sets_comes_first(tmp_path, given, expected):
-    (flags, cache), said = run(PREPARE.format(change=""), tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"), **given)
+    (flags, cache), said = run(
+        PREPARE.format(change=""),
+        tmp_path,
+        JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"),
+        **given,
+    )
     assert flags == expected and FLAG not in said
     assert cache == f"{tmp_path}/mine -1"
 
