@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--peer", choices=tuple(PEERS), help="another framework, measured in turn")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--steps", type=int, default=5, metavar="N", help="timed in each process")
+    parser.add_argument("--steps", type=int, default=8, metavar="N", help="timed in each process")
     parser.add_argument("--rounds", type=int, default=2, metavar="N", help="processes of each side")
     parser.add_argument("--layers", action="store_true", help="time and floor of each layer alone")
     parser.add_argument("--json", action="store_true", help="print JSON alone")

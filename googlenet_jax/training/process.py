@@ -57,10 +57,9 @@ def prepare() -> None:
             _settings.append("freed memory is kept, in huge pages")
         _settings.extend(_add_xla_flags())
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
-        # Of a limit that is the user's, -1 for none included, JAX tells nothing but its value.
-        if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
+        if jax.config.jax_compilation_cache_max_size == -1:
             jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+        jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
 
 
 def say_settings() -> None:
@@ -117,8 +116,9 @@ def _cache_folder() -> Path:
     cpu = next(
         (line for line in lines if line.startswith(("flags", "Features"))), platform.processor()
     )
-    name = hashlib.sha256(f"{jaxlib.__version__} {platform.machine()} {cpu}".encode()).hexdigest()[
-        :16
-    ]
+    # JAX can't bound a folder that it has filled without bounds: those are apart too.
+    bound = jax.config.jax_compilation_cache_max_size != -1
+    key = f"{jaxlib.__version__} {platform.machine()} {cpu} {bound}"
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "googlenet_jax" / f"compiled-{name}"

@@ -18,6 +18,7 @@ from googlenet_jax.verification.summary import Summary, summarize
 
 PEAK_SIZE = 2048  # of the matrices whose product gives the machine's peak
 COPY_BYTES = 256 << 20
+WARM_UP = 2  # steps that touch memory for the first time, not counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Timing:
     """What one process measured.
 
     Attributes:
-      seconds: wall time of each step, the first left out; cpu_seconds: of all threads, likewise.
+      seconds: wall time of each step, those to warm up left out; cpu_seconds: of all threads, likewise.
       compile_seconds: tracing and compiling, or reading compiled code from JAX's cache.
       peak_bytes: the largest resident size of the process.
     """
@@ -48,14 +49,14 @@ def peak_bytes() -> int:
 
 
 def time_steps(step: Callable[[], Any], count: int, compile_seconds: float) -> Timing:
-    """Runs `step`, which returns when it is done, once and then `count` times."""
+    """Runs `step`, which returns when it is done, to warm up and then `count` times."""
     seconds, cpu_seconds = [], []
-    for _ in range(count + 1):
+    for _ in range(WARM_UP + count):
         start, cpu_start = time.perf_counter(), processor_seconds()
         step()
         seconds.append(time.perf_counter() - start)
         cpu_seconds.append(processor_seconds() - cpu_start)
-    return Timing(seconds[1:], cpu_seconds[1:], compile_seconds, peak_bytes())
+    return Timing(seconds[WARM_UP:], cpu_seconds[WARM_UP:], compile_seconds, peak_bytes())
 
 
 def time_network(model: Network, *, train: bool, batch_size: int, steps: int) -> Timing:
