@@ -15,7 +15,17 @@ import traceback
 from collections.abc import Sequence
 
 from googlenet_jax import __version__
-from googlenet_jax.cli import bench, convert, evaluate, plot, predict, prepare, summary, train
+from googlenet_jax.cli import (
+    bench,
+    convert,
+    evaluate,
+    export,
+    plot,
+    predict,
+    prepare,
+    summary,
+    train,
+)
 from googlenet_jax.errors import UserError
 
 SUBCOMMANDS = {
@@ -27,6 +37,7 @@ SUBCOMMANDS = {
     "convert": convert,
     "plot": plot,
     "bench": bench,
+    "export": export,
 }
 
 INTERRUPTED = 130  # 128 + SIGINT
