@@ -89,7 +89,15 @@ def check_artifact(
     with tempfile.TemporaryDirectory() as folder:
         images, logits = Path(folder) / "images.npz", Path(folder) / "logits.npz"
         np.savez(images, **batches)  # type: ignore[arg-type]  # names are not savez's own
-        command = [sys.executable, "-I", "-c", _RUN, str(artifact.resolve()), images, logits]
+        command = [
+            sys.executable,
+            "-I",
+            "-c",
+            _RUN,
+            str(artifact.resolve()),
+            str(images),
+            str(logits),
+        ]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -147,8 +147,8 @@ def _flat_product_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[A
     dx = lax.dot_general(dy_rows, kernel, (((1,), (1,)), ((), ()))).reshape(x.shape)
     # One product of long columns and a small result is computed by one core; two are by two.
     parts = 2 if len(rows) >= _SPLIT_ROWS and len(rows) % 2 == 0 else 1
-    halves = (v.reshape(parts, -1, v.shape[-1]) for v in (rows, dy_rows))
-    return dx, lax.dot_general(*halves, (((1,), (1,)), ((0,), (0,)))).sum(0)
+    rows, dy_rows = (v.reshape(parts, -1, v.shape[-1]) for v in (rows, dy_rows))
+    return dx, lax.dot_general(rows, dy_rows, (((1,), (1,)), ((0,), (0,)))).sum(0)
 
 
 _flat_product.defvjp(_flat_product_forward, _flat_product_backward)

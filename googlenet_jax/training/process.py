@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jaxlib
@@ -56,8 +57,9 @@ def prepare() -> None:
         if keep_freed_memory():
             _settings.append("freed memory is kept, in huge pages")
         _settings.extend(_add_xla_flags())
-    if jax.config.jax_compilation_cache_dir is None:
-        if jax.config.jax_compilation_cache_max_size == -1:
+    config: Any = jax.config  # its stubs name no option
+    if config.jax_compilation_cache_dir is None:
+        if config.jax_compilation_cache_max_size == -1:
             jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
         jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
 
@@ -117,8 +119,7 @@ def _cache_folder() -> Path:
         (line for line in lines if line.startswith(("flags", "Features"))), platform.processor()
     )
     # JAX can't bound a folder that it has filled without bounds: those are apart too.
-    bound = jax.config.jax_compilation_cache_max_size != -1
-    key = f"{jaxlib.__version__} {platform.machine()} {cpu} {bound}"
+    key = f"{jaxlib.__version__} {platform.machine()} {cpu} bounded"
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "googlenet_jax" / f"compiled-{name}"

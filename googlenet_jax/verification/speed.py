@@ -1,6 +1,7 @@
 """How fast a network runs here: a step's time, the machine's floor below it, and both by layer."""
 
 import dataclasses
+import functools
 import resource
 import statistics
 import time
@@ -241,6 +242,10 @@ def _time_layer(module: nn.Module, arguments: tuple, steps: int) -> tuple[float,
     seconds = []
     for function in (forward, both):
         compiled = jax.jit(function).lower(params, x).compile()
-        timing = time_steps(lambda c=compiled: jax.block_until_ready(c(params, x)), steps, 0.0)
-        seconds.append(statistics.median(timing.seconds))
+        step = functools.partial(_run, compiled, params, x)
+        seconds.append(statistics.median(time_steps(step, steps, 0.0).seconds))
     return seconds[0], max(seconds[1] - seconds[0], 0.0)
+
+
+def _run(compiled: Callable, *arguments: Any) -> None:
+    jax.block_until_ready(compiled(*arguments))

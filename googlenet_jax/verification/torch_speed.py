@@ -127,7 +127,8 @@ def time_peer(
     name: str, *, train: bool, batch_size: int, size: int, steps: int, dtype: str, compiled: bool
 ) -> Timing:
     """As `speed.time_network`: SGD with momentum and the auxiliary losses, or folded inference."""
-    network = create(name).to(memory_format=torch.channels_last).train(train)
+    network = create(name).train(train)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs lack it
     if not train:
         network = _fold(network)
     images = torch.randn(batch_size, 3, size, size).to(memory_format=torch.channels_last)
