@@ -8,7 +8,9 @@ changed at a time, each in a process of its own. Prints JSON.
 import argparse
 import functools
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +23,24 @@ FORMS = (
     "1×1 as flat products",
     "plain batch norm",
 )
+
+
+# Published operations (bfloat16) and bytes a second of a chip.
+PEAKS = {"v5e": (197e12, 819e9), "v6e": (918e12, 1640e9), "v5p": (459e12, 2765e9)}
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+ARRAY = re.compile(r" = (?:bf16|f32)\[([\d,]+)\]\{([\d,]+):T\(8,128\)")
+
+
+def padding(text: str) -> float:
+    """How much larger the compiled program's arrays are on tiles of 8×128 than by themselves."""
+    own = tiled = 0
+    for sizes, order in ARRAY.findall(text):
+        shape = list(map(int, sizes.split(",")))
+        own += math.prod(shape)
+        for axis, tile in zip(map(int, order.split(",")), (128, 8), strict=False):
+            shape[axis] = -(-shape[axis] // tile) * tile
+        tiled += math.prod(shape)
+    return tiled / own if own else 1.0
 
 
 def choose(form: str) -> None:
@@ -94,9 +114,17 @@ def estimate(form: str, chip: str, model_name: str, batch_size: int, dtype: str)
     compiled = jax.jit(step, donate_argnums=0).lower(*placed).compile()
     seconds = time.perf_counter() - start
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    operations_peak, bytes_peak = PEAKS[chip.partition(":")[0]]
+    floor = max(cost["flops"] / operations_peak, cost["bytes accessed"] / bytes_peak)
+    optimal = cost.get("optimal_seconds", -1.0)
+    text = compiled.as_text()
     return {
         "form": form,
-        "optimal_milliseconds": 1e3 * cost["optimal_seconds"],
+        # Below zero where the compiler does not know the time of an operation.
+        "optimal_milliseconds": 1e3 * optimal if optimal > 0 else None,
+        "estimated_megacycles": sum(map(int, CYCLES.findall(text))) / 1e6,
+        "floor_milliseconds": 1e3 * floor,
+        "padding": padding(text),
         "tera_operations": cost["flops"] / 1e12,
         "gigabytes_accessed": cost["bytes accessed"] / 1e9,
         "gigabytes_temporary": memory.temp_size_in_bytes / 1e9,

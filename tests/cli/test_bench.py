@@ -22,7 +22,8 @@ def measured(seconds: list[float], cpu: float, **more) -> dict:
 def processes(monkeypatch) -> list[str]:
     """The sides whose processes were started, in order."""
     started = []
-    machine = {"peak_operations_per_second": 200.0, "copy_bytes_per_second": 10.0}
+    machine = dict.fromkeys(("peak_operations_per_second", "copy_bytes_per_second"), 200.0)
+    machine["peak_operations_per_cpu_second"] = 100.0
     ours = measured([2.0, 2.5, 3.0], 4.0, operations=100, **machine)
     sides = {
         "googlenet_jax": ours,
@@ -48,6 +49,7 @@ def test_sides_are_measured_in_turn_and_compared_with_the_faster_peer(processes,
     assert ours["step_seconds"] == {"median": 2.5, "least": 2.0, "most": 3.0}
     # 100 operations at 200 a second are half a second.
     assert result["floor_images_per_second"] == 20 and result["fraction_of_floor"] == 0.2
+    assert result["fraction_of_floor_by_cpu_seconds"] == 0.25
     assert result["peer"] == "torch_compiled" and result["ratio"] == 4 / 2.5
     assert result["ratio_by_cpu_seconds"] == 9 / 4
 
