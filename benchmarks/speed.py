@@ -86,15 +86,15 @@ def _draw_ratios(axes: Any, compared: dict[str, Any]) -> None:
 
 
 def _draw_layers(axes: Any, layers: list[dict[str, Any]]) -> None:
-    rows = [row for row in layers if row["forward_ms"] + row["backward_ms"] > 1]
+    rows = [row for row in layers if row["forward_cpu_ms"] + row["backward_cpu_ms"] > 1]
     names = [row["name"] for row in rows]
-    forward = [row["forward_ms"] for row in rows]
-    floor = [row["forward_floor_ms"] + row["backward_floor_ms"] for row in rows]
+    forward = [row["forward_cpu_ms"] for row in rows]
+    floor = [row["forward_floor_cpu_ms"] + row["backward_floor_cpu_ms"] for row in rows]
     axes.barh(names, forward, label="forward")
-    axes.barh(names, [row["backward_ms"] for row in rows], left=forward, label="backward")
+    axes.barh(names, [row["backward_cpu_ms"] for row in rows], left=forward, label="backward")
     axes.barh(names, floor, 0.25, color="black", label="floor: its products at the peak")
     axes.invert_yaxis()
-    axes.set_xlabel("milliseconds, each layer by itself, batch 32")
+    axes.set_xlabel("milliseconds of CPU time, each layer by itself, batch 32")
     axes.legend()
 
 

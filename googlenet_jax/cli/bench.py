@@ -82,9 +82,10 @@ def _measure(args: argparse.Namespace) -> Any:
     say_settings()
     model = create_model(args.model, dtype=args.dtype)
     if args.side == "layers":
-        peak = speed.machine(args.dtype)["peak_operations_per_second"]
-        rows = []
-        for row in speed.time_layers(model, batch_size=args.batch_size, peak=peak):
+        rows, rates = [], speed.machine(args.dtype)
+        for row in speed.time_layers(
+            model, batch_size=args.batch_size, rates=rates, steps=args.steps
+        ):
             print(f"{row['name']} …", file=sys.stderr)
             rows.append(row)
         return rows
@@ -187,12 +188,14 @@ def _text(result: dict[str, Any]) -> str:
     head = f"{result['what']} {result['model']}, batch {result['batch_size']}, {result['dtype']}"
     lines = [f"{head}, on {result['cores']} cores ({result['cpu']})", ""]
     if "layers" in result:
-        lines.append(f"{'milliseconds':16}{'forward':>10}{'floor':>8}{'backward':>10}{'floor':>8}")
+        kinds = ("forward_{}", "forward_floor_{}", "backward_{}", "backward_floor_{}")
+        lines.append(f"{'':16}{'milliseconds':>40}{'of CPU time':>40}")
+        lines.append(
+            " " * 16 + 2 * "".join(f"{h:>10}" for h in ("forward", "floor", "backward", "floor"))
+        )
         for row in result["layers"]:
-            values = (row["forward_ms"], row["backward_ms"])
-            floors = (row["forward_floor_ms"], row["backward_floor_ms"])
-            pairs = (f"{v:10.1f}{f:8.1f}" for v, f in zip(values, floors, strict=True))
-            lines.append(f"{row['name']:16}{''.join(pairs)}")
+            values = [row[kind.format(unit)] for unit in ("ms", "cpu_ms") for kind in kinds]
+            lines.append(f"{row['name']:16}{''.join(f'{value:10.1f}' for value in values)}")
         return "\n".join(lines)
     lines.append(f"{'':16}{'images/s':>9}{'CPU s/step':>12}{'compile s':>11}{'memory GB':>11}")
     for name, side in result["sides"].items():

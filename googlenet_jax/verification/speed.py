@@ -5,7 +5,7 @@ import functools
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +19,7 @@ from googlenet_jax.verification.summary import Summary, summarize
 
 PEAK_SIZE = 2048  # of the matrices whose product gives the machine's peak
 COPY_BYTES = 256 << 20
+CPU_PEAK = "peak_operations_per_cpu_second"
 WARM_UP = 2  # steps that touch memory for the first time, not counted
 
 
@@ -158,7 +159,7 @@ def machine(dtype: Any) -> dict[str, float]:
     copy, _ = _best_seconds(jax.jit(jnp.negative), array)
     return {
         "peak_operations_per_second": 2 * PEAK_SIZE**3 / product,
-        "peak_operations_per_cpu_second": 2 * PEAK_SIZE**3 / product_cpu,
+        CPU_PEAK: 2 * PEAK_SIZE**3 / product_cpu,
         "copy_bytes_per_second": 2 * COPY_BYTES / copy,
     }
 
@@ -173,27 +174,32 @@ def _best_seconds(function: Callable, *arguments: Any, count: int = 7) -> tuple[
 
 
 def time_layers(
-    model: Network, *, batch_size: int, peak: float, steps: int = 3
+    model: Network, *, batch_size: int, rates: Mapping[str, float], steps: int = 3
 ) -> Iterator[dict[str, Any]]:
     """Times each layer or module of the network by itself, as it stands in training.
 
-    Yields:
-      name; forward_ms and backward_ms, medians; forward_floor_ms and backward_floor_ms, of its
-      products with weights at `peak` operations a second.
+    `rates` are `machine`'s. Yields name, then medians in milliseconds, and the floor of its
+    products with weights: forward_ms, backward_ms, forward_floor_ms, backward_floor_ms; and with
+    `_cpu_ms` for `_ms` the same of all threads' CPU time.
     """
     summary = summarize(model, model.input_size)
-    first = summary.rows[0].name
     for name, (module, arguments) in _children(model, batch_size).items():
         row = summary.row(name)
-        floor = 2e3 * batch_size * (row.multiply_adds if row else 0) / peak
-        forward, backward = _time_layer(module, arguments, steps)
-        yield {
-            "name": name,
-            "forward_ms": 1e3 * forward,
-            "backward_ms": 1e3 * backward,
-            "forward_floor_ms": floor,
-            "backward_floor_ms": floor if name == first else 2 * floor,
-        }
+        operations = 2 * batch_size * (row.multiply_adds if row else 0)
+        passes = 1 if row == summary.rows[0] else 2  # no gradient of the images
+        result: dict[str, Any] = {"name": name}
+        forward, both = _time_layer(module, arguments, steps)
+        for unit, rate in (("ms", "peak_operations_per_second"), ("cpu_ms", CPU_PEAK)):
+            floor = 1e3 * operations / rates[rate]
+            first, whole = (
+                1e3 * statistics.median(each.seconds if unit == "ms" else each.cpu_seconds)
+                for each in (forward, both)
+            )
+            result[f"forward_{unit}"] = first
+            result[f"backward_{unit}"] = max(whole - first, 0.0)
+            result[f"forward_floor_{unit}"] = floor
+            result[f"backward_floor_{unit}"] = passes * floor
+        yield result
 
 
 def _children(model: Network, batch_size: int) -> dict[str, tuple[nn.Module, tuple]]:
@@ -218,8 +224,8 @@ def _children(model: Network, batch_size: int) -> dict[str, tuple[nn.Module, tup
     return found
 
 
-def _time_layer(module: nn.Module, arguments: tuple, steps: int) -> tuple[float, float]:
-    """Seconds of the forward pass, and of forward and backward together less those."""
+def _time_layer(module: nn.Module, arguments: tuple, steps: int) -> list[Timing]:
+    """Of the forward pass, and of forward and backward together."""
     shape, *rest = arguments
     x = jax.random.normal(jax.random.key(0), shape.shape, shape.dtype)
     variables = _initialize(module, x[:1], *rest)
@@ -236,12 +242,12 @@ def _time_layer(module: nn.Module, arguments: tuple, steps: int) -> tuple[float,
         y, pull = jax.vjp(forward, params, x)
         return pull(jnp.ones_like(y))
 
-    seconds = []
+    timings = []
     for function in (forward, both):
         compiled = jax.jit(function).lower(params, x).compile()
         step = functools.partial(_run, compiled, params, x)
-        seconds.append(statistics.median(time_steps(step, steps, 0.0).seconds))
-    return seconds[0], max(seconds[1] - seconds[0], 0.0)
+        timings.append(time_steps(step, steps, 0.0))
+    return timings
 
 
 def _run(compiled: Callable, *arguments: Any) -> None:
