@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.evaluation.export import check_artifact, describe, export_model
     from googlenet_jax.files import write_atomically, writing
     from googlenet_jax.models.registry import model_name
-    from googlenet_jax.training.process import prepare
+    from googlenet_jax.training.process import prepare, say_settings
 
     path = args.output or Path(f"{args.model}.stablehlo")
     beside = path.with_suffix(".json")
@@ -47,7 +47,9 @@ def run(args: argparse.Namespace) -> int:
     name = model_name(member.model)
     if name != args.model:
         raise UserError(f"{member.name}: expected weights of {args.model}, found {name}'s")
-    artifact = export_model(member.model, member.variables, member.preprocessing)
+    say_settings()
+    network = (member.model, member.variables, member.preprocessing)
+    artifact = export_model(*network)
     about = describe(name, member.preprocessing, member.class_names)
     difference = 0.0
 
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         """Checked before it has its name: a file that fails never takes a good one's place."""
         nonlocal difference
         part.write_bytes(artifact)
-        difference = check_artifact(part, member.model, member.variables, member.preprocessing)
+        difference = check_artifact(part, *network)
         limit = TOLERANCE[member.model.dtype.name]
         if not difference <= limit:
             raise UserError(f"{path}: its logits differ by {difference:.1e}, over {limit:.0e}")

@@ -33,12 +33,9 @@ assert not any(name.split(".")[0] == "googlenet_jax" for name in sys.modules)
 
 
 def export_model(
-    model: Network,
-    variables: Mapping[str, Any],
-    preprocessing: Preprocessing,
-    platforms: tuple[str, ...] = PLATFORMS,
+    model: Network, variables: Mapping[str, Any], preprocessing: Preprocessing
 ) -> bytes:
-    """Makes the artifact: images uint8 `[b, S, S, 3]`, RGB, any b → logits `[b, num_classes]`.
+    """Makes the artifact, for PLATFORMS: images uint8 `[b, S, S, 3]`, RGB, any b → logits `[b, num_classes]`.
 
     Channel order, mean and standard deviation are applied inside; what comes before them, reading,
     scaling and cropping to S × S, is not. Batch norm is folded.
@@ -50,7 +47,7 @@ def export_model(
     size = preprocessing.size
     (batch,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
-    return bytes(export.export(jax.jit(function), platforms=platforms)(images).serialize())
+    return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(images).serialize())
 
 
 def _function(model: Network, variables: Mapping[str, Any], preprocessing: Preprocessing) -> Any:

@@ -1,4 +1,4 @@
-"""What concerns the process that trains, and not the training: its part among several, its standard
+"""What concerns the process that is a command, and not the training: its part among several, its standard
 error, its settings of XLA and JAX.
 """
 
@@ -7,6 +7,8 @@ import mmap
 import os
 import platform
 import sys
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +46,27 @@ def shows_progress() -> bool:
     return sys.stderr.isatty()
 
 
-def prepare() -> None:
+def prepare() -> tuple[str, ...]:
     """Sets up a process that is a command: the memory allocator, XLA's flags for a CPU, and where
-    compiled code is kept. `say_settings` tells of it.
+    compiled code is kept. Returns what it has set for speed, in words; `say_settings` tells them.
 
     GOOGLENET_JAX_TUNING=0 in the environment leaves allocator and flags alone; XLA_FLAGS and JAX's
     own settings of its cache come before these. Call it before JAX touches a device.
     """
+    _settings.clear()
     # absl's, on which Orbax tells what it does, and prints tracebacks of what it also raises.
     logging.set_verbosity(logging.FATAL)
     if os.environ.get(TUNING, "") not in ("0", "off", "false"):
         if keep_freed_memory():
-            _settings.append("freed memory is kept, in huge pages")
-        _settings.extend(_add_xla_flags())
+            _settings.append("freed memory is kept and huge pages are asked for")
+        if _is_for_cpu():
+            _settings.extend(_add_xla_flags())
     config: Any = jax.config  # its stubs name no option
     if config.jax_compilation_cache_dir is None:
         if config.jax_compilation_cache_max_size == -1:
             jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
         jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
+    return tuple(_settings)
 
 
 def say_settings() -> None:
@@ -69,6 +74,17 @@ def say_settings() -> None:
     if _settings:
         say(f"for speed: {', '.join(_settings)} ({TUNING}=0 turns it off)")
         _settings.clear()
+
+
+def _is_for_cpu() -> bool:
+    """Whether JAX has the CPU alone: a plugin for an accelerator has an XLA of its own, which might
+    not know a flag, and ends the process then.
+    """
+    platforms = getattr(jax.config, "jax_platforms", None)
+    if platforms:
+        return platforms == "cpu"
+    plugins = entry_points(group="jax_plugins")
+    return not plugins and not any(map(find_spec, ("jax_plugins", "libtpu")))
 
 
 def _add_xla_flags() -> list[str]:

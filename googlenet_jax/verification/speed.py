@@ -17,7 +17,7 @@ from googlenet_jax.models.folding import fold_batch_norm
 from googlenet_jax.models.network import Network, NormedNetwork
 from googlenet_jax.verification.summary import Summary, summarize
 
-PEAK_SIZE = 2048  # of the matrices whose product gives the machine's peak
+PEAK_SIZE, PEAK_SIZE_ACCELERATOR = 2048, 8192  # of the matrices whose product gives the peak
 COPY_BYTES = 256 << 20
 CPU_PEAK = "peak_operations_per_cpu_second"
 WARM_UP = 2  # steps that touch memory for the first time, not counted
@@ -30,13 +30,15 @@ class Timing:
     Attributes:
       seconds: wall time of each step, those to warm up left out; cpu_seconds: of all threads, likewise.
       compile_seconds: tracing and compiling, or reading compiled code from JAX's cache.
-      peak_bytes: the largest resident size of the process.
+      peak_bytes: the largest resident size of the process; on an accelerator, of its own memory.
+      device: "cpu", or the accelerator's name.
     """
 
     seconds: list[float]
     cpu_seconds: list[float]
     compile_seconds: float
     peak_bytes: int
+    device: str
 
 
 def processor_seconds() -> float:
@@ -45,20 +47,22 @@ def processor_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def peak_bytes() -> int:
+def resident_bytes() -> int:
     """The largest resident size of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def time_steps(step: Callable[[], Any], count: int, compile_seconds: float) -> Timing:
-    """Runs `step`, which returns when it is done, to warm up and then `count` times."""
+def time_steps(step: Callable[[], Any], count: int) -> tuple[list[float], list[float]]:
+    """Runs `step`, which returns when it is done, to warm up and then `count` times; returns the
+    seconds of each, wall time and CPU time of all threads.
+    """
     seconds, cpu_seconds = [], []
     for _ in range(WARM_UP + count):
         start, cpu_start = time.perf_counter(), processor_seconds()
         step()
         seconds.append(time.perf_counter() - start)
         cpu_seconds.append(processor_seconds() - cpu_start)
-    return Timing(seconds[WARM_UP:], cpu_seconds[WARM_UP:], compile_seconds, peak_bytes())
+    return seconds[WARM_UP:], cpu_seconds[WARM_UP:]
 
 
 def time_network(model: Network, *, train: bool, batch_size: int, steps: int) -> Timing:
@@ -79,7 +83,11 @@ def time_network(model: Network, *, train: bool, batch_size: int, steps: int) ->
         result = jax.block_until_ready(compiled(carry))
         carry = result if train else carry
 
-    return time_steps(step, steps, compile_seconds)
+    times, device = time_steps(step, steps), jax.local_devices()[0]
+    if device.platform == "cpu":
+        return Timing(*times, compile_seconds, resident_bytes(), "cpu")
+    peak = device.memory_stats()["peak_bytes_in_use"]
+    return Timing(*times, compile_seconds, peak, device.device_kind)
 
 
 def _images(model: Network, batch_size: int) -> jax.Array:
@@ -150,24 +158,25 @@ def operations(summary: Summary, *, train: bool, batch_size: int) -> int:
 
 
 def machine(dtype: Any) -> dict[str, float]:
-    """Measures operations a second of a product of 2048² matrices, also a second of CPU time, and
-    bytes a second of a copy (read and written).
+    """Measures operations a second of a product of 2048² matrices (8192² on an accelerator), also a
+    second of CPU time, and bytes a second of a copy (read and written).
     """
-    matrix = jnp.ones((PEAK_SIZE, PEAK_SIZE), dtype)
+    size = PEAK_SIZE if jax.default_backend() == "cpu" else PEAK_SIZE_ACCELERATOR
+    matrix = jnp.ones((size, size), dtype)
     array = jnp.ones(COPY_BYTES // 4, jnp.float32)
     product, product_cpu = _best_seconds(jax.jit(jnp.matmul), matrix, matrix)
     copy, _ = _best_seconds(jax.jit(jnp.negative), array)
     return {
-        "peak_operations_per_second": 2 * PEAK_SIZE**3 / product,
-        CPU_PEAK: 2 * PEAK_SIZE**3 / product_cpu,
+        "peak_operations_per_second": 2 * size**3 / product,
+        CPU_PEAK: 2 * size**3 / product_cpu,
         "copy_bytes_per_second": 2 * COPY_BYTES / copy,
     }
 
 
 def _best_seconds(function: Callable, *arguments: Any, count: int = 7) -> tuple[float, float]:
     """The least wall time and the least CPU time."""
-    timing = time_steps(lambda: jax.block_until_ready(function(*arguments)), count, 0.0)
-    return min(timing.seconds), min(timing.cpu_seconds)
+    seconds, cpu_seconds = time_steps(lambda: _run(function, *arguments), count)
+    return min(seconds), min(cpu_seconds)
 
 
 # ------------------------------------------------------------------------------------------ layers
@@ -189,12 +198,10 @@ def time_layers(
         passes = 1 if row == summary.rows[0] else 2  # no gradient of the images
         result: dict[str, Any] = {"name": name}
         forward, both = _time_layer(module, arguments, steps)
-        for unit, rate in (("ms", "peak_operations_per_second"), ("cpu_ms", CPU_PEAK)):
+        units = (("ms", "peak_operations_per_second"), ("cpu_ms", CPU_PEAK))
+        for (unit, rate), *times in zip(units, forward, both, strict=True):
             floor = 1e3 * operations / rates[rate]
-            first, whole = (
-                1e3 * statistics.median(each.seconds if unit == "ms" else each.cpu_seconds)
-                for each in (forward, both)
-            )
+            first, whole = (1e3 * statistics.median(seconds) for seconds in times)
             result[f"forward_{unit}"] = first
             result[f"backward_{unit}"] = max(whole - first, 0.0)
             result[f"forward_floor_{unit}"] = floor
@@ -224,8 +231,10 @@ def _children(model: Network, batch_size: int) -> dict[str, tuple[nn.Module, tup
     return found
 
 
-def _time_layer(module: nn.Module, arguments: tuple, steps: int) -> list[Timing]:
-    """Of the forward pass, and of forward and backward together."""
+def _time_layer(
+    module: nn.Module, arguments: tuple, steps: int
+) -> list[tuple[list[float], list[float]]]:
+    """`time_steps` of the forward pass, and of forward and backward together."""
     shape, *rest = arguments
     x = jax.random.normal(jax.random.key(0), shape.shape, shape.dtype)
     variables = _initialize(module, x[:1], *rest)
@@ -246,7 +255,7 @@ def _time_layer(module: nn.Module, arguments: tuple, steps: int) -> list[Timing]
     for function in (forward, both):
         compiled = jax.jit(function).lower(params, x).compile()
         step = functools.partial(_run, compiled, params, x)
-        timings.append(time_steps(step, steps, 0.0))
+        timings.append(time_steps(step, steps))
     return timings
 
 

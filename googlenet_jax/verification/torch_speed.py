@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.verification.speed import Timing, time_steps
+from googlenet_jax.verification.speed import Timing, resident_bytes, time_steps
 
 # 1×1, 3×3 reduce, 3×3, 5×5 reduce, 5×5, projection.
 MODULES = {
@@ -126,22 +126,38 @@ def create(name: str) -> nn.Module:
 def time_peer(
     name: str, *, train: bool, batch_size: int, size: int, steps: int, dtype: str, compiled: bool
 ) -> Timing:
-    """As `speed.time_network`: SGD with momentum and the auxiliary losses, or folded inference."""
-    network = create(name).train(train)
+    """As `speed.time_network`: SGD with momentum and the auxiliary losses, or folded inference; on a
+    GPU where PyTorch has one.
+    """
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    network = create(name).train(train).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs lack it
     if not train:
         network = _fold(network)
-    images = torch.randn(batch_size, 3, size, size).to(memory_format=torch.channels_last)
-    labels = torch.arange(batch_size) % 1000
+    images = torch.randn(batch_size, 3, size, size, device=device)
+    images = images.to(memory_format=torch.channels_last)
+    labels = torch.arange(batch_size, device=device) % 1000
     run = torch.compile(network) if compiled else network
     optimizer = torch.optim.SGD(network.parameters(), 0.01, 0.9)
-    step = _training(run, optimizer, images, labels) if train else _inference(run, images)
+    enqueue = _training(run, optimizer, images, labels) if train else _inference(run, images)
     wide = dtype == "float32"
-    cast = contextlib.nullcontext() if wide else torch.autocast("cpu", getattr(torch, dtype))
+    cast = contextlib.nullcontext() if wide else torch.autocast(device.type, getattr(torch, dtype))
+
+    def step() -> None:
+        enqueue()
+        if gpu:
+            torch.cuda.synchronize()
+
     with cast:
         start = time.perf_counter()
         step()
-        return time_steps(step, steps, time.perf_counter() - start)
+        compile_seconds = time.perf_counter() - start
+        times = time_steps(step, steps)
+    if gpu:
+        peak = torch.cuda.max_memory_allocated()
+        return Timing(*times, compile_seconds, peak, torch.cuda.get_device_name())
+    return Timing(*times, compile_seconds, resident_bytes(), "cpu")
 
 
 def _training(run: Any, optimizer: Any, images: Tensor, labels: Tensor) -> Callable[[], None]:

@@ -14,22 +14,28 @@ def measured(seconds: list[float], cpu: float, **more) -> dict:
         "cpu_seconds": [cpu] * len(seconds),
         "compile_seconds": 9.0,
         "peak_bytes": 3_000_000_000,
+        "device": "cpu",
         **more,
     }
 
 
 @pytest.fixture
-def processes(monkeypatch) -> list[str]:
-    """The sides whose processes were started, in order."""
-    started = []
+def sides() -> dict[str, dict]:
+    """What the process of each side measures."""
     machine = dict.fromkeys(("peak_operations_per_second", "copy_bytes_per_second"), 200.0)
     machine["peak_operations_per_cpu_second"] = 100.0
-    ours = measured([2.0, 2.5, 3.0], 4.0, operations=100, **machine)
-    sides = {
+    ours = measured([2.0, 2.5, 3.0], 4.0, operations=100, tuned=["a flag"], **machine)
+    return {
         "googlenet_jax": ours,
         "torch": measured([5.0, 5.0], 9.0),
         "torch_compiled": measured([4.0, 6.0, 4.0], 10.0),
     }
+
+
+@pytest.fixture
+def processes(monkeypatch, sides) -> list[str]:
+    """The sides whose processes were started, in order."""
+    started = []
 
     def child(args, side):
         started.append(side)
@@ -54,11 +60,25 @@ def test_sides_are_measured_in_turn_and_compared_with_the_faster_peer(processes,
     assert result["ratio_by_cpu_seconds"] == 9 / 4
 
 
+def test_a_gpu_is_not_compared_with_a_cpu(processes, sides, capsys):
+    sides["googlenet_jax"]["device"] = "NVIDIA H200"
+    command = ["bench", "train", "googlenet_bn", "--peer", "torch", "--rounds", "1"]
+    assert main(command) == 1
+    assert "found googlenet_jax on NVIDIA H200, torch on cpu" in capsys.readouterr().err
+    for side in sides.values():
+        side["device"] = "NVIDIA H200"
+    assert main([*command, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["ratio"] == 4 / 2.5  # the host's CPU seconds say nothing there
+    assert not [name for name in result if name.endswith("by_cpu_seconds")]
+
+
 def test_for_people_there_is_a_table(processes, capsys):
     assert main(["bench", "infer", "googlenet_bn", "--rounds", "1"]) == 0
     text = capsys.readouterr().out
     assert processes == ["googlenet_jax"]
-    assert "infer googlenet_bn, batch 32, float32" in text and "20 % of it" in text
+    assert "infer googlenet_bn, batch 32, float32" in text
+    assert "20 % of it" in text and text.endswith("set for both sides: a flag\n")
 
 
 @pytest.mark.parametrize(
@@ -67,6 +87,7 @@ def test_for_people_there_is_a_table(processes, capsys):
         (["googlenit"], "unknown model 'googlenit' (did you mean 'googlenet'?)"),
         (["googlenet_slim", "--peer", "torch"], "there is no PyTorch form of googlenet_slim"),
         (["googlenet", "--batch-size", "0"], "--batch-size: "),
+        (["googlenet", "--layers", "--peer", "torch"], "--layers: expected "),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_measured(processes, capsys, arguments, message):
@@ -95,9 +116,7 @@ gj.register_model("mean", Mean)
 
 
 @pytest.mark.parametrize("layers", [False, True])
-def test_a_network_of_ones_own_is_measured_in_processes_of_its_own(
-    tmp_path, monkeypatch, capsys, layers
-):
+def test_a_registered_network_is_measured_in_processes(tmp_path, monkeypatch, capsys, layers):
     (tmp_path / "mean_module.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")

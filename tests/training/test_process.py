@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from googlenet_jax.training import process
 
 # Frees and takes 64 MiB again, and counts what the kernel had to map for it.
 REUSE = """
@@ -87,6 +90,17 @@ def test_what_the_user_sets_comes_first(tmp_path, given, expected):
     )
     assert flags == expected and FLAG not in said
     assert cache == f"{tmp_path}/mine -1"
+
+
+@pytest.mark.parametrize("plugin", ["libtpu", None])
+def test_an_accelerators_own_xla_is_not_given_the_cpus_flags(monkeypatch, plugin):
+    """It might not know them, and ends the process then."""
+    monkeypatch.setattr(process, "jax", SimpleNamespace(config=SimpleNamespace(jax_platforms="")))
+    monkeypatch.setattr(process, "entry_points", lambda group: ())
+    monkeypatch.setattr(process, "find_spec", lambda name: True if name == plugin else None)
+    assert process._is_for_cpu() == (plugin is None)
+    process.jax.config.jax_platforms = "tpu,cpu" if plugin is None else "cpu"
+    assert process._is_for_cpu() == (plugin is not None)
 
 
 def test_a_flag_that_this_jaxlib_does_not_know_is_left_out(tmp_path):
