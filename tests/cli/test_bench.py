@@ -6,6 +6,7 @@ import pytest
 
 from googlenet_jax.cli import bench
 from googlenet_jax.cli.main import main
+from googlenet_jax.verification import speed
 
 
 def measured(seconds: list[float], cpu: float, **more) -> dict:
@@ -115,17 +116,27 @@ gj.register_model("mean", Mean)
 """
 
 
-@pytest.mark.parametrize("layers", [False, True])
-def test_a_registered_network_is_measured_in_processes(tmp_path, monkeypatch, capsys, layers):
+@pytest.fixture
+def command(tmp_path, monkeypatch) -> list[str]:
+    """`bench train`, of a network of one's own."""
     (tmp_path / "mean_module.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    command = ["bench", "train", "mean", "--import=mean_module", "--batch-size=2"]
-    command += ["--steps=1", "--rounds=1", "--json"]
-    assert main([*command, *(["--layers"] if layers else [])]) == 0
+    return ["bench", "train", "mean", "--import=mean_module", "--batch-size=2", "--steps=1"]
+
+
+def test_a_registered_network_is_measured_in_a_process(command, capsys):
+    assert main([*command, "--rounds=1", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    if layers:
-        assert [row["name"] for row in result["layers"]][:1] == ["conv"]
-        assert result["layers"][0]["forward_floor_ms"] > 0
-    else:
-        assert result["operations"] == 2 * 2 * (3 * (8 * 8 * 3 * 4 + 4 * 1000) - 8 * 8 * 3 * 4)
+    assert result["operations"] == 2 * 2 * (3 * (8 * 8 * 3 * 4 + 4 * 1000) - 8 * 8 * 3 * 4)
+
+
+def test_layers_are_timed_one_by_one(command, monkeypatch, capsys):
+    monkeypatch.setattr("googlenet_jax.training.process.prepare", tuple)
+    monkeypatch.setattr(speed, "PEAK_SIZE", 64)
+    monkeypatch.setattr(speed, "COPY_BYTES", 1 << 16)
+    assert main([*command, "--side=layers"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows][:1] == ["conv"]
+    assert rows[0]["forward_floor_ms"] == rows[0]["backward_floor_ms"] > 0
+    assert rows[0]["forward_cpu_ms"] > 0
