@@ -26,6 +26,7 @@ RUNS: dict[str, tuple[str, bool]] = {
         "train googlenet_bn --peer torch --steps 4 --rounds 1",
         True,
     ),
+    "training inception_v3": ("train inception_v3 --peer torch --no-compile --steps 4", True),
     "inference googlenet": ("infer googlenet --peer torch --no-compile", True),
     "inference in bfloat16": (
         "infer googlenet_bn --peer torch --no-compile --dtype bfloat16 --steps 6 --rounds 1",
