@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,12 +46,12 @@ def run(args: argparse.Namespace) -> int:
     for name in ("classes", "examples", "chips"):
         if getattr(args, name) is not None:
             check_whole(f"--{name}", getattr(args, name), 1)
-    config = read_recipe(args.config, args.fields)
-    os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler alone is wanted, also beside a TPU
-    from googlenet_jax.training.ahead import compile_step
-    from googlenet_jax.training.process import prepare
+    import jax
 
-    prepare()
+    jax.config.update("jax_platforms", "cpu")  # the compiler alone is wanted, also beside a TPU
+    config = read_recipe(args.config, args.fields)
+    from googlenet_jax.training.ahead import compile_step
+
     report = compile_step(
         config, args.topology, chips=args.chips, classes=args.classes, examples=args.examples
     )
@@ -71,8 +70,11 @@ def as_text(report: "Report") -> str:
         ),
         f"  operations           {report.operations / 1e9:12,.1f} G",
         f"  bytes accessed       {report.bytes_accessed / 1e9:12,.2f} GB",
-        f"  optimal time         {report.optimal_seconds * 1e3:12,.2f} ms (the compiler's estimate)",
     ]
+    if report.optimal_seconds is not None:
+        lines.append(
+            f"  optimal time         {report.optimal_seconds * 1e3:12,.2f} ms (the compiler's estimate)"
+        )
     for kind, found in report.collectives.items():
         lines.append(f"  {kind:<20} {found.count:8} times, {found.bytes / 2**20:,.2f} MiB")
     return "\n".join(lines if report.collectives else [*lines, "  no collectives"])

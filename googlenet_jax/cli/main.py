@@ -15,7 +15,18 @@ import traceback
 from collections.abc import Sequence
 
 from googlenet_jax import __version__
-from googlenet_jax.cli import compile, convert, evaluate, plot, predict, prepare, summary, train
+from googlenet_jax.cli import (
+    bench,
+    compile,
+    convert,
+    evaluate,
+    export,
+    plot,
+    predict,
+    prepare,
+    summary,
+    train,
+)
 from googlenet_jax.errors import UserError
 
 SUBCOMMANDS = {
@@ -26,6 +37,8 @@ SUBCOMMANDS = {
     "predict": predict,
     "convert": convert,
     "plot": plot,
+    "bench": bench,
+    "export": export,
     "compile": compile,
 }
 

@@ -48,7 +48,8 @@ class Report:
       memory: bytes on a chip: arguments (the state and the batch), temporaries, output that is not
         an argument's place, and their sum, total.
       operations: floating-point operations of a chip. bytes_accessed: of its memory.
-      optimal_seconds: the compiler's own estimate, a lower bound.
+      optimal_seconds: the compiler's own estimate, a lower bound; None where it doesn't know the
+        time of some operation.
       collectives: by kind. Inside a loop (devices.accumulate) each counts once.
     """
 
@@ -59,7 +60,7 @@ class Report:
     memory: dict[str, int]
     operations: float
     bytes_accessed: float
-    optimal_seconds: float
+    optimal_seconds: float | None
     collectives: dict[str, Collective]
 
 
@@ -108,6 +109,7 @@ def compile_step(
             f"it, raise devices.accumulate, or set devices.rematerialize=True ({text[:160]})"
         ) from error
     cost = compiled.cost_analysis()
+    optimal = cost.get("optimal_seconds", -1.0)
     return Report(
         topology=topology,
         chips=len(devices),
@@ -116,7 +118,7 @@ def compile_step(
         memory=_memory(compiled.memory_analysis()),
         operations=cost["flops"],
         bytes_accessed=cost["bytes accessed"],
-        optimal_seconds=cost["optimal_seconds"],
+        optimal_seconds=optimal if optimal > 0 else None,
         collectives=count_collectives(compiled.as_text()),
     )
 

@@ -26,7 +26,7 @@ from googlenet_jax.training.folder import check_folder, local_folder, write_conf
 from googlenet_jax.training.guard import catching_signals, end, locked, signal_name
 from googlenet_jax.training.patterns import check_patterns, parse_multipliers
 from googlenet_jax.training.plan import make_plan
-from googlenet_jax.training.process import is_first, make_deterministic, say
+from googlenet_jax.training.process import is_first, make_deterministic, say, say_settings
 from googlenet_jax.training.profile import FOLDER as PROFILE_FOLDER
 from googlenet_jax.training.profile import Profile
 from googlenet_jax.training.state import TrainState, eval_variables, is_finite
@@ -114,6 +114,7 @@ def _train(
                 draw_if_stale(workdir)
             say(f"{workdir}: this run is finished, all {when.total} steps are done")
             return
+        say_settings()
         if restored:
             say(f"{workdir}: going on after step {start}")
             state = restored.state

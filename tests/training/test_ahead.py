@@ -40,7 +40,8 @@ def test_the_report_in_words():
         "  optimal time                 1.50 ms (the compiler's estimate)",
         "  all-reduce                120 times, 3.00 MiB",
     ]
-    assert as_text(dataclasses.replace(report, collectives={})).endswith("\n  no collectives")
+    less = dataclasses.replace(report, collectives={}, optimal_seconds=None)
+    assert as_text(less).endswith(" GB\n  no collectives")
 
 
 def recipe(**model):
@@ -64,6 +65,6 @@ def test_batch_norm_over_groups_that_lie_on_one_chip_needs_fewer_collectives():
         for groups in (1, 4)
     )
     assert (whole.chips, whole.hosts, whole.batch_size) == (4, 1, 64)
-    assert whole.operations > 0 and whole.optimal_seconds > 0
+    assert whole.operations > 0 and whole.bytes_accessed > 0
     assert whole.memory["total"] > whole.memory["arguments"] > 0
     assert groups.collectives["all-reduce"].bytes < whole.collectives["all-reduce"].bytes
