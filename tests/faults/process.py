@@ -2,7 +2,7 @@
 `python -m tests.faults.process WORKDIR DATA_DIR …`.
 
 What comes after the folders is as `googlenet-jax train` takes it; `--fails` lets this process raise
-before step 6, `--slow=SECONDS` is what each batch takes at least, and `--silence=SECONDS` replaces
+at its first batch, `--slow=SECONDS` is what each batch takes at least, and `--silence=SECONDS` replaces
 `cluster.SILENCE`. The ids of each batch that is read go to `WORKDIR.K.ids`, a line each.
 """
 
@@ -52,7 +52,7 @@ def slowed(fails, seconds, ids):
                 for number, batch in enumerate(task.batches(start), start):
                     print(json.dumps([number, batch["index"].tolist()]), file=file)
                     time.sleep(seconds)
-                    if number == 6 and fails:
+                    if fails:
                         raise UserError("this batch can't be read")
                     yield batch
 
