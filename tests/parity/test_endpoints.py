@@ -3,7 +3,7 @@
 import pytest
 
 from tests.parity.harness import TOLERANCE, endpoint_errors
-from tests.reference import NETWORKS
+from googlenet_jax.verification.reference import NETWORKS
 
 
 def check(name: str, size: int, **options) -> None:

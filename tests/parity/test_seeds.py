@@ -6,7 +6,8 @@ import torch
 
 import googlenet_jax as gj
 from tests.parity.harness import TOLERANCE, images, randomise, relative_error
-from tests.reference import NETWORKS, seeds
+from googlenet_jax.verification.reference import NETWORKS
+from tests.parity import seeds
 
 
 @pytest.mark.slow
