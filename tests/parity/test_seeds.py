@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import googlenet_jax as gj
-from tests.parity.harness import TOLERANCE, images, randomise, relative_error
 from googlenet_jax.verification.reference import NETWORKS
 from tests.parity import seeds
+from tests.parity.harness import TOLERANCE, images, randomise, relative_error
 
 
 @pytest.mark.slow

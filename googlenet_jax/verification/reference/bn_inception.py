@@ -6,7 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from googlenet_jax.verification.reference.inception_layers import average_pool
-from googlenet_jax.verification.reference.layers import SameConv2d, SameMaxPool2d, ShiftBatchNorm2d, same_padding
+from googlenet_jax.verification.reference.layers import (
+    SameConv2d,
+    SameMaxPool2d,
+    ShiftBatchNorm2d,
+    same_padding,
+)
 
 # 1×1 | 3×3 reduce, 3×3 | double 3×3 reduce, 3×3, 3×3 | pool projection; None: the branch is missing, and the module halves the map.
 MODULES = {

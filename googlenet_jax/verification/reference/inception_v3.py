@@ -10,7 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from googlenet_jax.verification.reference.inception_layers import NORMS, Unit, average_pool, concatenate
+from googlenet_jax.verification.reference.inception_layers import (
+    NORMS,
+    Unit,
+    average_pool,
+    concatenate,
+)
 
 Scale = Callable[[int], int]
 
