@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 
 from googlenet_jax import __version__
-from googlenet_jax.cli import convert, evaluate, plot, predict, prepare, summary, train
+from googlenet_jax.cli import convert, evaluate, plot, predict, prepare, summary, train, verify
 from googlenet_jax.errors import UserError
 
 SUBCOMMANDS = {
@@ -26,6 +26,7 @@ SUBCOMMANDS = {
     "predict": predict,
     "convert": convert,
     "plot": plot,
+    "verify": verify,
 }
 
 INTERRUPTED = 130  # 128 + SIGINT
