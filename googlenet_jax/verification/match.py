@@ -91,7 +91,8 @@ def match_layers(
             if weight is not None:
                 pair(layer, weight, "position")
                 left.remove(weight)
-    return Match(pairs, how, [k for k in kernel_of if k not in pairs], left)
+    ordered = {layer: pairs[layer] for layer in kernel_of if layer in pairs}
+    return Match(ordered, how, [k for k in kernel_of if k not in pairs], left)
 
 
 def _names(model: Network) -> dict[str, str]:

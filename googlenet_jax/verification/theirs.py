@@ -172,6 +172,7 @@ class Theirs:
     def __init__(self, module: nn.Module, dtype: str) -> None:
         self.module = module.to(getattr(torch, dtype))
         self.dtype = getattr(torch, dtype)
+        self.channels_last = False  # found out where it first runs
 
     def entries(self) -> dict[str, Tensor]:
         """Parameters and buffers by name."""
@@ -186,23 +187,36 @@ class Theirs:
             if isinstance(each, nn.modules.batchnorm._BatchNorm) and not train:
                 each.eval()
 
+    def pixels(self, images: np.ndarray) -> Tensor:
+        """Images [N, H, W, 3] as the module takes them: [N, 3, H, W], or as they are."""
+        given = images if self.channels_last else images.transpose(0, 3, 1, 2)
+        return torch.from_numpy(np.array(given, np.float64, order="C")).to(self.dtype)
+
     def trace(self, images: np.ndarray) -> TorchTrace:
-        """Runs the module in evaluation, its auxiliary heads too, on images [N, H, W, 3]."""
+        """Runs the module in evaluation, its auxiliary heads too, on images [N, H, W, 3].
+
+        Raises UserError where it runs on images of neither layout.
+        """
         self.prepare(train=False)
-        pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         names = {id(value): name for name, value in self.entries().items()}
-        try:
-            with torch.no_grad(), _Tape(names) as tape:
-                result = self.module(pixels.to(self.dtype))
-        except Exception as error:
-            text = " ".join(str(error).split())[:200]
-            shape = list(pixels.shape)
-            raise UserError(
-                f"--against: the module does not run on images {shape}: {type(error).__name__}: "
-                f"{text}"
-            ) from error
-        outputs = {name: _array(value).reshape(len(images), -1) for name, value in named(result)}
-        return TorchTrace(tape.units, outputs)
+        errors: list[Exception] = []
+        for channels_last in (self.channels_last, not self.channels_last):
+            self.channels_last = channels_last
+            try:
+                with torch.no_grad(), _Tape(names) as tape:
+                    result = self.module(self.pixels(images))
+            except Exception as error:
+                errors.append(error)
+                continue
+            outputs = {
+                name: _array(value).reshape(len(images), -1) for name, value in named(result)
+            }
+            return TorchTrace(tape.units, outputs)
+        text = " ".join(str(errors[0]).split())[:200]
+        raise UserError(
+            f"--against: the module does not run on images [N, 3, {images.shape[1]}, "
+            f"{images.shape[2]}]: {type(errors[0]).__name__}: {text}"
+        ) from errors[0]
 
     def push(self, values: Mapping[str, np.ndarray]) -> None:
         """Overwrites parameters and buffers by name."""

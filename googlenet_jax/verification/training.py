@@ -13,7 +13,7 @@ import torch
 from flax import traverse_util
 
 from googlenet_jax.models.network import Network
-from googlenet_jax.verification.compare import EPSILON, MARGIN, Row, difference
+from googlenet_jax.verification.compare import MARGIN, Row, difference
 from googlenet_jax.verification.match import Match, our_entries
 from googlenet_jax.verification.ours import Fault, with_faults
 from googlenet_jax.verification.theirs import Theirs, TorchUnit, WithoutDropout, named
@@ -113,12 +113,13 @@ def train_theirs(
     copied.prepare(train=True)
     parameters = dict(copied.module.named_parameters())
     optimizer = torch.optim.SGD(parameters.values(), LEARNING_RATE, MOMENTUM)
-    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    copied.channels_last = theirs.channels_last
+    pixels = copied.pixels(images)
     found: dict[str, Arrays] = {"loss": {}, "gradient": {}}
     for step in range(steps):
         optimizer.zero_grad()
         with WithoutDropout():
-            outputs = dict(named(copied.module(pixels.to(copied.dtype))))
+            outputs = dict(named(copied.module(pixels)))
         target = torch.from_numpy(labels[step].astype(np.int64))
         losses = [
             torch.nn.functional.cross_entropy(outputs[name].flatten(1), target)
@@ -145,6 +146,7 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 def nudged(theirs: Theirs, seed: int) -> Theirs:
     """A copy whose every parameter is moved by one unit in the last place, up or down at random."""
     copied = Theirs(copy.deepcopy(theirs.module), str(theirs.dtype).removeprefix("torch."))
+    copied.channels_last = theirs.channels_last
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for value in copied.module.parameters():
@@ -171,17 +173,18 @@ def under_our_names(
 
 
 def compare_training(
-    ours: Arrays, theirs: Arrays, controls: Sequence[Arrays], dtype: str
+    ours: Arrays, theirs: Arrays, controls: Sequence[Arrays], forward: float
 ) -> list[Row]:
     """Compares all that both have.
 
-    Training amplifies rounding, so the bound is measured: MARGIN² times how far theirs goes from
-    itself where every weight begins one unit in the last place away, entry by entry.
+    Training amplifies rounding, so the bound is measured, entry by entry: MARGIN² times how far
+    theirs goes from itself where every weight begins one unit in the last place away, and at least
+    MARGIN² times the bound of the forward pass, `forward`.
     """
     rows = []
     for name in (each for each in ours if each in theirs):
         moved = max(difference(control[name], theirs[name])[0] for control in controls)
-        bound = MARGIN * MARGIN * max(moved, EPSILON[dtype])
+        bound = MARGIN * MARGIN * max(moved, forward)
         relative, largest = difference(ours[name], theirs[name])
         rows.append(Row(name, "", relative, largest, bound, ours[name].shape, theirs[name].shape))
     return rows

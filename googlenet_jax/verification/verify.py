@@ -349,6 +349,7 @@ class Pair:
             arrays = training.train_theirs(side, self.images, labels, steps, heads)
             return training.under_our_names(arrays, self.variables, self.match, units)
 
+        forward = max(row.bound for row in self.compared([]).rows)
         expected = their_side(self.theirs)
         nudged = (training.nudged(self.theirs, seed) for seed in range(training.CONTROLS))
         controls = [their_side(each) for each in nudged]
@@ -357,7 +358,7 @@ class Pair:
             arrays = training.train_ours(
                 self.model, self.variables, self.images, labels, steps, heads, faults
             )
-            return training.compare_training(arrays, expected, controls, self.dtype)
+            return training.compare_training(arrays, expected, controls, forward)
 
         rows = trained([])
         after = trained(found.faults) if found.faults else rows
