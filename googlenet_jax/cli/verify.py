@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from googlenet_jax.models.network import Network
+    from googlenet_jax.verification.of_keras import KerasSide
     from googlenet_jax.weights.bundle import Weights
 
 
@@ -87,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
 
     model, weights = _model(args)
     images = _images(args, model, weights)
-    module = _other(args, model)
+    size = args.size or model.input_size if images is None else images.shape[1]
+    module = _other(args, model, size)
     found = verify(
         model,
         module,
@@ -123,16 +125,16 @@ def _model(args: argparse.Namespace) -> "tuple[Network, Weights | None]":
     return weights.model, weights
 
 
-def _other(args: argparse.Namespace, model: "Network") -> "nn.Module":
+def _other(args: argparse.Namespace, model: "Network", size: int) -> "nn.Module | KerasSide":
     from googlenet_jax.verification.theirs import load_class
     from googlenet_jax.verification.verify import reference_of
 
     if args.against == "torch":
         return reference_of(model)
     if args.against == "keras":
-        from googlenet_jax.verification.of_keras import keras_module
+        from googlenet_jax.verification.of_keras import KerasSide
 
-        return keras_module(model)
+        return KerasSide.of(model, size, args.dtype)
     return load_class(args.against, model.num_classes)
 
 

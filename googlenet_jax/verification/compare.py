@@ -86,7 +86,7 @@ def compare(ours: Trace, theirs: TorchTrace, match: Match, dtype: str) -> Compar
     """Compares each matched layer's input and output, then the outputs."""
     units = {unit.weight: unit for unit in theirs.units}
     rows: list[Row] = []
-    seen: set[str] = set()
+    seen: dict[str, bool] = {}  # our name → whether it parts
     total = 0.0
     for place, (layer, call) in enumerate(ours.units().items()):
         weight = match.pairs.get(layer)
@@ -99,12 +99,12 @@ def compare(ours: Trace, theirs: TorchTrace, match: Match, dtype: str) -> Compar
         reads = _row((place, 0), call.source, layer, call.input, given.input, given, bound)
         if call.source not in seen:
             rows.append(reads)
-        elif reads.parted:  # something stands there between the two layers
+            seen[call.source] = reads.parted
+        elif reads.parted and not seen[call.source]:  # something stands between the two layers
             rows.append(dataclasses.replace(reads, layer=f"{layer} input"))
-        seen.add(call.source)
         value = unit.linear if isinstance(call.module, Dense) else unit.output
-        seen.add(layer)
         rows.append(_row((place, 1), layer, layer, call.output, value, unit, bound))
+        seen[layer] = rows[-1].parted
     for i, (name, mine) in enumerate(ours.outputs.items()):
         if name in theirs.outputs:
             other = theirs.outputs[name]

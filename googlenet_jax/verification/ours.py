@@ -116,7 +116,10 @@ def trace(
         if isinstance(module, ConvUnit | Dense | MaxPool | AvgPool | LocalResponseNorm):
             about = module.clone(parent=None)  # unbound, so that its fields can be read later
             calls.append(Call(layer, about, given, result, source))
-        makers[id(result)] = layer
+        if not isinstance(module, nn.Dropout):
+            makers[id(result)] = layer
+        elif id(given) in makers:
+            makers[id(result)] = source
         kept.append(result)
         if layer == until:
             raise _Enough

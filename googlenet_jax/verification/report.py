@@ -140,8 +140,11 @@ def page(found: Verification, command: str) -> str:
         _svg(draw_depth(found), "relative difference of each layer"),
     ]
     if shown is not None:
-        title = "Where they part, channel by channel" if shown.parted else "Worst layer's channels"
-        sections += [f"<h2>{title}</h2>", _svg(draw_channels(shown), "difference by channel")]
+        title = f"The channels of {shown.layer}"
+        sections += [
+            f"<h2>{html.escape(title)}</h2>",
+            _svg(draw_channels(shown), "difference by channel"),
+        ]
     sections += ["<h2>Layers</h2>", _table(found.rows, found)]
     if found.training:
         sections += [
@@ -244,7 +247,7 @@ th, td { padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #e6e9e
 th { position: sticky; top: 0; background: #fff; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 .parted td { color: #b3261e; }
-.about td { white-space: normal; overflow-wrap: anywhere; }
+.about td + td { white-space: normal; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { th, td { padding: .2rem .35rem; font-size: .85rem; } }
 </style>
 </head>

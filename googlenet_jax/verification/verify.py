@@ -18,6 +18,7 @@ from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import model_name, model_options, option_defaults
 from googlenet_jax.verification import explain, match, ours, reference, training
 from googlenet_jax.verification.compare import EPSILON, Comparison, Row, compare
+from googlenet_jax.verification.of_keras import KerasSide
 from googlenet_jax.verification.ours import Fault
 from googlenet_jax.verification.theirs import Theirs
 
@@ -168,7 +169,7 @@ def default_images(size: int, count: int = 4, seed: int = 0) -> np.ndarray:
 
 def verify(
     model: Network,
-    module: nn.Module,
+    module: nn.Module | KerasSide,
     variables: Mapping[str, Any] | None = None,
     *,
     images: np.ndarray | None = None,
@@ -202,7 +203,8 @@ def verify(
         raise UserError(f"{model_name(model)}: {problem}")
     model = model.clone(dtype=dtype, param_dtype=dtype)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"), _compiled_quickly():
-        pair = Pair(model, Theirs(module, dtype), images.astype("float64"), dtype, seed)
+        theirs = Theirs(module, dtype) if isinstance(module, nn.Module) else module
+        pair = Pair(model, theirs, images.astype("float64"), dtype, seed)
         return pair.verify(variables, keep_weights, steps, say)
 
 
@@ -221,7 +223,12 @@ class Pair:
     """The two sides, and what both are given."""
 
     def __init__(
-        self, model: Network, theirs: Theirs, images: np.ndarray, dtype: str, seed: int
+        self,
+        model: Network,
+        theirs: Theirs | KerasSide,
+        images: np.ndarray,
+        dtype: str,
+        seed: int,
     ) -> None:
         self.model, self.theirs, self.dtype, self.seed = model, theirs, dtype, seed
         self.images = np.asarray(jax.numpy.asarray(images, dtype))
@@ -247,9 +254,9 @@ class Pair:
             say(f"they part at {now.first.layer}; applying suspected faults to our side")
             found = explain.explain(self.compared, self.traced, self._epsilons())
         trained: list[Row] = []
-        if steps and found.left is None:
+        if steps and found.left is None and isinstance(self.theirs, Theirs):
             say(f"training both sides, {steps} step{'s' if steps > 1 else ''}")
-            trained, found = self._train(steps, found)
+            trained, found = self._train(self.theirs, steps, found)
         first = now.first or next((row for row in trained if row.parted), None)
         return self._result(now, trained, found, first)
 
@@ -262,6 +269,7 @@ class Pair:
         theirs, mine = self.their_trace.outputs, self.traced([]).outputs
         alone = [f"our output {name}" for name in mine if name not in theirs]
         alone += [f"their output {name}" for name in theirs if name not in mine]
+        alone += [] if trained else ["training"]
         return Verification(
             verdict,
             first,
@@ -336,13 +344,12 @@ class Pair:
     # ------------------------------------------------------------------------------------- training
 
     def _train(
-        self, steps: int, found: explain.Explanation
+        self, theirs: Theirs, steps: int, found: explain.Explanation
     ) -> tuple[list[Row], explain.Explanation]:
         """The rows as the two are, and the explanation of what training alone shows."""
         generator = np.random.default_rng(self.seed)
         labels = generator.integers(0, self.model.num_classes, (steps, len(self.images)))
-        mine, theirs = self.traced([]).outputs, self.their_trace.outputs
-        heads = [name for name in mine if name in theirs]
+        heads = [name for name in self.traced([]).outputs if name in self.their_trace.outputs]
         units = self.units()
 
         def their_side(side: Theirs) -> training.Arrays:
@@ -350,8 +357,8 @@ class Pair:
             return training.under_our_names(arrays, self.variables, self.match, units)
 
         forward = max(row.bound for row in self.compared([]).rows)
-        expected = their_side(self.theirs)
-        nudged = (training.nudged(self.theirs, seed) for seed in range(training.CONTROLS))
+        expected = their_side(theirs)
+        nudged = (training.nudged(theirs, seed) for seed in range(training.CONTROLS))
         controls = [their_side(each) for each in nudged]
 
         def trained(faults: Sequence[Fault]) -> list[Row]:
