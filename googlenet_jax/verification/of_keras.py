@@ -20,10 +20,15 @@ _STATISTICS = {"moving_mean": "bn/mean", "moving_variance": "bn/var"}
 
 
 class KerasSide:
-    """A functional Keras model, its weights by name in PyTorch's layouts, and what it computes."""
+    """A functional Keras model, its weights by name in PyTorch's layouts, and what it computes.
 
-    def __init__(self, module: Any) -> None:
+    Attributes:
+      precision: the dtype whose rounding its numbers have.
+    """
+
+    def __init__(self, module: Any, dtype: str) -> None:
         self.module = module
+        self.precision = _precision(dtype)
 
     @classmethod
     def of(cls, model: Network, size: int, dtype: str) -> "KerasSide":
@@ -57,7 +62,7 @@ class KerasSide:
                 )
         finally:
             keras.config.set_floatx(before)
-        return cls(made)
+        return cls(made, dtype)
 
     def trace(self, images: np.ndarray) -> TorchTrace:
         """Runs the model in evaluation on images [N, H, W, 3]; maps stay [N, H, W, C]."""
@@ -94,6 +99,13 @@ class KerasSide:
             for layer in self.module.layers
             for name, weight in _weights(layer).items()
         }
+
+
+def _precision(dtype: str) -> str:
+    """In what Keras computes: its batch norm takes float64 to float32 but for TensorFlow."""
+    import keras
+
+    return "float32" if dtype == "float64" and keras.backend.backend() != "tensorflow" else dtype
 
 
 def _weights(layer: Any) -> dict[str, Any]:

@@ -171,7 +171,7 @@ class Theirs:
 
     def __init__(self, module: nn.Module, dtype: str) -> None:
         self.module = module.to(getattr(torch, dtype))
-        self.dtype = getattr(torch, dtype)
+        self.dtype, self.precision = getattr(torch, dtype), dtype
         self.channels_last = False  # found out where it first runs
 
     def entries(self) -> dict[str, Tensor]:
@@ -223,7 +223,7 @@ class Theirs:
         entries = self.entries()
         with torch.no_grad():
             for name, value in values.items():
-                entries[name].copy_(torch.from_numpy(np.array(value, order="C")))
+                entries[name].copy_(torch.from_numpy(np.array(value, np.float64, order="C")))
 
     def pull(self) -> dict[str, np.ndarray]:
         """Copies of the parameters and buffers by name."""

@@ -17,7 +17,7 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import model_name, model_options, option_defaults
 from googlenet_jax.verification import explain, match, ours, reference, training
-from googlenet_jax.verification.compare import EPSILON, Comparison, Row, compare
+from googlenet_jax.verification.compare import Comparison, Row, compare
 from googlenet_jax.verification.of_keras import KerasSide
 from googlenet_jax.verification.ours import Fault
 from googlenet_jax.verification.theirs import Theirs
@@ -290,7 +290,7 @@ class Pair:
     def compared(self, faults: Sequence[Fault], until: str = "") -> Comparison:
         """The comparison with faults on our side, up to a layer."""
         mine = self.traced(faults, until)
-        return compare(mine, self.their_trace, self.match, self.dtype)
+        return compare(mine, self.their_trace, self.match, self.theirs.precision)
 
     def units(self) -> dict[str, Any]:
         """Their layers by their weight's name."""
@@ -408,7 +408,7 @@ class Pair:
             "options": model_options(self.model),
             "against": type(self.theirs.module).__name__,
             "dtype": self.dtype,
-            "epsilon": EPSILON[self.dtype],
+            "their precision": self.theirs.precision,
             "images": list(self.images.shape),
             "seed": self.seed,
             "versions": {"python": platform.python_version()} | _versions(packages),

@@ -8,6 +8,8 @@ import pytest
 from googlenet_jax.cli.main import main
 from tests.verification import small  # noqa: F401  registers the network
 
+pytestmark = pytest.mark.usefixtures("compiled_dir")
+
 PORT = """
 from tests.verification.small import Twin
 
