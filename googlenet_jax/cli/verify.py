@@ -102,13 +102,13 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         say=lambda line: print(f"{line} …", file=sys.stderr, flush=True),
     )
-    if args.html:
-        write_html(args.html, found, _command(args))
     if args.json:
         print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
     else:
         print(text(found))
-        if args.html:
+    if args.html:  # last: a page that can't be written takes nothing else with it
+        write_html(args.html, found, _command(args))
+        if not args.json:
             print(f"wrote {args.html}")
     return 0 if found.first is None else DIFFERENT
 

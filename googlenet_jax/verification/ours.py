@@ -43,7 +43,6 @@ class Fault:
     images: Callable[[Any], Any] = _same
     variables: Callable[[Any], Any] = _same
     outputs: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = _same
-    training_only: bool = False
 
     def __str__(self) -> str:
         where = self.layer or "every layer"

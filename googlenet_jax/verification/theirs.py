@@ -271,10 +271,11 @@ def load_class(where: str, num_classes: int) -> nn.Module:
             f"--against: expected torch, keras or FILE.py:CLASS with a file that exists, "
             f"found {where!r}"
         )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"verified_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--against: expected a Python file, found {file!r}")
     code = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = code  # where dataclasses look their own module up
     sys.path.insert(0, str(path.resolve().parent))  # its own imports of files beside it
     try:
         spec.loader.exec_module(code)

@@ -33,11 +33,12 @@ class Verification:
     Attributes:
       verdict: "equal" to the last bit; "equal to rounding"; "different".
       first: where they part, None where they do not.
-      faults: what explains it, each tested; see `explain.Explanation`.
+      faults: what explains it, each tested; see `explain.Explanation`. tried: how many were applied.
       unexplained: where they still part with all of `faults` applied; None where nowhere.
       rows: the layers in the network's order. training: losses, gradients, and after the steps
         parameters, momenta and statistics.
-      match: which layer is which. about: model, dtype, versions, hardware.
+      match: which layer is which. not_compared: outputs that one side alone has, and training
+        where it was not run. about: model, dtype, versions, hardware.
     """
 
     verdict: str
@@ -318,7 +319,7 @@ class Pair:
             raise UserError(
                 f"--against: none of the module's {len(self.units())} convolutions and fully "
                 f"connected layers has the shape of one of {model_name(self.model)}'s; "
-                "give the options that it was made with (--option width=…, --num-classes …)"
+                "give the options that it was made with (--option width=…, --option num_classes=…)"
             )
         settle = functools.partial(self._settle, keep=keep, own=drawn, place=list(kernels))
         self.match = match.by_numbers(pairs, kernels, settle)
@@ -387,12 +388,10 @@ class Pair:
         ending = "/bn/var"
         if norm is not None and all(name.endswith(ending) for name in parted):
             layers = [name.removeprefix("statistic ").removesuffix(ending) for name in parted]
-            few = layers if len(layers) == 1 else []
-            for fault in explain.biased_variance(few, self._unbiased()):
-                tried += 1
-                rows = trained([*faults, fault])
-                if not any(row.parted for row in rows):
-                    return explain.Explanation([*faults, fault], None, tried)
+            for suspected in explain.biased_variance(layers, self._unbiased()):
+                tried += len(suspected)
+                if not any(row.parted for row in trained([*faults, *suspected])):
+                    return explain.Explanation([*faults, *suspected], None, tried)
         left = next(row for row in rows if row.parted)
         return explain.Explanation(faults, left, tried)
 
@@ -402,7 +401,8 @@ class Pair:
         return norms[0].unbiased
 
     def _about(self) -> dict[str, Any]:
-        packages = ("googlenet-jax", "jax", "flax", "torch", "numpy")
+        other = "torch" if isinstance(self.theirs, Theirs) else "keras"
+        packages = ("googlenet-jax", "jax", "flax", other, "numpy")
         return {
             "model": model_name(self.model),
             "options": model_options(self.model),

@@ -14,21 +14,9 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.verification.ours import draw_variables
 from googlenet_jax.verification.verify import Verification, reference_of, verify
 from tests.verification.other_style import Net
-from tests.verification.small import CLASSES, Twin
+from tests.verification.small import CLASSES, BiasedNorm, Twin
 
 pytestmark = pytest.mark.usefixtures("compiled_dir")  # one network again and again
-
-
-class Biased(nn.BatchNorm2d):
-    """The running variance follows the batch's biased one."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            return super().forward(x)
-        with torch.no_grad():
-            self.running_mean.lerp_(x.mean((0, 2, 3)), self.momentum)
-            self.running_var.lerp_(x.var((0, 2, 3), unbiased=False), self.momentum)
-        return nn.functional.batch_norm(x, None, None, self.weight, self.bias, True, 0, self.eps)
 
 
 def set_to(path: str, value: Any) -> Callable[[Twin], None]:
@@ -53,7 +41,7 @@ def norms(change: Callable[[nn.BatchNorm2d], None]) -> Callable[[Twin], None]:
 def biased(twin: Twin) -> None:
     for module in list(twin.modules()):
         if hasattr(module, "bn"):
-            module.bn = Biased(module.bn.num_features, eps=1e-3)
+            module.bn = BiasedNorm(module.bn.num_features, eps=1e-3)
 
 
 # Name, where it is, how it is planted, steps of training.
