@@ -6,17 +6,22 @@ from pathlib import Path
 import pytest
 
 from googlenet_jax.cli.main import main
-from tests.verification import small  # noqa: F401  registers the network
 
-pytestmark = pytest.mark.usefixtures("compiled_dir")
+pytestmark = pytest.mark.usefixtures("compiled_dir", "small_network")
 
 PORT = """
+from __future__ import annotations
+from dataclasses import dataclass
 from tests.verification.small import Twin
 
 class Port(Twin):
     def __init__(self, num_classes):
         super().__init__(num_classes)
         self.ceil = False
+
+@dataclass
+class Settings:
+    width: int = 1
 
 class Fine(Twin):
     pass

@@ -11,7 +11,6 @@ from torch import nn as tnn
 from googlenet_jax.models.inception_modules import InceptionStyle, ModuleA, WidthsA
 from googlenet_jax.models.layers import adaptive_avg_pool, xavier_fan_in
 from googlenet_jax.models.network import Layers, NormedNetwork, Output
-from googlenet_jax.models.registry import register_model
 
 SIZE, CLASSES = 14, 5
 BRANCHES = {
@@ -69,9 +68,6 @@ class Small(NormedNetwork):
         x = ModuleA(layers, WidthsA(4, 3, 4, 3, 4, 4), name="mixed")(x)
         head("aux2", x[..., :8])
         return Output(self.head(layers, "last", x), heads)
-
-
-register_model("small", Small)
 
 
 class BiasedNorm(tnn.BatchNorm2d):
