@@ -7,7 +7,7 @@ import pytest
 
 from googlenet_jax.cli.main import main
 
-pytestmark = pytest.mark.usefixtures("compiled_dir", "small_network")
+pytestmark = pytest.mark.usefixtures("small_network")
 
 PORT = """
 from __future__ import annotations

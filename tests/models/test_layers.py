@@ -230,6 +230,16 @@ def test_average_pool_counts_what_is_padded_or_does_not(size, count_padding):
         np.testing.assert_allclose(ours, from_torch(theirs), rtol=1e-12, atol=1e-14)
 
 
+def test_tensorflows_same_puts_what_is_left_over_behind():
+    """Windows of 3 with a stride of 2 over 1 2 3 4 are 1 2 3 and 3 4 ·; put before they would be · 1 2 and 2 3 4."""
+    x = jnp.arange(1.0, 5.0).reshape(1, 4, 1, 1) * jnp.ones((1, 1, 4, 1))
+    np.testing.assert_array_equal(layers.max_pool(x, 3, 2, "same")[0, :, 0, 0], [3, 4])
+    unit = layers.ConvUnit(1, 3, 2, "same", relu=False, bias_init=layers.Constant(0.0))
+    params = {"kernel": jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1.0), "bias": jnp.zeros(1)}
+    first = unit.apply({"params": params}, x, True)
+    np.testing.assert_array_equal(first[0, :, 0, 0], [1, 3])
+
+
 def test_average_pool_without_counting_padding_is_tensorflows_same():
     """At a corner of a 3×3/1 window four values count, at an edge six."""
     ones = jnp.ones((1, 4, 4, 1))

@@ -19,6 +19,9 @@ from tests.parity.harness import (
 
 NARROW = {"width": 0.125, "num_classes": 7}
 WITHOUT_AUX = {"aux_heads": False}
+# Through this many batch norms rounding grows tenfold with a step at the rate of the other networks' proof (1e-4), until after ten
+# steps nothing is left to compare; at this one it stays. `benchmarks/parity_inception.py` goes to the recipes' rates, with a control.
+RATE = {"schedule.learning_rate": 1e-6}
 
 
 def check(errors: dict[str, float]) -> None:
@@ -65,20 +68,14 @@ def test_every_endpoint_equals_pytorchs(name: str, size: int, options: dict) -> 
         ("inception_v3", 75, {"flavour": "keras"}),
     ],
 )
-@pytest.mark.xfail(
-    reason="not shown yet on maps this small, where rounding is amplified", strict=False
-)
 def test_ten_steps_equal_pytorchs(name: str, size: int, options: dict) -> None:
-    check(zero_gradients_apart(training_errors(name, size, width=0.125, **options)))
+    check(zero_gradients_apart(training_errors(name, size, width=0.125, **RATE, **options)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["inception_v2", "inception_v3"])
-@pytest.mark.xfail(
-    reason="not shown yet on maps this small, where rounding is amplified", strict=False
-)
 def test_steps_with_the_auxiliary_head_equal_pytorchs(name: str) -> None:
-    errors = training_errors(name, 299, batch_size=4, steps=2, width=0.0625)
+    errors = training_errors(name, 299, batch_size=4, steps=2, width=0.0625, **RATE)
     assert "loss_aux1 step 1" in errors
     check(errors)
 
@@ -142,9 +139,6 @@ class TensorFlowsRMSProp:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="not shown yet on maps this small, where rounding is amplified", strict=False
-)
 def test_ten_rmsprop_steps_equal_tensorflows() -> None:
     """The project's own optimizer, clipped to a global norm as the recipe of Inception-v3 does."""
     from googlenet_jax.training.optimizer import create_optimizer

@@ -17,8 +17,7 @@ from googlenet_jax.verification.verify import Verification, reference_of, verify
 from tests.verification.other_style import Net
 from tests.verification.small import CLASSES, BiasedNorm, Twin
 
-# One network again and again.
-pytestmark = pytest.mark.usefixtures("compiled_dir", "small_network")
+pytestmark = pytest.mark.usefixtures("small_network")
 
 
 def set_to(path: str, value: Any) -> Callable[[Twin], None]:
