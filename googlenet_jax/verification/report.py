@@ -14,6 +14,7 @@ from googlenet_jax.verification.verify import EQUAL, ROUNDING, Verification
 
 SMALLEST = 1e-18  # where a difference of zero stands on a logarithmic axis
 SHAPES_DIFFER = "shapes differ"
+SAME_COLOUR, DIFFERENT_COLOUR = "#2e7d32", "#c0392b"
 
 
 def text(found: Verification) -> str:
@@ -80,20 +81,18 @@ def draw_depth(found: Verification) -> Figure:
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     axes = figure.subplots()
     places = range(len(found.rows))
-    finite = [row.relative if math.isfinite(row.relative) else 1.0 for row in found.rows]
-    heights = [max(value, SMALLEST) for value in finite]
-    colours = ["#c0392b" if row.parted else "#2e7d32" for row in found.rows]
-    axes.scatter(places, heights, c=colours, s=18, zorder=3)
+    for marker, finite in (("o", True), ("x", False)):
+        rows = [(i, r) for i, r in enumerate(found.rows) if math.isfinite(r.relative) == finite]
+        heights = [max(row.relative, SMALLEST) if finite else 1.0 for _, row in rows]
+        colours = [DIFFERENT_COLOUR if row.parted else SAME_COLOUR for _, row in rows]
+        axes.scatter([i for i, _ in rows], heights, c=colours, s=18, marker=marker, zorder=3)
     axes.plot(places, [row.bound for row in found.rows], color="#5b6474", lw=1, label="bound")
-    for place, row in enumerate(found.rows):
-        if not math.isfinite(row.relative):
-            axes.annotate("×", (place, 1.0), ha="center", va="center", color="white", fontsize=6)
     first = next((i for i, row in enumerate(found.rows) if row.parted), None)
     if first is not None:
-        axes.axvline(first, color="#c0392b", lw=0.8, ls="--", label=found.rows[first].layer)
+        axes.axvline(first, color=DIFFERENT_COLOUR, lw=0.8, ls="--", label=found.rows[first].layer)
     axes.set_yscale("log")
     axes.set_ylabel("relative difference")
-    axes.set_xlabel("layers in the network's order (× : shapes differ)")
+    axes.set_xlabel(f"layers in the network's order (×: shapes differ; 0 is drawn at {SMALLEST:g})")
     step = max(1, len(found.rows) // 16)
     axes.set_xticks(list(places)[::step])
     names = [row.layer for row in found.rows][::step]
@@ -104,7 +103,7 @@ def draw_depth(found: Verification) -> Figure:
 
 
 def worst(found: Verification) -> Row | None:
-    """The layer whose channels are shown: where they part, else the largest relative difference."""
+    """The layer whose channels are shown: where they first part, else the nearest to its bound."""
     rows = [row for row in found.rows if row.channels]
     parted = [row for row in rows if row.parted]
     return parted[0] if parted else max(rows, key=_excess, default=None)
@@ -114,10 +113,9 @@ def draw_channels(row: Row) -> Figure:
     """Draws the largest absolute difference of each channel of a layer."""
     figure = Figure(figsize=(9, 2.6), layout="constrained")
     axes = figure.subplots()
-    colour = "#c0392b" if row.parted else "#2e7d32"
+    colour = DIFFERENT_COLOUR if row.parted else SAME_COLOUR
     axes.bar(range(len(row.channels)), row.channels, width=1.0, color=colour)
     axes.set(xlabel="channel", ylabel="largest difference", xlim=(-0.5, len(row.channels) - 0.5))
-    axes.set_title(row.layer, fontsize=10, parse_math=False)
     return figure
 
 
@@ -145,7 +143,7 @@ def page(found: Verification, command: str) -> str:
             f"<h2>{html.escape(title)}</h2>",
             _svg(draw_channels(shown), "difference by channel"),
         ]
-    sections += ["<h2>Layers</h2>", _table(found.rows, found)]
+    sections += [f"<h2>Layers ({len(found.rows)} rows)</h2>", _table(found.rows, found)]
     if found.training:
         sections += [
             "<h2>Training</h2>",
