@@ -49,8 +49,8 @@ TEXT = """# Parity of the Inception family with PyTorch
 
 Made by `python benchmarks/parity_inception.py` (jax {jax}, torch {torch}, CPU, float64), as [parity.md](parity.md) is: the largest
 ‖ours − PyTorch's‖₂ / ‖PyTorch's‖₂ over all tensors of a kind, held to {tolerance:.0e}. Endpoints are compared at the sizes named; training
-is the project's own step beside PyTorch's SGD, at a rate of {rate}: through so many batch norms rounding grows tenfold with a step
-at 1e-4. Channels are an eighth of the published. A gradient that is zero by mathematics, the port's
+is the project's own step beside PyTorch's SGD, at a rate of {rate}: through so many batch norms rounding grows tenfold with a step at
+1e-4. Channels are an eighth of the published. A gradient that is zero by mathematics, the port's
 biases under batch norm, is held to 1e-12 of its kernel's by a test of its own.
 
 | model | endpoints at | training at, steps | {kinds} |
