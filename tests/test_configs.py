@@ -92,8 +92,18 @@ class TenClasses(list):
         return 10_000
 
 
+# The slowest to compile; test_family_recipes.py trains v3's with the rest of its steps.
+FURTHER = ("imagenet_inception_v2", "imagenet_inception_v3")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.exhaustive] * (path.stem in FURTHER))
+        for path in RECIPES
+    ],
+)
 def test_one_step_at_the_smallest_size(path):
     config, _ = resolve(get_config(path))
     config.model.options.width = 0.05

@@ -1,5 +1,7 @@
 """BN-Inception, Inception-v2 and -v3 beside their PyTorch references in float64, flavour by flavour."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,11 @@ WITHOUT_AUX = {"aux_heads": False}
 RATE = {"schedule.learning_rate": 1e-6}
 
 
+def further(*case: Any) -> Any:
+    """A case of `pytest -m exhaustive` alone."""
+    return pytest.param(*case, marks=pytest.mark.exhaustive)
+
+
 def check(errors: dict[str, float]) -> None:
     worst = max(errors, key=errors.__getitem__)
     assert errors[worst] <= TOLERANCE, f"{worst}: {errors[worst]:.1e}"
@@ -35,19 +42,19 @@ def check(errors: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     ("name", "size", "options"),
     [
-        ("bn_inception", 224, {}),
+        further("bn_inception", 224, {}),
         ("bn_inception", 97, {"lrn": True, "pool_proj_4c": 96}),
-        ("bn_inception", 224, {"flavour": "port"}),
+        further("bn_inception", 224, {"flavour": "port"}),
         ("bn_inception", 31, {"flavour": "port"}),
         ("bn_inception", 139, {"flavour": "slim"}),
         ("inception_v3", 299, {"transform_input": True}),
-        ("inception_v3", 224, WITHOUT_AUX),
-        ("inception_v3", 75, WITHOUT_AUX),
-        ("inception_v3", 299, {"flavour": "slim"}),
+        further("inception_v3", 224, WITHOUT_AUX),
+        further("inception_v3", 75, WITHOUT_AUX),
+        further("inception_v3", 299, {"flavour": "slim"}),
         ("inception_v3", 139, {"flavour": "keras"}),
-        ("inception_v3", 224, {"flavour": "fid"}),
-        ("inception_v2", 299, {}),
-        ("inception_v2", 139, {"stem": "dense", **WITHOUT_AUX}),
+        ("inception_v3", 139, {"flavour": "fid"}),
+        further("inception_v2", 299, {}),
+        further("inception_v2", 139, {"stem": "dense", **WITHOUT_AUX}),
         ("inception_v2", 75, WITHOUT_AUX),
     ],
 )
@@ -61,10 +68,10 @@ def test_every_endpoint_equals_pytorchs(name: str, size: int, options: dict) -> 
 @pytest.mark.parametrize(
     ("name", "size", "options"),
     [
-        ("bn_inception", 64, {"flavour": "port"}),
+        further("bn_inception", 64, {"flavour": "port"}),
         ("bn_inception", 64, {"flavour": "slim", "loss.label_smoothing": 0.1}),
         ("inception_v2", 75, WITHOUT_AUX),
-        ("inception_v3", 75, WITHOUT_AUX),
+        further("inception_v3", 75, WITHOUT_AUX),
         ("inception_v3", 75, {"flavour": "keras"}),
     ],
 )
@@ -72,7 +79,7 @@ def test_ten_steps_equal_pytorchs(name: str, size: int, options: dict) -> None:
     check(zero_gradients_apart(training_errors(name, size, width=0.125, **RATE, **options)))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["inception_v2", "inception_v3"])
 def test_steps_with_the_auxiliary_head_equal_pytorchs(name: str) -> None:
     errors = training_errors(name, 299, batch_size=4, steps=2, width=0.0625, **RATE)
