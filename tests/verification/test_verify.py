@@ -210,13 +210,31 @@ def test_every_network_has_a_reference_with_its_options(name: str):
     assert (7,) in shapes  # a classifier's bias
 
 
-def test_a_network_is_equal_to_its_reference():
-    """`benchmarks/verify_faults.py` shows all of them."""
-    model = gj.create_model("googlenet_plain", num_classes=7, width=0.125)
-    found = verify(model, reference_of(model), size=32, steps=0)
+NETWORKS = [
+    pytest.param(name, marks=[] if name == "googlenet_plain" else pytest.mark.exhaustive)
+    for name in gj.list_models()
+]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_is_equal_to_its_reference_in_float64(name: str):
+    model = gj.create_model(name, num_classes=7, width=0.125)
+    found = verify(model, reference_of(model), size=max(model.min_size, 32), steps=0)
     assert found.verdict == "equal to rounding", found.sentence()
     assert not found.match.ours and not found.match.theirs
     assert max(row.relative for row in found.rows) < 1e-12
+
+
+@pytest.mark.exhaustive
+def test_running_variances_biased_in_some_layers_are_named_one_by_one():
+    def plant(twin: Twin) -> None:
+        for unit in (twin.conv1, twin.mixed.b4):
+            unit.bn = BiasedNorm(unit.bn.num_features, eps=1e-3)
+
+    found = run(plant, steps=1)
+    layers = [("biased running variance", layer) for layer in ("conv1", "mixed/pool_proj")]
+    assert sorted((fault.name, fault.layer) for fault in found.faults) == layers
+    assert found.unexplained is None
 
 
 def test_running_variances_are_tried_in_every_layer_then_in_those_that_differ():
