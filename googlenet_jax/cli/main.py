@@ -15,7 +15,18 @@ import traceback
 from collections.abc import Sequence
 
 from googlenet_jax import __version__
-from googlenet_jax.cli import convert, evaluate, plot, predict, prepare, summary, train, verify
+from googlenet_jax.cli import (
+    bench,
+    convert,
+    evaluate,
+    export,
+    plot,
+    predict,
+    prepare,
+    summary,
+    train,
+    verify,
+)
 from googlenet_jax.errors import UserError
 
 SUBCOMMANDS = {
@@ -27,6 +38,8 @@ SUBCOMMANDS = {
     "convert": convert,
     "plot": plot,
     "verify": verify,
+    "bench": bench,
+    "export": export,
 }
 
 INTERRUPTED = 130  # 128 + SIGINT

@@ -1,8 +1,7 @@
 """Anybody's PyTorch module, watched while it runs: its convolutions and fully connected layers.
 
 Every call of a torch function is seen, whether a module or a line of `forward` made it, so that the
-style in which a network is written does not matter. The only file here that imports torch, beside
-`reference/`.
+style in which a network is written does not matter.
 """
 
 import dataclasses
