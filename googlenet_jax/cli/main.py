@@ -26,6 +26,7 @@ from googlenet_jax.cli import (
     prepare,
     summary,
     train,
+    verify,
 )
 from googlenet_jax.errors import UserError
 
@@ -37,6 +38,7 @@ SUBCOMMANDS = {
     "predict": predict,
     "convert": convert,
     "plot": plot,
+    "verify": verify,
     "bench": bench,
     "export": export,
     "compile": compile,
