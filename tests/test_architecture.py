@@ -14,7 +14,7 @@ BESIDE = {"errors", "files", "registry"}  # files that every subpackage may impo
 def imported(subpackage: str) -> set[str]:
     """The other subpackages that its files import, wherever in them."""
     found = set()
-    for path in (PACKAGE / subpackage).glob("*.py"):
+    for path in (PACKAGE / subpackage).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
