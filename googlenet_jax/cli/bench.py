@@ -11,7 +11,6 @@ import platform
 import statistics
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -202,12 +201,8 @@ def _summed(rounds: list[Any], batch_size: int) -> dict[str, Any]:
 
 def _about(args: argparse.Namespace) -> dict[str, Any]:
     """What was measured, on what, with which versions."""
-    versions = {}
-    for package in ("jax", "flax", "torch", "torchvision"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    from googlenet_jax.verification.versions import versions
+
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -218,7 +213,7 @@ def _about(args: argparse.Namespace) -> dict[str, Any]:
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "load_before": load,  # of other work: above zero, wall times are longer than they need be
-        "versions": versions,
+        "versions": versions(("jax", "flax", "torch", "torchvision")),
     }
 
 

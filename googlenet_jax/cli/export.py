@@ -32,13 +32,14 @@ def run(args: argparse.Namespace) -> int:
     """Writes both files; returns 0."""
     from googlenet_jax.evaluation.export import check_artifact, describe, export_model
     from googlenet_jax.files import write_atomically, writing
-    from googlenet_jax.models.registry import model_name
+    from googlenet_jax.models.registry import create_model, model_name
     from googlenet_jax.training.process import prepare, say_settings
 
     path = args.output or Path(f"{args.model}.stablehlo")
     beside = path.with_suffix(".json")
     if beside == path:
         raise UserError(f"--output: expected another ending than .json, found {path}")
+    create_model(args.model)  # raises, before weights are read, where there is none of that name
     prepare()
     loaded = load_members(args)
     if len(loaded) != 1:

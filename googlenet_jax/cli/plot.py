@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draws the picture and says where it is; returns 0."""
     from googlenet_jax.errors import UserError
-    from googlenet_jax.files import write_atomically
+    from googlenet_jax.files import write_atomically, writing
     from googlenet_jax.training.curves import draw_curves
     from googlenet_jax.training.writers import METRICS_FILE, read_metrics
 
@@ -38,12 +38,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"--output: expected a name that ends in .png, .pdf or .svg, found {args.output!r}"
         )
-    try:
+    with writing(output):
         write_atomically(output, lambda path: draw_curves(runs, path))
-    except OSError as error:
-        raise UserError(
-            f"--output: can't write {output}: {error.strerror}; choose another place"
-        ) from error
     last = {
         folder: list({(line["split"], line.get("weights")): line for line in lines}.values())
         for folder, lines in runs.items()

@@ -38,10 +38,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the summary; returns 0."""
+    from googlenet_jax.errors import check_whole
     from googlenet_jax.verification.summary import summarize
 
     model = _create(args.model, args)
-    size = args.input_size or model.input_size
+    size = model.input_size
+    if args.input_size is not None:
+        size = check_whole("--input-size", args.input_size, 1)
     summary, printed = summarize(model, size), _printed(model, size)
     if args.compare:
         other_model = _create(args.compare, args)

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from googlenet_jax.cli.convert import fields
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, check_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,8 +75,9 @@ DIFFERENT = 3  # exit status; 1 and 2 are errors
 
 def run(args: argparse.Namespace) -> int:
     """Prints the verification; returns 0 where the two are equal, and 3 where they differ."""
-    if args.steps < 0:
-        raise UserError(f"--steps: expected 0 or more, found {args.steps}")
+    for name, smallest in (("steps", 0), ("seed", 0), ("size", 1)):
+        if getattr(args, name) is not None:
+            check_whole(f"--{name}", getattr(args, name), smallest)
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from googlenet_jax.data.mesh import create_mesh, data_sharding, replicated
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, check_whole
 from googlenet_jax.training.classification import make_task
 from googlenet_jax.training.config import resolve
 from googlenet_jax.training.plan import make_plan
@@ -87,13 +87,15 @@ def compile_step(
       chips: the first so many of its chips alone; None is all.
       classes, examples: of the data set.
     Raises:
-      UserError: a recipe that is impossible, no libtpu, a topology that it doesn't know, or a step
-        that a chip's memory can't hold.
+      UserError: a recipe that is impossible, no libtpu, a topology that it doesn't know or that has
+        fewer chips, or a step that a chip's memory can't hold.
     """
     config, _ = resolve(config)
     if config.task != "classification":
         raise UserError(f"task: expected 'classification', found {config.task!r}")
-    devices = _devices(topology)[:chips]
+    devices = _devices(topology)
+    if chips is not None:
+        devices = devices[: check_whole("--chips", chips, 1, len(devices))]
     mesh = create_mesh(devices)
     source: Any = _NoData(config.data.name, config.data.train_split, classes, examples)
     plan = make_plan(config, make_task(config, mesh, source, ()), mesh)

@@ -2,7 +2,7 @@
 autocast, its own folding of batch norm), timed the same way.
 
 The networks are built of PyTorch's own layers from the paper's table, for timing alone: their
-initialisation is PyTorch's. `torch` is imported here and nowhere else in the package.
+initialisation is PyTorch's, and each batch norm stands where PyTorch's folding finds it.
 """
 
 import contextlib
@@ -18,20 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from googlenet_jax.errors import UserError
+from googlenet_jax.verification.reference.layers import MODULES
 from googlenet_jax.verification.speed import Timing, resident_bytes, time_steps
-
-# 1×1, 3×3 reduce, 3×3, 5×5 reduce, 5×5, projection.
-MODULES = {
-    "3a": (64, 96, 128, 16, 32, 32),
-    "3b": (128, 128, 192, 32, 96, 64),
-    "4a": (192, 96, 208, 16, 48, 64),
-    "4b": (160, 112, 224, 24, 64, 64),
-    "4c": (128, 128, 256, 24, 64, 64),
-    "4d": (112, 144, 288, 32, 64, 64),
-    "4e": (256, 160, 320, 32, 128, 128),
-    "5a": (256, 160, 320, 32, 128, 128),
-    "5b": (384, 192, 384, 48, 128, 128),
-}
 
 
 class _Unit(nn.Sequential):

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
 import inspect
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from googlenet_jax.verification.compare import Comparison, Row, compare
 from googlenet_jax.verification.of_keras import KerasSide
 from googlenet_jax.verification.ours import Fault
 from googlenet_jax.verification.theirs import Theirs
+from googlenet_jax.verification.versions import versions
 
 DTYPES = ("float64", "float32", "bfloat16")
 EQUAL, ROUNDING, DIFFERENT = "equal", "equal to rounding", "different"
@@ -411,16 +411,6 @@ class Pair:
             "their precision": self.theirs.precision,
             "images": list(self.images.shape),
             "seed": self.seed,
-            "versions": {"python": platform.python_version()} | _versions(packages),
+            "versions": {"python": platform.python_version()} | versions(packages),
             "hardware": f"{platform.machine()}, {jax.devices()[0].device_kind}",
         }
-
-
-def _versions(packages: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # run from a checkout
-            continue
-    return found

@@ -85,6 +85,8 @@ def test_compare_marks_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_errors_name_what_is_wrong() -> None:
     with pytest.raises(UserError, match="at least 31"):
         run("googlenet", "--input-size", "8")
+    with pytest.raises(UserError, match="--input-size: expected a whole number of at least 1"):
+        run("googlenet", "--input-size", "0")
     with pytest.raises(UserError, match="stem"):
         run("googlenet_bn", "--stem", "separable")
 
