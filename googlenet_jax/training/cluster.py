@@ -50,24 +50,14 @@ def connect(
       UserError: arguments that can't be. A process that has not come in time ends this one with
         status 1 and a line that says so.
     """
-    given = {"coordinator": coordinator, "num-processes": num_processes, "process-id": process_id}
-    missing = [f"--{name}" for name, value in given.items() if value is None]
-    if 0 < len(missing) < len(given):
-        raise UserError(
-            f"{', '.join(missing)}: missing; --coordinator, --num-processes and --process-id go together"
-        )
-    if coordinator is not None:
-        _check_address(coordinator, num_processes, process_id)
+    _check_given(coordinator, num_processes, process_id)
     where = coordinator or "the address that the environment gives"
     # JAX's own end of waiting is an abort with a stack trace, so that ours comes before it.
-    waiting = threading.Timer(
-        timeout,
-        _end_at_once,
-        [
-            f"--coordinator: after {timeout} s not all {num_processes or ''} processes have found each other at "
-            f"{where}; start all of them, each with its --process-id, and see that they reach that address"
-        ],
+    text = (
+        f"--coordinator: after {timeout} s not all {num_processes or ''} processes have found each other at "
+        f"{where}; start all of them, each with its --process-id, and see that they reach that address"
     )
+    waiting = threading.Timer(timeout, _end_at_once, [text])
     waiting.daemon = True
     waiting.start()
     try:
@@ -112,7 +102,16 @@ def _end_at_once(text: str) -> None:
     os._exit(1)
 
 
-def _check_address(coordinator: str, num_processes: Any, process_id: Any) -> None:
+def _check_given(coordinator: str | None, num_processes: Any, process_id: Any) -> None:
+    """Refuses some of the three without the others, and values that can't be."""
+    given = {"coordinator": coordinator, "num-processes": num_processes, "process-id": process_id}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise UserError(
+            f"{', '.join(missing)}: missing; --coordinator, --num-processes and --process-id go together"
+        )
+    if coordinator is None:
+        return
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(f"--coordinator: expected HOST:PORT, found {coordinator!r}")

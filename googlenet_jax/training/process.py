@@ -1,5 +1,5 @@
-"""What concerns the process that is a command, and not the training: its part among several, its standard
-error, its settings of XLA and JAX.
+"""What concerns the process that is a command, and not the training: whether it speaks for
+several, its standard error, its settings of XLA and JAX.
 """
 
 import hashlib

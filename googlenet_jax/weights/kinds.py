@@ -38,7 +38,8 @@ def detect_kind(path: str | os.PathLike[str], asked: str | None = None) -> str:
     if kind := found or asked:
         return kind
     raise UserError(
-        f"{path}: no weight file that is known ({', '.join(SOURCES)}); if it is one of them, say which with --from"
+        f"{path}: no weight file that is known ({', '.join(SOURCES)}); "
+        "if it is one of them, `googlenet-jax convert --from KIND` reads it"
     )
 
 
