@@ -15,20 +15,30 @@ from pathlib import Path
 from typing import Any
 
 OURS, COMPILED = "googlenet_jax", "torch_compiled"
+DTYPES = ("float32", "bfloat16")
 PEERS = {"torch": ("torch", COMPILED)}  # the faster of both is the peer
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the subcommand's arguments."""
-    parser = subparsers.add_parser("bench", help="speed of training or inference, beside PyTorch")
+    parser = subparsers.add_parser(
+        "bench",
+        help="speed of training or inference, beside PyTorch",
+        description="Times a network's steps and the machine's floor below them; with --peer the "
+        "other framework too, each side in processes of its own, in turn.",
+    )
     parser.add_argument("what", choices=("train", "infer"), help="inference has batch norm folded")
     parser.add_argument("model", metavar="MODEL", help="a model's name, such as googlenet_bn")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="default: float32")
     parser.add_argument("--peer", choices=tuple(PEERS), help="another framework, measured in turn")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--steps", type=int, default=8, metavar="N", help="timed in each process")
-    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="processes of each side")
+    parser.add_argument(
+        "--steps", type=int, default=8, metavar="N", help="timed in each process (default: 8)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=2, metavar="N", help="processes of each side (default: 2)"
+    )
     parser.add_argument(
         "--layers", action="store_true", help="of training: time and floor of each layer alone"
     )

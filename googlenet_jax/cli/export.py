@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from googlenet_jax.cli.members import add_weights, load_members
+from googlenet_jax.cli.members import ONE, load_members
 from googlenet_jax.errors import UserError
 
 # Above rounding: of the folding in the model's dtype, in units of the logits' root mean square.
@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
         "class names. It is checked in a process that has jax and numpy alone.",
     )
     parser.add_argument("model", metavar="MODEL", help="a model's name, as the weights have it")
-    add_weights(parser)
+    parser.add_argument("--weights", required=True, action="append", metavar="F", help=ONE)
     parser.add_argument(
         "--output", type=Path, metavar="OUT", help="default: MODEL.stablehlo in this folder"
     )

@@ -11,10 +11,14 @@ from googlenet_jax.errors import UserError
 if TYPE_CHECKING:
     from googlenet_jax.evaluation.ensemble import Member
 
-HELP = (
+OF_A_RUN = (
+    "; of a run DIR@raw or DIR@ema (default: ema where the run has it) and DIR@STEP, a kept "
+    "checkpoint (default: the newest)"
+)
+ONE = "a run's folder (train.py's --workdir) or a weight file" + OF_A_RUN
+SEVERAL = (
     "run folders (train.py's --workdir) and weight files, separated by commas: their probabilities "
-    "are averaged; of a run DIR@raw or DIR@ema (default: ema where the run has it) and DIR@STEP, a "
-    "kept checkpoint (default: the newest)"
+    "are averaged" + OF_A_RUN
 )
 
 
@@ -35,7 +39,7 @@ class Loaded:
 def add_weights(parser: Any) -> None:
     """Adds the argument that `load_members` reads; `--run` is the same one's older name."""
     parser.add_argument(
-        "--weights", "--run", required=True, action="append", metavar="A,B,…", help=HELP
+        "--weights", "--run", required=True, action="append", metavar="A,B,…", help=SEVERAL
     )
 
 

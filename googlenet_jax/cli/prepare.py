@@ -59,7 +59,9 @@ def add_parser(subparsers: Any) -> None:
         metavar="X",
         help="set apart of one folder by class (default: 0.1)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is set apart (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of what is set apart (default: 0)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
 

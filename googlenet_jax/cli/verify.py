@@ -48,7 +48,9 @@ def add_parser(subparsers: Any) -> None:
         metavar="FILE",
         help="pictures, folders or patterns (default: four generated images)",
     )
-    parser.add_argument("--size", type=int, metavar="N", help="of the images, in pixels")
+    parser.add_argument(
+        "--size", type=int, metavar="N", help="of the images, in pixels (default: the model's own)"
+    )
     parser.add_argument(
         "--option",
         action="append",
@@ -65,7 +67,9 @@ def add_parser(subparsers: Any) -> None:
         metavar="DTYPE",
         help="float64 (default: only logic can differ), float32 or bfloat16",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and images")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of weights and images (%(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     parser.add_argument("--html", metavar="FILE", help="write the report as one HTML page")
 
