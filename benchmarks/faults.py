@@ -569,8 +569,8 @@ FAULTS = (
     Fault(
         "every device has the whole batch",
         MESH,
-        'sharding = NamedSharding(mesh, PartitionSpec("data"))',
-        "sharding = NamedSharding(mesh, PartitionSpec())",
+        "sharding = data_sharding(mesh)",
+        "sharding = replicated(mesh)",
         T_STEP,
     ),
     # The loop's order.

@@ -35,7 +35,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Returns the global batch on the devices, from this process's share of it: {name: [B, …]}."""
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    sharding = data_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()

@@ -31,6 +31,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from googlenet_jax.errors import UserError
 from googlenet_jax.files import writing
 from googlenet_jax.models.registry import create_model, list_models, model_options, option_defaults
+from googlenet_jax.training.process import is_first
 
 FORMAT_VERSION = 1
 FOLDER = "checkpoints"
@@ -114,7 +115,7 @@ class Checkpoints:
         """
         self.folder = Path(workdir).absolute() / FOLDER
         self._description, self._best = description, best
-        if jax.process_index() == 0:
+        if is_first():
             _tidy(self.folder)
         multihost_utils.sync_global_devices("the folder of checkpoints is tidy")
         policies = [
@@ -206,7 +207,7 @@ class Checkpoints:
                 self._move_aside(damaged)
                 return restored
             damaged.append(step)
-            if jax.process_index() == 0:
+            if is_first():
                 _report_damage(self.folder / str(step), problem)
         if steps:
             raise UserError(
@@ -255,7 +256,7 @@ class Checkpoints:
     def _first(self, change: Callable[[], object]) -> None:
         """Lets the first process change the folder, and the others wait for it."""
         multihost_utils.sync_global_devices("the folder of checkpoints is about to change")
-        if jax.process_index() == 0:
+        if is_first():
             change()
         multihost_utils.sync_global_devices("the folder of checkpoints has changed")
 

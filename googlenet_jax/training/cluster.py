@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from googlenet_jax.data.mesh import data_sharding, replicated
 from googlenet_jax.errors import UserError
 from googlenet_jax.training.guard import Stop
+from googlenet_jax.training.process import is_first
 
 PEER_TIMEOUT = 300  # seconds
 SILENCE: float = 30  # seconds without a sign of life after which a process counts as dead
@@ -202,7 +203,7 @@ class Peers:
         with contextlib.suppress(Exception):
             self._tell()
         self._ended.set()
-        if jax.process_index() == 0:
+        if is_first():
             time.sleep(2 * _BEAT)  # what it has told ends with it
 
     def stop(self) -> None:

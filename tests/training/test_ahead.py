@@ -3,10 +3,12 @@
 import dataclasses
 import importlib.util
 
+import jax
 import pytest
 
 from googlenet_jax.cli.compile import as_text
 from googlenet_jax.errors import UserError
+from googlenet_jax.training import ahead
 from googlenet_jax.training.ahead import Collective, Report, compile_step, count_collectives
 from googlenet_jax.training.config import default_config
 
@@ -55,6 +57,13 @@ def recipe(**model):
 def test_a_topology_that_is_none_is_named():
     with pytest.raises(UserError, match=r"^--topology: can.t describe .v99:2x2."):
         compile_step(recipe(), "v99:2x2", classes=10, examples=1000)
+
+
+@pytest.mark.parametrize("chips", [0, 5])
+def test_chips_that_the_slice_lacks_are_refused(monkeypatch, chips):
+    monkeypatch.setattr(ahead, "_devices", lambda topology: jax.devices()[:1] * 4)
+    with pytest.raises(UserError, match=rf"^--chips: .* from 1 to 4, found {chips}$"):
+        compile_step(recipe(), "v5e:2x2", chips=chips, classes=10, examples=1000)
 
 
 @pytest.mark.slow
