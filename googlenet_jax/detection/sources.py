@@ -45,13 +45,20 @@ class DetectionSource(Source):
 
     Attributes:
       name, split, class_names, num_classes: as of a `Source`; without the background.
-      folder: where the data set lies.
+      folder: where the data set lies; data_dir: where it was asked for.
     """
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, name: str, split: str) -> None:
+    def __init__(
+        self,
+        builder: tfds.core.DatasetBuilder,
+        name: str,
+        split: str,
+        data_dir: str | os.PathLike[str] | None,
+    ) -> None:
         self._key, self.class_names = check_features(builder.info.features, name)
         self.name, self.split = name, split
         self.num_classes = len(self.class_names)
+        self.data_dir = data_dir
         self.folder = Path(builder.data_dir)
         self._folder = builder.data_dir
         self._flags = sources.decode_flags(builder.info.features["image"])
@@ -133,7 +140,7 @@ def load_detection_source(
     if name == digit_scenes.NAME:
         folder = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
         digit_scenes.prepare_digit_scenes(folder)
-    return DetectionSource(open_builder(name, data_dir), name, split)
+    return DetectionSource(open_builder(name, data_dir), name, split, data_dir)
 
 
 def check_features(features: Any, name: str) -> tuple[str, tuple[str, ...]]:

@@ -1,0 +1,199 @@
+"""Proposed boxes of a whole split, computed once and kept beside the data."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from tqdm import tqdm
+
+from googlenet_jax.detection.selective_search import SMALLEST_SIDE, selective_search
+from googlenet_jax.detection.sources import DetectionSource, load_detection_source
+from googlenet_jax.errors import UserError
+
+DataDir = str | os.PathLike[str] | None
+# An image's boxes, and its height and width.
+Found = tuple[np.ndarray, tuple[int, ...]]
+
+FOLDER = "proposals"
+CHUNK = 8  # images that a process takes at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectiveSearch:
+    """How selective search is run over a split.
+
+    Attributes:
+      superpixel_scale: 2 doubles the superpixels' size, as in GoogLeNet's entry.
+      width: to which an image is scaled before, R-CNN's 500; 0 leaves it as it is.
+      smallest_side: of a box, in pixels of the scaled image.
+    """
+
+    superpixel_scale: float = 1.0
+    width: int = 0
+    smallest_side: int = SMALLEST_SIDE
+
+    def __post_init__(self) -> None:
+        for name, least in (("superpixel_scale", 0.02), ("width", 0), ("smallest_side", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposals:
+    """The boxes of a split's images, in the split's order.
+
+    Attributes:
+      boxes: float32 [P, 4] an image, (top, left, bottom, right) in pixels, the best first.
+      sizes: int32 [N, 2], the images' heights and widths.
+      about: how they were made, plain JSON values.
+    """
+
+    boxes: Sequence[np.ndarray]
+    sizes: np.ndarray
+    about: dict[str, object]
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+def proposals_file(source: DetectionSource, name: str) -> Path:
+    """Where the proposals of that name lie for a split: beside the data set's own files."""
+    if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
+        raise UserError(
+            f"proposals: expected a name of letters, digits, '_', '-' and '.', found {name!r}"
+        )
+    return source.folder / FOLDER / name / f"{quote(source.split, safe='')}.npz"
+
+
+def search_split(source: DetectionSource, settings: SelectiveSearch, workers: int = 0) -> Proposals:
+    """Runs selective search over every image of a split, several processes at once.
+
+    The boxes do not depend on the number of processes. `workers` 0 is one for each processor.
+
+    Raises:
+      UserError: an image can't be read.
+    """
+    workers = workers or os.cpu_count() or 1
+    chunks = [
+        range(start, min(start + CHUNK, len(source))) for start in range(0, len(source), CHUNK)
+    ]
+    where = (source.name, source.split, source.data_dir)
+    search = functools.partial(_search_chunk, where, settings)
+    boxes: list[np.ndarray] = []
+    sizes: list[tuple[int, ...]] = []
+    with tqdm(desc=f"selective search, {source.split}", total=len(source), unit=" images") as bar:
+        for found in _in_order(search, chunks, workers):
+            boxes += [each for each, _ in found]
+            sizes += [size for _, size in found]
+            bar.update(len(found))
+    about = {"method": "selective_search", **dataclasses.asdict(settings)}
+    return Proposals(boxes, np.array(sizes, np.int32).reshape(-1, 2), about)
+
+
+def _in_order(
+    search: Callable[[range], list[Found]], chunks: Sequence[range], workers: int
+) -> Iterator[list[Found]]:
+    if workers == 1 or len(chunks) == 1:
+        yield from map(search, chunks)
+        return
+    # Spawned, since forking a process in which JAX's threads run can hang.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(chunks)), context) as pool:
+        yield from pool.map(search, chunks)
+
+
+def _search_chunk(
+    where: tuple[str, str, DataDir], settings: SelectiveSearch, positions: range
+) -> list[Found]:
+    examples = _opened(*where).read(positions)
+    images = [np.broadcast_to(each["image"], (*each["image"].shape[:2], 3)) for each in examples]
+    options = dataclasses.asdict(settings)
+    return [(selective_search(np.ascontiguousarray(x), **options), x.shape[:2]) for x in images]
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(name: str, split: str, data_dir: DataDir) -> DetectionSource:
+    return load_detection_source(name, split, data_dir)
+
+
+def save_proposals(source: DetectionSource, name: str, proposals: Proposals) -> Path:
+    """Writes a split's proposals under a name, atomically, and returns the file.
+
+    Raises:
+      UserError: the folder can't be written.
+    """
+    path = proposals_file(source, name)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    counts = [len(boxes) for boxes in proposals.boxes]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            np.savez_compressed(
+                file,
+                boxes=np.concatenate([np.zeros((0, 4), np.float32), *proposals.boxes]),
+                counts=np.array(counts, np.int64),
+                sizes=proposals.sizes,
+                about=np.array(json.dumps(proposals.about)),
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: can't write the proposals ({error.strerror}); put the data set where it can "
+            "be written"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def load_proposals(source: DetectionSource, name: str) -> Proposals:
+    """Reads a split's proposals of that name.
+
+    Raises:
+      UserError: there are none (with the command that makes them), the file is damaged, or it is of
+        another version of the data set.
+    """
+    path = proposals_file(source, name)
+    if not path.exists():
+        made = sorted(each.name for each in (source.folder / FOLDER).glob("*") if each.is_dir())
+        there = f" (for other splits or names there are: {', '.join(made)})" if made else ""
+        raise UserError(
+            f"{path}: no proposals {name!r} for {source.name} {source.split}{there}; make them with: "
+            f"googlenet-jax proposals {source.name} --split '{source.split}' --save {name}"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            boxes, counts, sizes = file["boxes"], file["counts"], file["sizes"]
+            about = json.loads(str(file["about"]))
+        whole = boxes.shape == (counts.sum(), 4) and sizes.shape == (len(counts), 2)
+        if not whole or not np.isfinite(boxes).all():
+            raise ValueError("its arrays contradict each other")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: not a whole file of proposals ({error}); delete it and make it anew"
+        ) from error
+    if len(counts) != len(source):
+        raise UserError(
+            f"{path}: expected proposals for {len(source)} images, found {len(counts)}; "
+            "delete it and make it anew"
+        )
+    return Proposals(np.split(boxes, counts.cumsum()[:-1]), sizes, about)
+
+
+def combine(parts: Sequence[Proposals], most: int = 0) -> list[np.ndarray]:
+    """Joins several sets of proposals of one split image by image: [P, 4] float32 each.
+
+    `most` > 0 takes only so many of each set's best boxes.
+    """
+    cut = most or None
+    return [np.concatenate([part.boxes[i][:cut] for part in parts]) for i in range(len(parts[0]))]
