@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 
 from googlenet_jax import __version__
-from googlenet_jax.cli import evaluate, plot, predict, prepare, summary, train
+from googlenet_jax.cli import detect, evaluate, plot, predict, prepare, proposals, summary, train
 from googlenet_jax.errors import UserError
 
 SUBCOMMANDS = {
@@ -25,6 +25,8 @@ SUBCOMMANDS = {
     "evaluate": evaluate,
     "predict": predict,
     "plot": plot,
+    "proposals": proposals,
+    "detect": detect,
 }
 
 INTERRUPTED = 130  # 128 + SIGINT

@@ -36,7 +36,8 @@ class Source:
         self.split = split
         self.class_names = tuple(features["label"].names)
         self.num_classes = len(self.class_names)
-        self._flags = decode_flags(features["image"])
+        grey = features["image"].shape[-1] in (1, 2)
+        self._flags = cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR_RGB)
         self._folder = builder.data_dir
         self._records = open_records(builder, name, split)
 
@@ -54,22 +55,14 @@ class Source:
         Raises:
             UserError: naming the example, if an image can't be decoded or a label is none of the classes.
         """
-        records = self.read_records(indices)
-        return [self._example(index, record) for index, record in zip(indices, records, strict=True)]
-
-    def read_records(self, indices: Sequence[int]) -> list[bytes]:
-        """Returns the examples at these positions as they lie on the disk, serialised `tf.train.Example`s.
-
-        Raises:
-            UserError: if the files can't be read.
-        """
         try:
-            return self._records.__getitems__(indices)
+            records = self._records.__getitems__(indices)
         except (OSError, RuntimeError, ValueError, IndexError) as error:
             raise UserError(
                 f"{self.name} {self.split}: can't read the files in {self._folder} ({_one_line(error)}); "
                 "delete the folder and prepare the data set again"
             ) from error
+        return [self._example(index, record) for index, record in zip(indices, records, strict=True)]
 
     def _example(self, index: int, record: bytes) -> dict[str, Any]:
         features = tf_example_pb2.Example.FromString(record).features.feature
@@ -146,25 +139,15 @@ def check_features(features: Any, name: str) -> Any:
             raise UserError(
                 f"data set {name!r}: expected the features image (an Image) and label (a ClassLabel), found {what}; choose another set"
             )
-    check_image(features["image"], name)
-    if not features["label"].num_classes:
-        raise UserError(f"data set {name!r}: its label feature doesn't say how many classes there are; choose another set")
-    return features
-
-
-def check_image(image: tfds.features.Image, name: str) -> None:
-    """Raises UserError where a set's image feature is not [H, W, C] of 8 or 16 bits."""
+    image, label = features["image"], features["label"]
     if len(image.shape) != 3 or np.dtype(image.np_dtype).name not in ("uint8", "uint16"):
         raise UserError(
             f"data set {name!r}: expected images [H, W, C] of uint8 or uint16, "
             f"found {list(image.shape)} of {np.dtype(image.np_dtype).name}; choose another set"
         )
-
-
-def decode_flags(image: tfds.features.Image) -> int:
-    """OpenCV's flags for decoding such images: grey ones keep one channel, others become RGB."""
-    grey = image.shape[-1] in (1, 2)
-    return cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR_RGB)
+    if not label.num_classes:
+        raise UserError(f"data set {name!r}: its label feature doesn't say how many classes there are; choose another set")
+    return features
 
 
 def open_records(builder: tfds.core.DatasetBuilder, name: str, split: str) -> Any:

@@ -62,11 +62,11 @@ def matching_loss(
     valid: jax.Array,
     alpha: float = ALPHA,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns one image's loss, its locations' and its confidences' part, scalars.
+    """Returns one image's loss in two parts, of the locations and the confidences; scalars.
 
     α/2 Σ x_ij ‖l_i − g_j‖² and −Σ x_ij log c_i − Σ_i (1 − Σ_j x_ij) log(1 − c_i), where x gives
-    each object one prediction and makes the sum of the two smallest. The gradient passes through the
-    predictions, not through x. Arguments as of `match`.
+    each object one prediction and makes the sum of the two smallest. The gradient passes through
+    the predictions, not through x. Arguments as of `match`.
     """
     matched = match(*jax.lax.stop_gradient((locations, logits)), objects, valid, alpha)
     squares = ((locations[matched] - objects) ** 2).sum(axis=-1)

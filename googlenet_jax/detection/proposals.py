@@ -6,9 +6,11 @@ import functools
 import json
 import multiprocessing
 import os
+import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -22,28 +24,49 @@ DataDir = str | os.PathLike[str] | None
 # An image's boxes, and its height and width.
 Found = tuple[np.ndarray, tuple[int, ...]]
 
+SEARCH, MULTIBOX = "selective_search", "multibox"
 FOLDER = "proposals"
 CHUNK = 8  # images that a process takes at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class SelectiveSearch:
-    """How selective search is run over a split.
+    """How selective search is run; its name says it all, such as "selective_search_x2_w500".
 
     Attributes:
-      superpixel_scale: 2 doubles the superpixels' size, as in GoogLeNet's entry.
-      width: to which an image is scaled before, R-CNN's 500; 0 leaves it as it is.
-      smallest_side: of a box, in pixels of the scaled image.
+      superpixel_scale: 2 doubles the superpixels' size, as in GoogLeNet's entry; "_x2" in the name.
+      width: to which an image is scaled before, R-CNN's 500, "_w500"; 0 leaves it as it is.
+      smallest_side: of a box, in pixels of the scaled image; "_s10" where it is not 20.
     """
 
     superpixel_scale: float = 1.0
     width: int = 0
     smallest_side: int = SMALLEST_SIDE
 
-    def __post_init__(self) -> None:
-        for name, least in (("superpixel_scale", 0.02), ("width", 0), ("smallest_side", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+    @property
+    def name(self) -> str:
+        """The method's name, which `from_name` reads."""
+        scale = f"_x{self.superpixel_scale:g}" if self.superpixel_scale != 1 else ""
+        width = f"_w{self.width}" if self.width else ""
+        side = f"_s{self.smallest_side}" if self.smallest_side != SMALLEST_SIDE else ""
+        return f"{SEARCH}{scale}{width}{side}"
+
+    @classmethod
+    def from_name(cls, name: str) -> "SelectiveSearch":
+        """Reads a method's name.
+
+        Raises:
+          UserError: it is none.
+        """
+        match = re.fullmatch(rf"{SEARCH}(?:_x(\d+(?:\.\d+)?))?(?:_w(\d+))?(?:_s(\d+))?", name)
+        scale, width, side = match.groups() if match else ("0", None, None)
+        if match is None or (scale and not 0.02 <= float(scale) <= 100):
+            raise UserError(
+                f"proposals: expected {MULTIBOX!r} or {SEARCH!r}, the latter with _xF for "
+                f"superpixels F times as large, _wN for a width and _sN for the smallest side, "
+                f"found {name!r}"
+            )
+        return cls(float(scale or 1), int(width or 0), int(side or SMALLEST_SIDE))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,18 +81,21 @@ class Proposals:
 
     boxes: Sequence[np.ndarray]
     sizes: np.ndarray
-    about: dict[str, object]
+    about: Mapping[str, Any]
 
     def __len__(self) -> int:
         return len(self.boxes)
 
 
+def check_method(name: str) -> None:
+    """Raises UserError where that names no way to propose boxes."""
+    if name != MULTIBOX:
+        SelectiveSearch.from_name(name)
+
+
 def proposals_file(source: DetectionSource, name: str) -> Path:
-    """Where the proposals of that name lie for a split: beside the data set's own files."""
-    if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
-        raise UserError(
-            f"proposals: expected a name of letters, digits, '_', '-' and '.', found {name!r}"
-        )
+    """Where a split's proposals by that method lie: beside the data set's own files."""
+    check_method(name)
     return source.folder / FOLDER / name / f"{quote(source.split, safe='')}.npz"
 
 
@@ -94,7 +120,7 @@ def search_split(source: DetectionSource, settings: SelectiveSearch, workers: in
             boxes += [each for each, _ in found]
             sizes += [size for _, size in found]
             bar.update(len(found))
-    about = {"method": "selective_search", **dataclasses.asdict(settings)}
+    about = {"method": settings.name}
     return Proposals(boxes, np.array(sizes, np.int32).reshape(-1, 2), about)
 
 
@@ -113,19 +139,20 @@ def _in_order(
 def _search_chunk(
     where: tuple[str, str, DataDir], settings: SelectiveSearch, positions: range
 ) -> list[Found]:
-    examples = _opened(*where).read(positions)
+    name, split, data_dir = where
+    examples = _opened(name, split, str(data_dir or "")).read(positions)
     images = [np.broadcast_to(each["image"], (*each["image"].shape[:2], 3)) for each in examples]
     options = dataclasses.asdict(settings)
     return [(selective_search(np.ascontiguousarray(x), **options), x.shape[:2]) for x in images]
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(name: str, split: str, data_dir: DataDir) -> DetectionSource:
-    return load_detection_source(name, split, data_dir)
+def _opened(name: str, split: str, data_dir: str) -> DetectionSource:
+    return load_detection_source(name, split, data_dir or None)
 
 
 def save_proposals(source: DetectionSource, name: str, proposals: Proposals) -> Path:
-    """Writes a split's proposals under a name, atomically, and returns the file.
+    """Writes a split's proposals by that method, atomically, and returns the file.
 
     Raises:
       UserError: the folder can't be written.
@@ -141,7 +168,7 @@ def save_proposals(source: DetectionSource, name: str, proposals: Proposals) -> 
                 boxes=np.concatenate([np.zeros((0, 4), np.float32), *proposals.boxes]),
                 counts=np.array(counts, np.int64),
                 sizes=proposals.sizes,
-                about=np.array(json.dumps(proposals.about)),
+                about=np.array(json.dumps(dict(proposals.about))),
             )
             file.flush()
             os.fsync(file.fileno())
@@ -157,7 +184,7 @@ def save_proposals(source: DetectionSource, name: str, proposals: Proposals) -> 
 
 
 def load_proposals(source: DetectionSource, name: str) -> Proposals:
-    """Reads a split's proposals of that name.
+    """Reads a split's proposals by that method.
 
     Raises:
       UserError: there are none (with the command that makes them), the file is damaged, or it is of
@@ -165,11 +192,10 @@ def load_proposals(source: DetectionSource, name: str) -> Proposals:
     """
     path = proposals_file(source, name)
     if not path.exists():
-        made = sorted(each.name for each in (source.folder / FOLDER).glob("*") if each.is_dir())
-        there = f" (for other splits or names there are: {', '.join(made)})" if made else ""
+        more = " --multibox RUN" if name == MULTIBOX else ""
         raise UserError(
-            f"{path}: no proposals {name!r} for {source.name} {source.split}{there}; make them with: "
-            f"googlenet-jax proposals {source.name} --split '{source.split}' --save {name}"
+            f"{path}: no {name} proposals for {source.name} {source.split}; make them with: "
+            f"googlenet-jax proposals {source.name} --split '{source.split}' --methods {name}{more}"
         )
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -190,10 +216,15 @@ def load_proposals(source: DetectionSource, name: str) -> Proposals:
     return Proposals(np.split(boxes, counts.cumsum()[:-1]), sizes, about)
 
 
-def combine(parts: Sequence[Proposals], most: int = 0) -> list[np.ndarray]:
-    """Joins several sets of proposals of one split image by image: [P, 4] float32 each.
+def interleave(parts: Sequence[Proposals], most: int = 0) -> list[np.ndarray]:
+    """Joins several methods' proposals of one split by rank: [P, 4] float32 an image.
 
-    `most` > 0 takes only so many of each set's best boxes.
+    `most` above 0 takes only so many of each method's best boxes.
     """
     cut = most or None
-    return [np.concatenate([part.boxes[i][:cut] for part in parts]) for i in range(len(parts[0]))]
+    joined = []
+    for sets in zip(*(part.boxes for part in parts), strict=True):
+        boxes = [boxes[:cut] for boxes in sets]
+        rank = np.concatenate([np.arange(len(each)) for each in boxes])
+        joined.append(np.concatenate(boxes)[np.argsort(rank, kind="stable")])
+    return joined

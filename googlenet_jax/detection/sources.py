@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from googlenet_jax.data import sources
-from googlenet_jax.data.sources import Source, default_data_dir, open_builder
+from googlenet_jax.data.sources import default_data_dir, open_builder, open_records
 from googlenet_jax.detection import digit_scenes
 from googlenet_jax.detection.boxes import clip, have_area
 from googlenet_jax.detection.measures import Objects
@@ -39,13 +39,15 @@ class Annotation(NamedTuple):
     dropped: int
 
 
-class DetectionSource(Source):
+class DetectionSource:
     """The examples of one split, in a fixed order: `source[i]` is {"image": uint8 [H, W, 1 or 3],
     "objects": Objects}, boxes in the image's pixels.
 
+    Images come out as RGB, or with one channel where the data set's have one or two.
+
     Attributes:
-      name, split, class_names, num_classes: as of a `Source`; without the background.
-      folder: where the data set lies; data_dir: where it was asked for.
+      name, split: as they were asked for; class_names, num_classes: without a background.
+      folder: where the data set lies; data_dir: where it was looked for.
     """
 
     def __init__(
@@ -58,11 +60,36 @@ class DetectionSource(Source):
         self._key, self.class_names = check_features(builder.info.features, name)
         self.name, self.split = name, split
         self.num_classes = len(self.class_names)
-        self.data_dir = data_dir
-        self.folder = Path(builder.data_dir)
-        self._folder = builder.data_dir
-        self._flags = sources.decode_flags(builder.info.features["image"])
-        self._records = sources.open_records(builder, name, split)
+        self.folder, self.data_dir = Path(builder.data_dir), data_dir
+        grey = builder.info.features["image"].shape[-1] in (1, 2)
+        colours = cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR_RGB
+        self._flags = cv2.IMREAD_IGNORE_ORIENTATION | colours
+        self._records = open_records(builder, name, split)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} {self.split} has {len(self)} examples, not {index + 1}")
+        return self.read([index])[0]
+
+    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Returns the examples at these positions, decoded.
+
+        Raises:
+          UserError: naming the example, if an image can't be decoded or a label is none.
+        """
+        read = []
+        for index, features in zip(indices, self._features(indices), strict=True):
+            encoded = features["image"].bytes_list.value[0]
+            image = cv2.imdecode(np.frombuffer(encoded, np.uint8), self._flags) if encoded else None
+            if image is None:
+                raise self._broken(index, encoded)
+            image = image if image.ndim == 3 else image[..., None]
+            objects, _ = self._objects(index, features, image.shape[:2])
+            read.append({"image": image, "objects": objects})
+        return read
 
     def annotations(self) -> list[Annotation]:
         """Returns what is known of every image, and says how many boxes were left out.
@@ -70,8 +97,11 @@ class DetectionSource(Source):
         Raises:
           UserError: naming the example, if its image is none or a label is none of the classes.
         """
-        records = self.read_records(range(len(self)))
-        found = [self._annotation(i, _features(record)) for i, record in enumerate(records)]
+        every = range(len(self))
+        found = [
+            self._annotation(i, features)
+            for i, features in zip(every, self._features(every), strict=True)
+        ]
         dropped = sum(annotation.dropped for annotation in found)
         if dropped:
             print(
@@ -80,10 +110,23 @@ class DetectionSource(Source):
             )
         return found
 
-    def _example(self, index: int, record: bytes) -> dict[str, Any]:
-        features = _features(record)
-        image = self._decode(index, features["image"].bytes_list.value[0])
-        return {"image": image, "objects": self._objects(index, features, image.shape[:2])[0]}
+    def _features(self, indices: Sequence[int]) -> list[Any]:
+        """The examples' features by name, as TFDS serialises them."""
+        try:
+            records = self._records.__getitems__(indices)
+        except (OSError, RuntimeError, ValueError, IndexError) as error:
+            raise UserError(
+                f"{self.name} {self.split}: can't read the files in {self.folder} ({error}); "
+                "delete the folder and prepare the data set again"
+            ) from error
+        examples = map(tf_example_pb2.Example.FromString, records)
+        return [example.features.feature for example in examples]
+
+    def _broken(self, index: int, encoded: bytes) -> UserError:
+        return UserError(
+            f"{self.name} {self.split}, example {index}: expected a whole image file, found "
+            f"{len(encoded)} bytes that can't be decoded; prepare the data set without that image"
+        )
 
     def _annotation(self, index: int, features: Any) -> Annotation:
         encoded = features["image"].bytes_list.value[0]
@@ -91,10 +134,7 @@ class DetectionSource(Source):
             with Image.open(io.BytesIO(encoded)) as image:  # reads the header alone
                 width, height = image.size
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(
-                f"{self.name} {self.split}, example {index}: expected an image file (PNG, JPEG …), "
-                f"found {len(encoded)} bytes of another kind; prepare the set without that image"
-            ) from error
+            raise self._broken(index, encoded) from error
         objects, dropped = self._objects(index, features, (height, width))
         return Annotation(objects, (height, width), dropped)
 
@@ -159,7 +199,9 @@ def check_features(features: Any, name: str) -> tuple[str, tuple[str, ...]]:
             f"bbox each, found only {', '.join(sorted(known)) or 'nothing'}; choose a detection "
             "set such as voc/2007"
         )
-    sources.check_image(known["image"], name)
+    image = known["image"]
+    if not isinstance(image, tfds.features.Image) or np.dtype(image.np_dtype) != np.uint8:
+        raise UserError(f"data set {name!r}: expected images of uint8; choose another set")
     if boxes.bbox_format and boxes.bbox_format.name != "REL_YXYX":
         raise UserError(
             f"data set {name!r}: expected boxes (ymin, xmin, ymax, xmax) from 0 to 1, "
@@ -174,7 +216,3 @@ def check_features(features: Any, name: str) -> tuple[str, tuple[str, ...]]:
             f"found {type(label).__name__}; choose another set"
         )
     return key, tuple(label.names)
-
-
-def _features(record: bytes) -> Any:
-    return tf_example_pb2.Example.FromString(record).features.feature
