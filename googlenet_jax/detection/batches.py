@@ -31,7 +31,9 @@ def numbered_batches(
     own = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
 
     def share(indices: np.ndarray, rng: np.random.Generator) -> Batch:
-        return read(np.asarray(indices)[own], rng.spawn(batch_size)[own])
+        # Seeds, since `spawn` would count on from what grain's generator has served before.
+        seeds = rng.integers(2**63, size=batch_size)[own]
+        return read(np.asarray(indices)[own], [np.random.default_rng(seed) for seed in seeds])
 
     order = grain.MapDataset.range(examples).seed(seed).shuffle().repeat()
     batches = order.batch(batch_size, drop_remainder=True).random_map(share)
