@@ -19,7 +19,8 @@ from googlenet_jax.training.state import make_create_state
 from googlenet_jax.training.step import make_train_step
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
-CASES = [(path, arg) for path in RECIPES for arg in (("", "tune") if path.stem == "cifar10" else ("",))]
+ARGUMENTS = {"cifar10": ("tune",), "detection_digits": ("multibox",), "detection_voc": ("multibox",)}
+CASES = [(path, arg) for path in RECIPES for arg in ("", *ARGUMENTS.get(path.stem, ()))]
 
 
 def get_config(path, arg=""):
@@ -66,7 +67,7 @@ class TenClasses(list):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in RECIPES if get_config(path).task == "classification"], ids=lambda path: path.stem)
 def test_one_step_at_the_smallest_size(path):
     config, _ = resolve(get_config(path))
     config.model.options.width = 0.05

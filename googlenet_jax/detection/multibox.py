@@ -33,7 +33,7 @@ from googlenet_jax.models.registry import create_model, model_options
 from googlenet_jax.training.checkpoint import read_run
 from googlenet_jax.training.classification import build_model
 from googlenet_jax.training.config import default_config
-from googlenet_jax.training.task import Batch, Task, TaskKind
+from googlenet_jax.training.task import Batch, Task, TaskKind, register_task
 
 REDUCED = 64  # channels to which the last map is reduced before it is read whole
 VISIBLE = 0.5  # an object with less of it inside a training crop is none there
@@ -444,3 +444,4 @@ def propose_split(run: str, source: DetectionSource, mesh: Mesh) -> Proposals:
 
 
 MULTIBOX = TaskKind(default_multibox_config, check, open_task)
+register_task(NAME, MULTIBOX)

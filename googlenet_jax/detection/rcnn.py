@@ -43,7 +43,7 @@ from googlenet_jax.training.classification import build_model
 from googlenet_jax.training.config import default_config
 from googlenet_jax.training.losses import create_loss
 from googlenet_jax.training.process import say
-from googlenet_jax.training.task import Batch, Task, TaskKind
+from googlenet_jax.training.task import Batch, Task, TaskKind, register_task
 
 NAME = "rcnn"
 
@@ -248,3 +248,4 @@ def _evaluations(
 
 
 RCNN = TaskKind(default_rcnn_config, check, open_task)
+register_task(NAME, RCNN)

@@ -36,7 +36,7 @@ def test_a_plain_rectangle_is_found_to_the_pixel():
 def test_the_same_boxes_in_every_call(photograph):
     first, second = (selective_search(photograph) for _ in range(2))
     np.testing.assert_array_equal(first, second)
-    other = selective_search(photograph, seed=1)
+    other = selective_search(photograph, seed=5)
     assert not np.array_equal(first, other)
     assert {tuple(box) for box in first.tolist()} == {tuple(box) for box in other.tolist()}
 

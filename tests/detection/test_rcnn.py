@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from googlenet_jax.cli.main import main
 from googlenet_jax.data.mesh import create_mesh
-from googlenet_jax.detection import tasks  # noqa: F401  # registers them
 from googlenet_jax.detection.rcnn import RCNN, default_rcnn_config
 from googlenet_jax.errors import UserError
 from googlenet_jax.training.config import resolve
