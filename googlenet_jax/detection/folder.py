@@ -7,6 +7,7 @@ splits. COCO: one JSON file a split, with the images anywhere below the folder.
 import dataclasses
 import json
 import re
+import types
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -90,7 +91,8 @@ def _list_voc(root: Path) -> Listing:
     images = {path.stem: path for path in _images(root / "JPEGImages")}
     given = root / "classes.txt"
     known = _class_file(given) if given.exists() else None
-    dropped, examples = 0, {}
+    dropped = 0
+    examples: dict[str, list[Example]] = {}
     for split, ids in splits.items():
         examples[split] = []
         for each in ids:
@@ -391,7 +393,12 @@ def prepare_detection_folder(root: Path, name: str, data_dir: Path) -> Listing:
             f"--name: expected small letters, digits and _ (and none that is taken), found {name!r}"
         )
     listing = list_detection_folder(root)
-    kind = type("DetectionFolder", (DetectionFolder,), {"name": name}, skip_registration=True)
+    kind = types.new_class(
+        "NamedFolder",
+        (DetectionFolder,),
+        {"skip_registration": True},
+        lambda namespace: namespace.update(name=name, __module__=__name__),
+    )
     try:
         kind(listing, data_dir=data_dir, file_format=FILE_FORMAT).download_and_prepare()
     except OSError as error:

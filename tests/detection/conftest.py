@@ -96,7 +96,7 @@ def jittered(source: DetectionSource, seed: int = 0) -> Proposals:
     boxes = []
     for each in source.annotations():
         near = np.repeat(each.objects.boxes, 4, axis=0)
-        near = near + rng.integers(-2, 3, near.shape)
+        near = near + rng.uniform(-2, 2, near.shape)
         corner = rng.uniform(0, 30, (8, 2))
         anywhere = np.concatenate([corner, corner + rng.uniform(6, 10, (8, 2))], axis=1)
         boxes.append(np.concatenate([near, anywhere]).astype(np.float32))
