@@ -1,6 +1,5 @@
 """Detection over a whole split: proposals, probabilities, detections and average precision."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +14,8 @@ from googlenet_jax.detection.proposals import Proposals, interleave, load_propos
 from googlenet_jax.detection.sources import DetectionSource
 from googlenet_jax.detection.windows import BACKGROUND, LEFT_OUT, window_labels
 from googlenet_jax.errors import UserError
+from googlenet_jax.evaluation.evaluate import CutShort
+from googlenet_jax.training.process import shows_progress
 
 CHUNK = 16  # images that are read at a time
 
@@ -71,7 +72,7 @@ def score_split(
     *,
     groups: Sequence[tuple[int, ...]] = ((0,),),
     regressions: Sequence[Regression] = (),
-    progress: bool | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Scores:
     """Runs networks over every proposal of a split, in one pass.
 
@@ -79,14 +80,20 @@ def score_split(
       variables: a network each.
       groups: which networks' probabilities are averaged for a set of detections.
       regressions: a network's each, which move boxes; none leave them as they are.
+      should_stop: asked after each image.
+    Raises:
+      CutShort: `should_stop()` said so.
     """
     found: dict[tuple[int, ...], list[Detections]] = {group: [] for group in groups}
     losses, counted = np.zeros(len(variables)), 0
-    hidden = not (sys.stderr.isatty() if progress is None else progress)
+    hidden = not shows_progress()
     name = f"detecting, {split.source.split}"
     results = scorer.over(variables, examples(split))
     bar = tqdm(results, name, len(split.boxes), unit=" images", leave=False, disable=hidden)
     for i, scored in enumerate(bar):
+        if should_stop():
+            bar.close()
+            raise CutShort
         probabilities = scored.probabilities
         labels = window_labels(split.boxes[i], split.truth[i])
         labels[labels == BACKGROUND] = probabilities.shape[2] - 1

@@ -327,7 +327,7 @@ def _listing(
     return Listing(splits, names, dropped, empty)
 
 
-class DetectionFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class DetectionFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """The images of a `Listing`: the files' bytes as they are, with their boxes and flags."""
 
     VERSION = tfds.core.Version("1.0.0")

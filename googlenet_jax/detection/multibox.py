@@ -29,11 +29,12 @@ from googlenet_jax.detection.proposals import Proposals
 from googlenet_jax.detection.regions import to_canvas, warp
 from googlenet_jax.detection.sources import DetectionSource, load_detection_source
 from googlenet_jax.errors import UserError
+from googlenet_jax.evaluation.evaluate import CutShort
 from googlenet_jax.models.registry import create_model, model_options
 from googlenet_jax.training.checkpoint import read_run
 from googlenet_jax.training.classification import build_model
 from googlenet_jax.training.config import default_config
-from googlenet_jax.training.task import Batch, Task, TaskKind, register_task
+from googlenet_jax.training.task import Batch, Evaluate, Task, TaskKind, register_task
 
 REDUCED = 64  # channels to which the last map is reduced before it is read whole
 VISIBLE = 0.5  # an object with less of it inside a training crop is none there
@@ -348,12 +349,21 @@ class Proposer:
         self._propose = jax.jit(propose, in_shardings=(whole, split, split), out_shardings=whole)
 
     def over(
-        self, variables: Any, source: DetectionSource
+        self,
+        variables: Any,
+        source: DetectionSource,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
         """Boxes [K, 4] of each image in its pixels, the most confident first, their confidences'
-        logits [K], and the images' sizes [N, 2]."""
+        logits [K], and the images' sizes [N, 2].
+
+        Raises:
+          CutShort: `should_stop()`, asked before each batch, said so.
+        """
         found, confidences, sizes = [], [], []
         for start in range(0, len(source), self._batch):
+            if should_stop():
+                raise CutShort
             chunk = range(start, min(start + self._batch, len(source)))
             images = [example["image"] for example in source.read(chunk)]
             boxes, logits = self.propose(variables, images)
@@ -386,18 +396,18 @@ def _evaluations(
     preprocessing: Preprocessing,
     sources: Sequence[DetectionSource],
     mesh: Mesh,
-) -> dict[str, Callable[[Any], dict[str, float]]]:
+) -> dict[str, Evaluate]:
     proposer = Proposer(
         network, preprocessing, config.multibox.canvas, config.eval_batch_size, mesh
     )
     one = jax.jit(functools.partial(matching_loss, alpha=config.multibox.alpha))
 
-    def evaluation(source: DetectionSource) -> Callable[[Any], dict[str, float]]:
+    def evaluation(source: DetectionSource) -> Evaluate:
         truth = [each.objects for each in source.annotations()]
         most = max(1, *(len(each.boxes) for each in truth))
 
-        def evaluate(variables: Any) -> dict[str, float]:
-            boxes, logits, sizes = proposer.over(variables, source)
+        def evaluate(variables: Any, should_stop: Callable[[], bool]) -> dict[str, float]:
+            boxes, logits, sizes = proposer.over(variables, source, should_stop)
             losses = []
             for found, confidence, objects, size in zip(boxes, logits, truth, sizes, strict=True):
                 scale = np.array([*size, *size], np.float32)

@@ -43,7 +43,7 @@ from googlenet_jax.training.classification import build_model
 from googlenet_jax.training.config import default_config
 from googlenet_jax.training.losses import create_loss
 from googlenet_jax.training.process import say
-from googlenet_jax.training.task import Batch, Task, TaskKind, register_task
+from googlenet_jax.training.task import Batch, Evaluate, Task, TaskKind, register_task
 
 NAME = "rcnn"
 
@@ -231,13 +231,13 @@ def _evaluations(
     preprocessing: Preprocessing,
     sources: Sequence[DetectionSource],
     mesh: Mesh,
-) -> dict[str, Callable[[Any], dict[str, float]]]:
+) -> dict[str, Evaluate]:
     scorer = Scorer([Classifier(network, preprocessing)], settings(config), mesh)
     measure = config.regions.measure
 
-    def evaluation(split: Split) -> Callable[[Any], dict[str, float]]:
-        def evaluate(variables: Any) -> dict[str, float]:
-            scores = score_split(scorer, [variables], split)
+    def evaluation(split: Split) -> Evaluate:
+        def evaluate(variables: Any, should_stop: Callable[[], bool]) -> dict[str, float]:
+            scores = score_split(scorer, [variables], split, should_stop=should_stop)
             value = mean_average_precision(split, scores.detections[0,], measure)
             return {"loss": scores.losses[0], "map": value, "examples": len(split.boxes)}
 

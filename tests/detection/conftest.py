@@ -5,13 +5,34 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import flax.linen as nn
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from googlenet_jax.detection.proposals import Proposals, save_proposals
 from googlenet_jax.detection.sources import DetectionSource, load_detection_source
+from googlenet_jax.models.layers import sow
+from googlenet_jax.models.network import Network, Output
+from googlenet_jax.models.registry import register_model
 
 CLASSES = ("square", "bar")
+
+
+class TinyTrunk(Network):
+    """A network that compiles at once: convolution, batch norm, a map, its mean, a classifier."""
+
+    @nn.compact
+    def __call__(self, images, train, aux=None, use_running_average=None):
+        x = nn.Conv(8, (3, 3), strides=2, name="conv1")(images)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, name="bn")(x))
+        x = sow(self, "pool", sow(self, "map", x).mean((1, 2)))
+        return Output(nn.Dense(self.num_classes, name="head")(x), {})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny_trunk():
+    """Registers it here and not on import: other tests are parametrized by the registry."""
+    register_model("tiny_trunk", TinyTrunk)
 
 
 class Shown(NamedTuple):

@@ -22,8 +22,7 @@ PLAIN = Preprocessing(size=20, resize=20, mean=(0, 0, 0), std=(1, 1, 1))
 
 def tiny_config(folder):
     config = default_multibox_config()
-    config.model.name = "googlenet_bn"
-    config.model.options = {"stem": "small", "width": 0.03, "aux_heads": False}
+    config.model.name = "tiny_trunk"
     config.data.update(name="shapes", dir=str(folder), train_split="train", threads=1)
     config.preprocessing.update(size=16, resize=16)
     config.multibox.update(boxes=4, canvas=40)
@@ -84,7 +83,7 @@ def test_an_object_that_the_crop_leaves_out_is_none():
 
 def test_an_untrained_network_predicts_near_its_priors():
     priors = np.array([[0, 0, 0.5, 0.5], [0.2, 0.2, 0.9, 0.6], [0, 0, 1, 1]], np.float32)
-    trunk = create_model("googlenet_plain", num_classes=1, width=0.03, stem="small")
+    trunk = create_model("tiny_trunk", num_classes=1)
     network = MultiBox(trunk, 3, priors)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}

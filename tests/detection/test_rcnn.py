@@ -16,8 +16,7 @@ from googlenet_jax.training.loop import train
 
 def tiny_config(folder):
     config = default_rcnn_config()
-    config.model.name = "googlenet_bn"
-    config.model.options = {"stem": "small", "width": 0.03, "aux_heads": False}
+    config.model.name = "tiny_trunk"
     config.data.update(name="shapes", dir=str(folder), train_split="train", threads=1)
     config.preprocessing.update(size=8, resize=8)
     config.proposals.names = ("selective_search",)
@@ -107,6 +106,7 @@ def test_missing_proposals_say_how_to_make_them(shapes_dir):
 )
 def test_impossible_values_are_named(tmp_path, field, value, message):
     config = tiny_config(tmp_path)
+    config.model.update(name="googlenet_bn", options={"stem": "small"})
     config.update_from_flattened_dict({field: value})
     if field == "preprocessing.size":
         config.preprocessing.resize = value
