@@ -36,7 +36,7 @@ from googlenet_jax.models.inception_modules import (  # noqa: E402
 )
 from googlenet_jax.models.layers import sow, xavier_fan_in  # noqa: E402
 from googlenet_jax.models.network import Layers, Network, Output  # noqa: E402
-from googlenet_jax.training.losses import weighted_loss  # noqa: E402
+from googlenet_jax.training.losses import weighted_cross_entropy  # noqa: E402
 from googlenet_jax.verification.printed import compare  # noqa: E402
 from googlenet_jax.verification.summary import Row, Summary, summarize  # noqa: E402
 
@@ -389,7 +389,7 @@ def gradient_norms(name: str) -> dict[str, dict[str, float]]:
 
     def loss(params: Any, aux_weight: jax.Array) -> jax.Array:
         output, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
-        return weighted_loss(output, labels, aux_weight, 0.0)[0]
+        return weighted_cross_entropy(output, {"label": labels}, aux_weight)[0]
 
     gradient = jax.jit(jax.grad(loss), compiler_options=quick)
     found = {}

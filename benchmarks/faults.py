@@ -17,6 +17,11 @@ PIPELINE, PREPROCESSING, SOURCES = (f"googlenet_jax/data/{name}.py" for name in 
 EVALUATE, PREDICT, PICTURES = (f"googlenet_jax/evaluation/{name}.py" for name in ("evaluate", "predict", "pictures"))
 LAYERS, OPS, NETWORK, GOOGLENET = (f"googlenet_jax/models/{name}.py" for name in ("layers", "ops", "network", "googlenet"))
 AUGMENT, FILES = "googlenet_jax/data/augment.py", "googlenet_jax/files.py"
+DECODING, FOLDER, PHOTOMETRIC = (f"googlenet_jax/data/{name}.py" for name in ("decoding", "folder", "photometric"))
+T_DECODING, T_FOLDER, T_PHOTOMETRIC, T_WORKERS = (
+    ("tests/data/test_" + name + ".py",) for name in ("decoding", "folder", "photometric", "workers")
+)
+T_FIELDS = ("tests/training/test_input_fields.py",)
 SAFETENSORS, TORCH = "googlenet_jax/weights/safetensors.py", "googlenet_jax/weights/torch.py"
 T_PIPELINE, T_PREPROCESSING, T_SOURCES = (("tests/data/test_" + name + ".py",) for name in ("pipeline", "preprocessing", "sources"))
 T_EVALUATE, T_PREDICT, T_PICTURES = (("tests/evaluation/test_" + name + ".py",) for name in ("evaluate", "predict", "pictures"))
@@ -33,8 +38,8 @@ T_PRECISION = ("tests/parity/test_precision.py",)
 
 FAULTS = (
     # Data order and sharding among processes.
-    Fault("examples are never shuffled", PIPELINE, ".seed(seed).shuffle().repeat()", ".seed(seed).repeat()", T_PIPELINE),
-    Fault("the seed is ignored", PIPELINE, ".seed(seed)", ".seed(0)", T_PIPELINE),
+    Fault("examples are never shuffled", PIPELINE, ".seed(crops.seed).shuffle().repeat()", ".seed(crops.seed).repeat()", T_PIPELINE),
+    Fault("the seed is ignored", PIPELINE, ".seed(crops.seed)", ".seed(0)", T_PIPELINE),
     Fault("a resumed run begins with batch 0", PIPELINE, '{"next_index": start}', '{"next_index": 0}', T_PIPELINE),
     Fault(
         "every process reads the first one's rows",
@@ -46,8 +51,8 @@ FAULTS = (
     Fault(
         "crops depend on how many processes share the batch",
         PIPELINE,
-        "rng.random((batch_size, CROP_TRIES + 1, 2))[rows]",
-        "rng.random((rows.stop - rows.start, CROP_TRIES + 1, 2))",
+        "rng.random((crops.batch_size, CROP_TRIES + 1, 2))[crops.rows]",
+        "rng.random((crops.rows.stop - crops.rows.start, CROP_TRIES + 1, 2))",
         T_PIPELINE,
     ),
     # Crops.
@@ -79,14 +84,18 @@ FAULTS = (
     Fault(
         "the centre crop is rounded down",
         PIPELINE,
-        "round((side - preprocessing.size) / 2)",
-        "((side - preprocessing.size) // 2)",
+        "round((side - size) / 2)",
+        "((side - size) // 2)",
         T_PIPELINE,
     ),
-    Fault("shrinking does not average", PIPELINE, "cv2.INTER_AREA if shrinks", "cv2.INTER_LINEAR if shrinks", T_PIPELINE),
+    Fault("shrinking does not average", DECODING, '"area" if height <=', '"bilinear" if height <=', T_PIPELINE),
     # Evaluation counts.
     Fault(
-        "the last batch of an evaluation is lost", PIPELINE, "math.ceil(len(source) / batch_size)", "len(source) // batch_size", T_PIPELINE
+        "the last batch of an evaluation is lost",
+        PIPELINE,
+        "math.ceil(len(reader.source) / batch_size)",
+        "len(reader.source) // batch_size",
+        T_PIPELINE,
     ),
     Fault("padding has the index of an example", PIPELINE, '-1 if key == "index" else 0', "0", T_PIPELINE),
     Fault("the last sums are not added", EVALUATE, "    _add(totals, waiting)\n    examples", "    examples", T_EVALUATE),
@@ -105,9 +114,21 @@ FAULTS = (
     ),
     Fault("images are flipped upside down", AUGMENT, "images[:, :, ::-1, :]", "images[:, ::-1, :, :]", T_AUGMENT),
     Fault("too few images are flipped", AUGMENT, "bernoulli(key, 0.5,", "bernoulli(key, 0.3,", T_AUGMENT),
-    Fault("images are decoded as BGR", SOURCES, "cv2.IMREAD_COLOR_RGB", "cv2.IMREAD_COLOR", T_SOURCES),
-    Fault("images are turned as EXIF says", SOURCES, "cv2.IMREAD_IGNORE_ORIENTATION | (", "(", T_SOURCES),
+    Fault("images are decoded as BGR", DECODING, "cv2.IMREAD_COLOR_RGB", "cv2.IMREAD_COLOR", T_SOURCES),
+    Fault("images are turned as EXIF says", DECODING, "cv2.IMREAD_IGNORE_ORIENTATION | (", "(", T_SOURCES),
     Fault("a label beyond the classes passes", SOURCES, "0 <= label < self.num_classes", "0 <= label <= self.num_classes", T_SOURCES),
+    # Fast decoding, bad images, folders, distortions.
+    Fault("a smaller decode's crop lies elsewhere", DECODING, "math.floor(edge + 0.5)", "math.ceil(edge + 1)", T_DECODING),
+    Fault("a plain interpolation is of a smaller decode", DECODING, '("auto", "area", ANTIALIASED)', "INTERPOLATIONS", T_DECODING),
+    Fault("a huge picture is decoded", DECODING, "if height * width > MAX_PIXELS:", "if height * width > 10**12:", T_DECODING),
+    Fault("the drawn interpolation is always the first", PIPELINE, "PAPER_INTERPOLATIONS[draw]", "PAPER_INTERPOLATIONS[0]", T_WORKERS),
+    Fault("a bad image keeps its weight", PIPELINE, "weights[row] = 0", "weights[row] = 1", T_WORKERS),
+    Fault("a weight of 0 counts in the loss", METRICS, 'if "weight" not in batch:', "if True:", T_FIELDS),
+    Fault("a folder's split ignores the seed", FOLDER, 'f"{seed}:', 'f"0:', T_FOLDER),
+    Fault("photographs of a folder lie on their side", FOLDER, "_EXIF_ORIENTATION = 0x0112", "_EXIF_ORIENTATION = 0x0113", T_FOLDER),
+    Fault("hue turns by half", PHOTOMETRIC, "6 * shift", "3 * shift", T_PHOTOMETRIC),
+    Fault("the order of the distortions is fixed", PHOTOMETRIC, "order[:, place] == number", "place == number", T_PHOTOMETRIC),
+    Fault("contrast blends with black", PHOTOMETRIC, "_grey(images).mean(", "0 * _grey(images).mean(", T_PHOTOMETRIC),
     # Prediction.
     Fault(
         "equal probabilities stand in reverse",

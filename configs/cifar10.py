@@ -5,8 +5,8 @@
 `--config=configs/cifar10.py:tune` trains on 45,000 of the training images and evaluates on the other 5,000, so that choices never see the
 test set.
 
-Hardware: 2 cores of an AMD EPYC (matrix products at 192 GFLOP/s), jax 0.10.2. Result after 28 epochs, on all 10,000
-test images: 89.56 % top-1 with the averaged weights, 89.44 % raw; top-5 99.65 %. About 100 minutes at 230–240 images/s
+Hardware: 2 cores of an AMD EPYC (matrix products at 192 GFLOP/s), jax 0.10.2. Result: after 28 epochs, on all 10,000
+test images, 89.56 % top-1 with the averaged weights, 89.44 % raw; top-5 99.65 %. About 100 minutes at 230–240 images/s
 where nothing else runs; it took 129 beside other work. Metrics: benchmarks/results/2026-11-24-cifar10-metrics.jsonl.
 """
 

@@ -24,10 +24,14 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.data.name = "imagenet2012"
     config.data.eval_splits = ("validation",)
+    config.data.workers = 8
+    config.data.exact_decoding = False
+    config.data.on_bad_image = "skip"
     config.preprocessing.size = 224
     config.preprocessing.resize = 256
     config.augment.area = (0.08, 1.0)
     config.augment.aspect = (3 / 4, 4 / 3)
+    config.augment.interpolation = "bilinear_antialiased"
     config.augment.flip = True
 
     config.batch_size = 512

@@ -36,6 +36,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.data.name = "imagenet2012"
     config.data.eval_splits = ("validation",)
+    config.data.workers = 8
+    config.data.exact_decoding = False
+    config.data.on_bad_image = "skip"
     config.preprocessing.size = 299
     config.preprocessing.resize = 342  # the central 87.5 %
     config.preprocessing.mean = (127.5, 127.5, 127.5)

@@ -19,8 +19,10 @@ from googlenet_jax.training.state import make_create_state
 from googlenet_jax.training.step import make_train_step
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
-ARGUMENTS = {"cifar10": ("tune",), "detection_digits": ("multibox",), "detection_voc": ("multibox",)}
-CASES = [(path, arg) for path in RECIPES for arg in ("", *ARGUMENTS.get(path.stem, ()))]
+ENSEMBLE = tuple(f"ensemble{number}" for number in range(7))
+ARGUMENTS = {"cifar10": ("", "tune"), "imagenet_googlenet": ("", *ENSEMBLE)}
+ARGUMENTS |= {name: ("", "multibox") for name in ("detection_digits", "detection_voc")}
+CASES = [(path, arg) for path in RECIPES for arg in ARGUMENTS.get(path.stem, ("",))]
 
 
 def get_config(path, arg=""):
@@ -55,6 +57,20 @@ def test_unknown_argument_is_named(path):
 def test_tuning_never_sees_the_test_set():
     data = get_config(next(path for path in RECIPES if path.stem == "cifar10"), "tune").data
     assert (data.train_split, data.eval_splits) == ("train[:45000]", ("train[45000:]",))
+
+
+def test_seven_models_share_initialization_and_rates_and_one_is_wider():
+    path = next(path for path in RECIPES if path.stem == "imagenet_googlenet")
+    configs = [get_config(path, arg).to_dict() for arg in ENSEMBLE]
+    assert len({config["seed"] for config in configs}) == 7
+    assert {config["init_seed"] for config in configs} == {0}
+    assert len({(config["augment"]["area"], config["augment"]["aspect"]) for config in configs}) >= 6
+    assert [config["model"]["options"].get("width", 1) for config in configs] == [1] * 6 + [1.25]
+    for config in configs:
+        assert config["schedule"] == configs[0]["schedule"] == get_config(path).schedule.to_dict()
+        for name in ("seed", "augment", "model"):
+            config.pop(name)
+    assert all(config == configs[0] for config in configs)
 
 
 class TenClasses(list):

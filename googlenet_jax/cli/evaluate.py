@@ -1,54 +1,124 @@
-"""`googlenet-jax evaluate`: loss and accuracy of a finished run over a whole split."""
+"""`googlenet-jax evaluate`: errors of a network, or of an ensemble, over a whole split."""
 
 import argparse
 import json
-import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from googlenet_jax.cli.members import Loaded, add_weights, load_members
+
+if TYPE_CHECKING:
+    from googlenet_jax.data.sources import Source
+
+RECORDS = "examples.jsonl"
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the subcommand's arguments."""
-    parser = subparsers.add_parser("evaluate", help="loss, top-1 and top-5 of a run over a split")
-    parser.add_argument("--run", required=True, metavar="DIR", help="the run's folder (train.py's --workdir)")
-    parser.add_argument("--split", metavar="S", help="such as test or train[90%%:] (default: the run's first evaluation split)")
-    parser.add_argument("--weights", choices=("raw", "ema"), help="default: ema where the run has it")
-    parser.add_argument("--step", type=int, metavar="K", help="which of the kept checkpoints (default: the newest)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="over all devices (default: the run's eval_batch_size)")
-    parser.add_argument("--data-dir", metavar="D", help="where prepared data sets lie (default: the run's)")
+    parser = subparsers.add_parser(
+        "evaluate", help="top-1 and top-5 error of one or several networks over a split"
+    )
+    add_weights(parser)
+    parser.add_argument(
+        "--crops",
+        type=int,
+        default=1,
+        choices=(1, 10, 144),
+        help="average over this many crops; the smaller numbers are shown beside it (default: 1)",
+    )
+    parser.add_argument("--data", metavar="NAME", help="the data set (default: the first run's)")
+    parser.add_argument(
+        "--split", metavar="S", help="such as train[90%%:] (default: the run's first, or test)"
+    )
+    parser.add_argument(
+        "--data-dir", metavar="D", help="where prepared data sets lie (default: the run's)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="crops at a time, over all devices (default: the run's eval_batch_size, or 128)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write a report here: HTML, pictures, JSON, and each example's result; a stopped "
+        "evaluation goes on from there",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the result; returns 0."""
-    from googlenet_jax.data.mesh import create_mesh, replicate
+    from googlenet_jax.data.mesh import create_mesh
+    from googlenet_jax.data.pipeline import DEFAULT_THREADS
+    from googlenet_jax.evaluation.ensemble import Ensemble
+    from googlenet_jax.evaluation.records import evaluate_ensemble
+    from googlenet_jax.evaluation.report import write_report
+    from googlenet_jax.evaluation.results import summarize
+
+    loaded = load_members(args)
+    config = loaded[0].config
+    source = _open(args, config)
+    default = config.get("eval_batch_size", 128)
+    ensemble = Ensemble(
+        [each.member for each in loaded],
+        crops=args.crops,
+        batch_size=default if args.batch_size is None else args.batch_size,
+        mesh=create_mesh(),
+        class_names=source.class_names,
+        images_at_most=len(source),
+    )
+    records = evaluate_ensemble(
+        ensemble,
+        source,
+        path=args.output and args.output / RECORDS,
+        threads=config.get("data", {}).get("threads", DEFAULT_THREADS),
+    )
+    names = [each.member.name for each in loaded]
+    results = {
+        "data": source.name,
+        "split": source.split,
+        "members": [each.about for each in loaded],
+        **summarize(records, source.class_names, names, ensemble.crops),
+    }
+    files = (
+        write_report(args.output, {**results, "members": names}, records, source)
+        if args.output
+        else []
+    )
+    print(json.dumps(results) if args.json else _for_people(results, loaded, files))
+    return 0
+
+
+def _open(args: argparse.Namespace, config: dict[str, Any]) -> "Source":
     from googlenet_jax.data.sources import load_source
     from googlenet_jax.errors import UserError
-    from googlenet_jax.evaluation.evaluate import evaluate_source, make_eval_step
-    from googlenet_jax.training.run import load_run
 
-    trained = load_run(args.run, args.weights, args.step)
-    data, mesh = trained.config["data"], create_mesh()
-    source = load_source(data["name"], args.split or data["eval_splits"][0], args.data_dir or data["dir"] or None)
-    if source.num_classes != trained.model.num_classes:
-        raise UserError(
-            f"{source.name} has {source.num_classes} classes, the run's model {trained.model.num_classes}: not the run's data set"
-        )
-    metrics = evaluate_source(
-        make_eval_step(trained.model, trained.preprocessing, mesh),
-        replicate(trained.variables, mesh),
-        source,
-        batch_size=trained.config["eval_batch_size"] if args.batch_size is None else args.batch_size,
-        preprocessing=trained.preprocessing,
-        mesh=mesh,
-        threads=data["threads"],
-        progress=sys.stderr.isatty(),
-    )
-    result = {"run": args.run, "step": trained.step, "weights": trained.weights, "data": source.name, "split": source.split, **metrics}
-    if args.json:
-        print(json.dumps(result))
-        return 0
-    print(f"{args.run}, step {trained.step}, {trained.weights} weights, on {source.name} {source.split}\n")
-    shares = [(label, f"{100 * metrics[name]:.2f} %") for label, name in (("top-1", "top1"), ("top-5", "top5")) if name in metrics]
-    for label, value in (("examples", f"{metrics['examples']:,}"), ("loss", f"{metrics['loss']:.4f}"), *shares):
-        print(f"{label:8}  {value:>10}")
-    return 0
+    data = config.get("data", {})
+    name = args.data or data.get("name")
+    if name is None:
+        raise UserError("--data: a weight file names no data set; give one, such as --data=digits")
+    own = name == data.get("name")
+    split = args.split or (data["eval_splits"][0] if own else "test")
+    return load_source(name, split, args.data_dir or (own and data["dir"]) or None)
+
+
+def _for_people(results: dict[str, Any], loaded: list[Loaded], files: list[Path]) -> str:
+    from googlenet_jax.evaluation.results import format_table
+
+    lines = [f"{results['data']} {results['split']}, {results['examples']:,} examples"]
+    for about in results["members"]:
+        details = [f"step {about['step']}, {about['weights']} weights"] if "step" in about else []
+        lines.append(", ".join([about["name"], *details]))
+    lines += ["", format_table(results["table"])]
+    if len(loaded) > 1:
+        lines += ["", "each by itself, with the most crops:"]
+        last = [row for row in results["alone"] if row["crops"] == results["table"][-1]["crops"]]
+        lines += [f"  top-1 error {100 * row['top1_error']:.2f} %  {row['model']}" for row in last]
+    error = 100 * results["calibration"]["ece"]
+    lines += ["", f"loss {results['loss']:.4f}, expected calibration error {error:.2f} %"]
+    if files:
+        lines += ["", *(f"wrote {file}" for file in files)]
+    return "\n".join(lines)

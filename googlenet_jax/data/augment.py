@@ -6,11 +6,12 @@ pixels or labels belongs here.
 
 import functools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from googlenet_jax.data.photometric import color_jitter, lighting
 from googlenet_jax.data.preprocessing import Preprocessing, standardize
 from googlenet_jax.registry import Registry
 
@@ -52,7 +53,10 @@ def mix(batch: Batch, key: Array, *, num_classes: int, mixup: float, cutmix: flo
     # In float32 or wider, as `weight` is.
     mixed = weight * images + (1 - weight) * jnp.roll(images, 1, axis=0)
     mixed_labels = share * labels + (1 - share) * jnp.roll(labels, 1, axis=0)
-    return batch | {"image": mixed.astype(images.dtype), "label": mixed_labels}
+    mixed_batch = batch | {"image": mixed.astype(images.dtype), "label": mixed_labels}
+    if "weight" in batch:  # what is mixed with an image that couldn't be read has no weight either
+        mixed_batch["weight"] = batch["weight"] * jnp.roll(batch["weight"], 1, axis=0)
+    return mixed_batch
 
 
 def _outside_a_box(key: Array, height: int, width: int, area: Array) -> Array:
@@ -88,6 +92,8 @@ def device_transforms(
     dtype: jnp.dtype | type,
     num_classes: int,
     mirror: bool = False,
+    jitter: Mapping[str, float] | None = None,
+    lighting_std: float = 0.0,
     names: Sequence[str] = (),
     mixup: float = 0.0,
     cutmix: float = 0.0,
@@ -95,11 +101,16 @@ def device_transforms(
     """Returns what happens to a training batch on the device, in this order, each with the name
     that its randomness is drawn by.
 
-    First the flip, then the registered augmentations `names` on images in units of 0–255 (uint8, or
+    First the flip, then `jitter` (the amounts of `photometric.color_jitter`) and lighting noise,
+    then the registered augmentations `names` on images in units of 0–255 (uint8, or
     floats once one has made them so), then normalization to `dtype`, then MixUp and CutMix. Raises
     UserError for a name that is not registered.
     """
     transforms: list[tuple[str, Transform]] = [("flip", flip)] if mirror else []
+    if jitter and any(jitter.values()):
+        transforms.append(("color_jitter", lambda batch, key: color_jitter(batch, key, **jitter)))
+    if lighting_std:
+        transforms.append(("lighting", functools.partial(lighting, std=lighting_std)))
     transforms += [(name, AUGMENTATIONS[name]) for name in names]
 
     transforms.append(

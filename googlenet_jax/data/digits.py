@@ -1,4 +1,5 @@
-"""The data set that needs no network: scikit-learn's bundled handwritten digits, written as a TFDS data set."""
+"""The data set that needs no network: scikit-learn's bundled handwritten digits, written as a TFDS
+data set."""
 
 import contextlib
 import errno
@@ -11,8 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from googlenet_jax.errors import UserError
 
@@ -24,12 +23,14 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    url_infos = None  # nothing is downloaded, and TFDS's search for checksums needs a package that it doesn't install
+    # Nothing is downloaded, and TFDS's search for checksums needs a package that it doesn't install.
+    url_infos = None
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="The test part of UCI's optical recognition of handwritten digits, as scikit-learn bundles it.",
+            description="The test part of UCI's optical recognition of handwritten digits, "
+            "as scikit-learn bundles it.",
             homepage="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
             supervised_keys=("image", "label"),
             features=tfds.features.FeaturesDict(
@@ -41,13 +42,26 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        from sklearn.datasets import (
+            load_digits,
+        )  # slow to import, and used once in a data folder's life
+        from sklearn.model_selection import train_test_split
+
         del dl_manager  # nothing to download
         digits = load_digits()
-        # RandomState's stream, which this function draws from, is frozen: the split is the same in every version.
-        train, test = train_test_split(np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0)
-        return {name: self._generate_examples(digits, sorted(split.tolist())) for name, split in (("train", train), ("test", test))}
+        # RandomState's stream, which this function draws from, is frozen: the split is the same in
+        # every version.
+        train, test = train_test_split(
+            np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0
+        )
+        return {
+            name: self._generate_examples(digits, sorted(split.tolist()))
+            for name, split in (("train", train), ("test", test))
+        }
 
-    def _generate_examples(self, digits: Any, positions: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(
+        self, digits: Any, positions: list[int]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         for position in positions:
             image = np.rint(digits.images[position] * (255 / 16)).astype(np.uint8)
             # Encoded here, because TFDS would need TensorFlow to encode an array.
@@ -74,18 +88,28 @@ def write_once(builder: type[tfds.core.GeneratorBasedBuilder], data_dir: Path) -
         return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Written whole beside its place and renamed into it; what TFDS leaves besides the data set goes with the folder.
+        # Written whole beside its place and renamed into it; what TFDS leaves besides the data set
+        # goes with the folder.
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=data_dir) as folder:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
                 builder(data_dir=folder, file_format="array_record").download_and_prepare()
             _move(Path(folder) / name / str(builder.VERSION), target)
     except OSError as error:
-        raise UserError(f"data_dir: can't write the data set {name} into {data_dir} ({error.strerror}); name another folder") from error
+        raise UserError(
+            f"data_dir: can't write the data set {name} into {data_dir} ({error.strerror}); name "
+            "another folder"
+        ) from error
 
 
 def _move(written: Path, target: Path) -> None:
     try:
         written.rename(target)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # these say that another process was first; its content is the same
+        if error.errno not in (
+            errno.ENOTEMPTY,
+            errno.EEXIST,
+        ):  # these say that another process was first; its content is the same
             raise

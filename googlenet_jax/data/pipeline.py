@@ -1,21 +1,34 @@
-"""Batches of uint8 images on the host, by grain: which examples make up batch k, and how they are cropped, depends on (seed, k) alone."""
+"""Batches of uint8 images on the host, by grain: which examples make up batch k, and how they are
+cropped, depends on (seed, k) alone."""
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import zlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
 
-import cv2
 import grain
 import numpy as np
 
+from googlenet_jax.data.bad_images import BadImages
+from googlenet_jax.data.decoding import (
+    INTERPOLATIONS,
+    PAPER_INTERPOLATIONS,
+    BadImage,
+    Box,
+    decode_crop,
+    scale,
+)
 from googlenet_jax.data.preprocessing import Preprocessing
-from googlenet_jax.data.sources import Source
-from googlenet_jax.errors import UserError, check_range, check_whole
+from googlenet_jax.data.sources import Record, Source
+from googlenet_jax.data.workers import read_in_workers
+from googlenet_jax.errors import UserError, check_range, check_whole, nearest
 
 Batch = dict[str, np.ndarray]
-Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 DEFAULT_THREADS = min(os.cpu_count() or 1, 8)
 CROP_TRIES = 10  # torchvision's number, before it takes the central fallback
@@ -26,7 +39,8 @@ class RandomCrop:
     """The ranges of a random crop, as in the GoogLeNet paper (arXiv 1409.4842, section 6).
 
     Attributes:
-      area: smallest and largest share of the image's area. aspect: smallest and largest width / height.
+      area: smallest and largest share of the image's area. aspect: smallest and largest width /
+          height.
     Raises:
       UserError: a pair that is not in ascending order and above 0, or an area above 1.
     """
@@ -48,13 +62,17 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     threads: int = DEFAULT_THREADS,
+    workers: int = 0,
+    interpolation: str = "auto",
+    exact_decoding: bool = True,
+    bad_images: BadImages | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
     """Endless batches for training, beginning with batch `start_step`.
 
-    Every epoch is a permutation of the source, each its own; a batch may straddle two. Batch k is a function of (seed, k) alone.
-    Crops are scaled to size × size by averaging areas where they shrink, bilinearly where they grow.
+    Every epoch is a permutation of the source, each its own; a batch may straddle two. Batch k is a
+    function of (seed, k) alone.
 
     Args:
         source: the examples.
@@ -63,29 +81,49 @@ def train_batches(
         augment: the random crop's ranges.
         seed: from 0 to 2³² − 1.
         start_step: the number of the first batch.
-        threads: on the host, a batch each; 0 reads in the caller's thread.
-        process_index: which share of each global batch is this process's: rows [process_index · B, (process_index + 1) · B).
+        threads: on the host, a batch each; 0 reads in the caller's thread. Not used where there are
+            workers.
+        workers: processes on the host, a batch each; 0 is none. The source is sent to each by
+            pickle.
+        interpolation: what scales the crops, one of `decoding.INTERPOLATIONS`, or "random": each
+            crop's is drawn from the paper's four with equal probability.
+        exact_decoding: whether every picture is decoded whole; otherwise JPEGs as
+            `decoding.decode_crop` says, which is faster.
+        bad_images: where pictures that can't be read are counted; they become examples of weight 0.
+            None is for an error.
+        process_index: which share of each global batch is this process's: rows [process_index · B,
+            (process_index + 1) · B).
         process_count: how many processes share the global batch; B = batch_size / process_count.
 
     Yields:
-        image uint8 [B, S, S, 3] (RGB), label int32 [B], index int64 [B] (position in the source).
+        image uint8 [B, S, S, 3] (RGB), label int32 [B], index int64 [B] (position in the source),
+        and with `bad_images` weight float32 [B]: 0 for a picture that can't be read, whose pixels
+        are 0, else 1.
 
     Raises:
-        UserError: if a number is impossible, or (while iterating) an example can't be read.
+        UserError: if an argument is impossible, or (while iterating) an example can't be read or a
+            worker has died.
     """
     rows = _share(batch_size, process_index, process_count)
     check_whole("start_step", start_step, 0)
     check_whole("threads", threads, 0)
+    check_whole("workers", workers, 0)
     check_whole("size", size, 1)
     check_whole("seed", seed, 0, 2**32 - 1)
-
-    def read(indices: np.ndarray, rng: np.random.Generator) -> Batch:
-        # Drawn for the whole global batch, so that a row's crop doesn't depend on how many processes share it.
-        draws = rng.random((batch_size, CROP_TRIES + 1, 2))[rows]
-        return _read(source, indices[rows], lambda image, row: _train_image(image, size, augment, draws[row]), size)
-
-    batches = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True).random_map(read)
-    return _iterate(batches, start_step, threads)
+    if interpolation not in (*INTERPOLATIONS, "random"):
+        known = (*INTERPOLATIONS, "random")
+        raise UserError(
+            f"augment.interpolation: expected one of {known}, found "
+            f"{interpolation!r}{nearest(str(interpolation), known)}"
+        )
+    crops = _Crops(batch_size, rows, size, augment, seed, interpolation, exact_decoding)
+    make_batches = functools.partial(
+        _train_dataset, _Reader(source, size, keeps_bad=bad_images is not None), crops
+    )
+    shape = (rows.stop - rows.start, size, size, 3)
+    return _iterate(
+        make_batches, shape, range(start_step, sys.maxsize), threads, workers, source, bad_images
+    )
 
 
 def eval_batches(
@@ -94,61 +132,209 @@ def eval_batches(
     batch_size: int,
     preprocessing: Preprocessing,
     threads: int = DEFAULT_THREADS,
+    workers: int = 0,
+    exact_decoding: bool = True,
+    bad_images: BadImages | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every example once, in order: the short side scaled to `resize`, then the centre crop of `size`.
+    """Every example once, in order: the short side scaled to `resize`, then the centre crop of
+    `size`.
 
-    Every process yields the same number of batches, each of the full size. What the source can't fill is padding: weight 0, image 0,
-    label 0, index −1.
+    Every process yields the same number of batches, each of the full size. What the source can't
+    fill is padding: weight 0, image 0, label 0, index −1.
 
     Args:
-        source, batch_size, preprocessing, threads, process_index, process_count: as in `train_batches`.
+        source, batch_size, preprocessing, threads, workers, exact_decoding, bad_images,
+            process_index, process_count: as in `train_batches`.
 
     Yields:
-        image uint8 [B, S, S, 3] (RGB), label int32 [B], index int64 [B] (position in the source), weight float32 [B] (1 for an example).
+        image uint8 [B, S, S, 3] (RGB), label int32 [B], index int64 [B] (position in the source),
+        weight float32 [B] (1 for an example that could be read).
 
     Raises:
-        UserError: if a number is impossible, or (while iterating) an example can't be read.
+        UserError: if an argument is impossible, or (while iterating) an example can't be read or a
+            worker has died.
     """
     rows = _share(batch_size, process_index, process_count)
     check_whole("threads", threads, 0)
+    check_whole("workers", workers, 0)
+    reader = _Reader(source, preprocessing.size, keeps_bad=bad_images is not None)
+    make_batches = functools.partial(
+        _eval_dataset, reader, preprocessing, batch_size, rows, exact_decoding
+    )
+    shape = (rows.stop - rows.start, preprocessing.size, preprocessing.size, 3)
+    return _iterate(
+        make_batches,
+        shape,
+        range(math.ceil(len(source) / batch_size)),
+        threads,
+        workers,
+        source,
+        bad_images,
+    )
 
-    def read(number: int) -> Batch:
-        positions = np.arange(number * batch_size, (number + 1) * batch_size)[rows]
-        indices = positions[positions < len(source)]
-        batch = _read(source, indices, lambda image, row: eval_image(image, preprocessing), preprocessing.size)
-        batch["weight"] = np.ones(len(indices), np.float32)
-        return {key: _pad(value, len(positions), -1 if key == "index" else 0) for key, value in batch.items()}
 
-    return _iterate(grain.MapDataset.range(math.ceil(len(source) / batch_size)).map(read), 0, threads)
+def _iterate(
+    make_batches: Callable[[], grain.MapDataset],
+    image_shape: Sequence[int],
+    numbers: range,
+    threads: int,
+    workers: int,
+    source: Source,
+    bad_images: BadImages | None,
+) -> Iterator[Batch]:
+    if workers:
+        batches = read_in_workers(make_batches, image_shape, numbers, workers)
+    else:
+        batches = _read_in_threads(make_batches(), numbers.start, threads)
+    with contextlib.closing(batches):
+        for batch in batches:
+            for index, problem in batch.pop("bad", ()):
+                if bad_images is not None:
+                    bad_images.add(source, index, problem)
+            yield batch
 
 
-def _iterate(batches: grain.MapDataset, start: int, threads: int) -> Iterator[Batch]:
+def _read_in_threads(
+    batches: grain.MapDataset, start: int, threads: int
+) -> Generator[dict[str, Any], None, None]:
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     iterator = iter(batches.to_iter_dataset(options))
     iterator.set_state({"next_index": start})
-    with contextlib.closing(iterator):  # ends the threads when the caller is done or drops the iterator
+    with contextlib.closing(
+        iterator
+    ):  # ends the threads when the caller is done or drops the iterator
         yield from iterator
 
 
-def _read(source: Source, indices: np.ndarray, transform: Callable[[np.ndarray, int], np.ndarray], size: int) -> Batch:
-    """Reads a batch at once, because asking array_record for one example at a time takes longer than decoding a small image."""
-    images = np.empty((len(indices), size, size, 3), np.uint8)
-    labels = np.empty(len(indices), np.int32)
-    for row, example in enumerate(source.read(indices.tolist()) if len(indices) else []):
-        images[row] = transform(example["image"], row)  # one channel is repeated to three
-        labels[row] = example["label"]
-    return {"image": images, "label": labels, "index": indices.astype(np.int64)}
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads a batch at once, because asking array_record for one example at a time takes longer
+    than decoding a small image.
+
+    `keeps_bad`: whether a picture that can't be read becomes an example of weight 0, named in the
+        batch's "bad"; else it is an error.
+    """
+
+    source: Source
+    size: int
+    keeps_bad: bool
+
+    def __call__(
+        self, indices: np.ndarray, transform: Callable[[Record, int], np.ndarray]
+    ) -> dict[str, Any]:
+        images = np.zeros((len(indices), self.size, self.size, 3), np.uint8)
+        labels, weights = np.empty(len(indices), np.int32), np.ones(len(indices), np.float32)
+        bad: list[tuple[int, str]] = []
+        for row, record in enumerate(self.source.records(indices.tolist()) if len(indices) else []):
+            labels[row] = record.label
+            try:
+                images[row] = transform(record, row)  # one channel is repeated to three
+            except BadImage as error:
+                problem = self.source.describe(int(indices[row]), record, error)
+                if not self.keeps_bad:
+                    raise UserError(problem) from error
+                weights[row] = 0
+                bad.append((int(indices[row]), problem))
+        batch = {"image": images, "label": labels, "index": indices.astype(np.int64)}
+        return {**batch, "weight": weights, "bad": bad} if self.keeps_bad else batch
 
 
-def _train_image(image: np.ndarray, size: int, augment: RandomCrop, draws: np.ndarray) -> np.ndarray:
-    top, left, height, width = random_crop(image.shape[0], image.shape[1], augment, draws.tolist())
-    return _scale(image[top : top + height, left : left + width], size, size)
+@dataclasses.dataclass(frozen=True)
+class _Crops:
+    """What a training batch is made by, besides its examples."""
+
+    batch_size: int
+    rows: slice
+    size: int
+    augment: RandomCrop
+    seed: int
+    interpolation: str
+    exact_decoding: bool
+
+    def interpolations(self, number: int) -> list[str]:
+        """The interpolation of each row of global batch `number`, drawn from a stream of their own:
+        the crops' stays as it is."""
+        if self.interpolation != "random":
+            return [self.interpolation] * self.batch_size
+        rng = np.random.default_rng([self.seed, zlib.crc32(b"interpolation"), number])
+        return [
+            PAPER_INTERPOLATIONS[draw]
+            for draw in rng.integers(len(PAPER_INTERPOLATIONS), size=self.batch_size)
+        ]
 
 
-def random_crop(height: int, width: int, augment: RandomCrop, draws: Sequence[Sequence[float]]) -> Box:
-    """torchvision's RandomResizedCrop: area uniform, aspect ratio log-uniform, ten tries, then the largest central box.
+def _train_dataset(reader: _Reader, crops: _Crops) -> grain.MapDataset:
+    def draw(indices: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        # Drawn for the whole global batch, so that a row's crop doesn't depend on how many
+        # processes share it.
+        return indices[crops.rows], rng.random((crops.batch_size, CROP_TRIES + 1, 2))[crops.rows]
+
+    def read(number: int, drawn: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+        indices, draws = drawn
+        interpolations = crops.interpolations(number)[crops.rows]
+        return reader(
+            indices,
+            lambda record, row: _train_image(
+                record, reader.source.grey, crops, draws[row].tolist(), interpolations[row]
+            ),
+        )
+
+    order = grain.MapDataset.range(len(reader.source)).seed(crops.seed).shuffle().repeat()
+    return order.batch(crops.batch_size, drop_remainder=True).random_map(draw).map_with_index(read)
+
+
+def _train_image(
+    record: Record, grey: bool, crops: _Crops, draws: Sequence[Sequence[float]], interpolation: str
+) -> np.ndarray:
+    return decode_crop(
+        record.image,
+        lambda height, width: random_crop(height, width, crops.augment, draws),
+        lambda height, width: (crops.size, crops.size),
+        interpolation,
+        exact=crops.exact_decoding,
+        grey=grey,
+        orientation=record.orientation,
+    )
+
+
+def _eval_dataset(
+    reader: _Reader, preprocessing: Preprocessing, batch_size: int, rows: slice, exact: bool
+) -> grain.MapDataset:
+    def transform(record: Record, row: int) -> np.ndarray:
+        return _centre_crop(
+            decode_crop(
+                record.image,
+                lambda height, width: (0, 0, height, width),
+                lambda height, width: _scaled(height, width, preprocessing.resize),
+                "auto",
+                exact=exact,
+                grey=reader.source.grey,
+                orientation=record.orientation,
+            ),
+            preprocessing.size,
+        )
+
+    def read(number: int) -> dict[str, Any]:
+        positions = np.arange(number * batch_size, (number + 1) * batch_size)[rows]
+        indices = positions[positions < len(reader.source)]
+        batch = {"weight": np.ones(len(indices), np.float32), **reader(indices, transform)}
+        bad = batch.pop("bad", None)
+        padded = {
+            key: _pad(value, len(positions), -1 if key == "index" else 0)
+            for key, value in batch.items()
+        }
+        return padded if bad is None else {**padded, "bad": bad}
+
+    return grain.MapDataset.range(math.ceil(len(reader.source) / batch_size)).map(read)
+
+
+def random_crop(
+    height: int, width: int, augment: RandomCrop, draws: Sequence[Sequence[float]]
+) -> Box:
+    """torchvision's RandomResizedCrop: area uniform, aspect ratio log-uniform, ten tries, then the
+    largest central box.
 
     Args:
         height, width: of the image, in pixels.
@@ -165,32 +351,39 @@ def random_crop(height: int, width: int, augment: RandomCrop, draws: Sequence[Se
         crop_height, crop_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < crop_height <= height and 0 < crop_width <= width:
             top, left = draws[CROP_TRIES]
-            return int(top * (height - crop_height + 1)), int(left * (width - crop_width + 1)), crop_height, crop_width
+            return (
+                int(top * (height - crop_height + 1)),
+                int(left * (width - crop_width + 1)),
+                crop_height,
+                crop_width,
+            )
     crop_height = min(height, max(1, round(width / narrowest)))
     crop_width = min(width, max(1, round(height * widest)))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
 def eval_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Short side to `resize`, centre crop of `size`; sizes and offsets are rounded as torchvision's Resize and CenterCrop do."""
+    """Short side to `resize`, centre crop of `size`; sizes and offsets are rounded as torchvision's
+    Resize and CenterCrop do."""
     height, width = image.shape[:2]
+    scaled = scale(image, *_scaled(height, width, preprocessing.resize))
+    return _centre_crop(scaled, preprocessing.size)
+
+
+def _scaled(height: int, width: int, resize: int) -> tuple[int, int]:
     short = min(height, width)
-    image = _scale(image, int(preprocessing.resize * height / short), int(preprocessing.resize * width / short))
-    top, left = (round((side - preprocessing.size) / 2) for side in image.shape[:2])
-    return image[top : top + preprocessing.size, left : left + preprocessing.size]
+    return int(resize * height / short), int(resize * width / short)
 
 
-def _scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Scales to height × width: averages areas where no side grows (no aliasing), interpolates bilinearly otherwise."""
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    scaled = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return scaled if scaled.ndim == 3 else scaled[..., None]
+def _centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+    top, left = (round((side - size) / 2) for side in image.shape[:2])
+    return image[top : top + size, left : left + size]
 
 
 def _pad(values: np.ndarray, length: int, filler: int) -> np.ndarray:
-    return np.concatenate([values, np.full((length - len(values), *values.shape[1:]), filler, values.dtype)])
+    return np.concatenate(
+        [values, np.full((length - len(values), *values.shape[1:]), filler, values.dtype)]
+    )
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> slice:
@@ -200,7 +393,8 @@ def _share(batch_size: int, process_index: int, process_count: int) -> slice:
     check_whole("process_index", process_index, 0, process_count - 1)
     if batch_size % process_count:
         raise UserError(
-            f"batch_size: {batch_size} examples don't divide among {process_count} processes; choose a multiple of {process_count}"
+            f"batch_size: {batch_size} examples don't divide among {process_count} processes; "
+            f"choose a multiple of {process_count}"
         )
     rows = batch_size // process_count
     return slice(process_index * rows, (process_index + 1) * rows)

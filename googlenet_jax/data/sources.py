@@ -1,33 +1,54 @@
 """Random access to the examples of a prepared TFDS data set, without TensorFlow."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 from tensorflow_datasets.proto import tf_example_pb2
 
+from googlenet_jax.data.decoding import BadImage, decode
 from googlenet_jax.data.digits import prepare_digits
 from googlenet_jax.errors import UserError, nearest
 
 FILE_FORMAT = "array_record"
+FILE_NAME = "file_name"  # the feature that names an example's file, in the sets that have one
+# The feature by which a picture is turned upright (EXIF's numbers), in sets made from a folder.
+ORIENTATION = "exif_orientation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One example as it is stored: an image file's bytes, the label, EXIF's orientation, and the
+    file's name ("" where unknown)."""
+
+    image: bytes
+    label: int
+    orientation: int = 1
+    file_name: str = ""
 
 
 class Source:
-    """The examples of one split, in a fixed order: `source[i]` is `{"image": uint8 [H, W, 1 or 3], "label": int}`.
+    """The examples of one split, in a fixed order: `source[i]` is `{"image": uint8 [H, W, 1 or 3],
+    "label": int}`.
 
-    Images come out as RGB (or one channel, where the data set's image feature has one or two): palettes are resolved, 16 bits become
-    their upper 8, alpha is dropped and an EXIF orientation ignored, as TensorFlow's and torchvision's loaders do.
+    Images come out as RGB (or one channel, where the data set's image feature has one or two):
+    palettes are resolved, 16 bits become their upper 8, alpha is dropped and an EXIF orientation
+    ignored, as TensorFlow's and torchvision's loaders do. (Sets made from a folder hold the
+    orientation as a feature of their own, and their pictures come out upright.)
+
+    A source can be sent to another process, which opens the data set's files for itself.
 
     Attributes:
         name: the data set's name as it was asked for.
         split: likewise, slices included.
         class_names: one a class, in the order of the labels.
         num_classes: how many classes the data set has.
+        grey: whether images have one channel.
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, name: str, split: str) -> None:
@@ -36,8 +57,7 @@ class Source:
         self.split = split
         self.class_names = tuple(features["label"].names)
         self.num_classes = len(self.class_names)
-        grey = features["image"].shape[-1] in (1, 2)
-        self._flags = cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR_RGB)
+        self.grey = features["image"].shape[-1] in (1, 2)
         self._folder = builder.data_dir
         self._records = open_records(builder, name, split)
 
@@ -46,68 +66,109 @@ class Source:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} {self.split} has {len(self)} examples; there is no number {index}")
+            raise IndexError(
+                f"{self.name} {self.split} has {len(self)} examples; there is no number {index}"
+            )
         return self.read([index])[0]
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Returns the examples at these positions; one call for a batch costs a tenth of one call an example.
+        """Returns the examples at these positions, decoded; one call for a batch costs a tenth of
+        one call an example.
 
         Raises:
-            UserError: naming the example, if an image can't be decoded or a label is none of the classes.
+            UserError: naming the example, if an image can't be decoded or a label is none of the
+                classes.
+        """
+        return [
+            self._decode(index, record)
+            for index, record in zip(indices, self.records(indices), strict=True)
+        ]
+
+    def records(self, indices: Sequence[int]) -> list[Record]:
+        """Returns the examples at these positions as they are stored.
+
+        Raises:
+            UserError: if the files can't be read, or naming the example, if a label is none of the
+                classes.
         """
         try:
-            records = self._records.__getitems__(indices)
+            serialized = self._records.__getitems__(indices)
         except (OSError, RuntimeError, ValueError, IndexError) as error:
             raise UserError(
-                f"{self.name} {self.split}: can't read the files in {self._folder} ({_one_line(error)}); "
+                f"{self.name} {self.split}: can't read the files in {self._folder} "
+                f"({_one_line(error)}); "
                 "delete the folder and prepare the data set again"
             ) from error
-        return [self._example(index, record) for index, record in zip(indices, records, strict=True)]
+        return [
+            self._record(index, example) for index, example in zip(indices, serialized, strict=True)
+        ]
 
-    def _example(self, index: int, record: bytes) -> dict[str, Any]:
-        features = tf_example_pb2.Example.FromString(record).features.feature
+    def describe(self, index: int, record: Record, problem: object) -> str:
+        """What is wrong with an example, in one line that names it."""
+        name = f" ({record.file_name})" if record.file_name else ""
+        return (
+            f"{self.name} {self.split}, example {index}{name}: {problem}; "
+            "mend or leave out that image and prepare the data set again"
+        )
+
+    def _record(self, index: int, serialized: bytes) -> Record:
+        features = tf_example_pb2.Example.FromString(serialized).features.feature
         label = features["label"].int64_list.value[0]
         if not 0 <= label < self.num_classes:
             raise UserError(
-                f"{self.name} {self.split}, example {index}: expected a label from 0 to {self.num_classes - 1}, found {label}; "
+                f"{self.name} {self.split}, example {index}: expected a label from 0 to "
+                f"{self.num_classes - 1}, found {label}; "
                 "choose a split that has labels"
             )
-        return {"image": self._decode(index, features["image"].bytes_list.value[0]), "label": label}
+        # Asking the map for a key would add it.
+        orientation = features[ORIENTATION].int64_list.value[0] if ORIENTATION in features else 1
+        name = (
+            features[FILE_NAME].bytes_list.value[0].decode(errors="replace")
+            if FILE_NAME in features
+            else ""
+        )
+        return Record(features["image"].bytes_list.value[0], label, orientation, name)
 
-    def _decode(self, index: int, encoded: bytes) -> np.ndarray:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), self._flags) if encoded else None
-        if image is None:
-            raise UserError(
-                f"{self.name} {self.split}, example {index}: expected a whole image file (PNG, JPEG, …), "
-                f"found {len(encoded)} bytes that can't be decoded; mend or leave out that image and prepare the data set again"
-            )
-        return image if image.ndim == 3 else image[..., None]
+    def _decode(self, index: int, record: Record) -> dict[str, Any]:
+        try:
+            image = decode(record.image, grey=self.grey, orientation=record.orientation)
+        except BadImage as error:
+            raise UserError(self.describe(index, record, error)) from error
+        return {"image": image, "label": record.label}
 
 
 def load_source(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
     """Opens one split of a prepared data set; never imports TensorFlow.
 
     Args:
-        name: a TFDS name, such as "cifar10", "food101:2.0.0" or "name/config". "digits" is written on first use.
+        name: a TFDS name, such as "cifar10", "food101:2.0.0" or "name/config". "digits" is written
+            on first use.
         split: such as "train", "train[:90%]" or "train+test".
-        data_dir: where TFDS's data sets lie; by default the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        data_dir: where TFDS's data sets lie; by default the environment's TFDS_DATA_DIR, else
+            ~/tensorflow_datasets.
 
     Raises:
-        UserError: if the data set isn't prepared or has no image and label, or the split is unknown, malformed or empty.
+        UserError: if the data set isn't prepared or has no image and label, or the split is
+            unknown, malformed or empty.
     """
     return Source(open_builder(name, data_dir), name, split)
 
 
 def default_data_dir() -> Path:
-    """Where TFDS keeps its data sets: the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Where TFDS keeps its data sets: the environment's TFDS_DATA_DIR, else
+    ~/tensorflow_datasets."""
     return Path(os.environ.get("TFDS_DATA_DIR") or Path("~", "tensorflow_datasets")).expanduser()
 
 
-def open_builder(name: str, data_dir: str | os.PathLike[str] | None = None) -> tfds.core.DatasetBuilder:
-    """Finds a prepared data set by its files alone, so that neither its own code nor its version today matters.
+def open_builder(
+    name: str, data_dir: str | os.PathLike[str] | None = None
+) -> tfds.core.DatasetBuilder:
+    """Finds a prepared data set by its files alone, so that neither its own code nor its version
+    today matters.
 
     Raises:
-        UserError: with the command that prepares it, if it isn't there or is in another file format.
+        UserError: with the command that prepares it, if it isn't there or is in another file
+            format.
     """
     folder = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
     if name == "digits":
@@ -115,29 +176,43 @@ def open_builder(name: str, data_dir: str | os.PathLike[str] | None = None) -> t
     try:
         builder = builder_from_files(name, data_dir=folder)
     except (ValueError, OSError) as error:
-        raise UserError(f"data set {name!r}: not prepared in {folder}{_how_to_prepare(name, folder)}") from error
+        raise UserError(
+            f"data set {name!r}: not prepared in {folder}{_how_to_prepare(name, folder)}"
+        ) from error
     formats = sorted(available.value for available in builder.info.available_file_formats())
     if FILE_FORMAT not in formats:
         raise UserError(
-            f"data set {name!r}: expected array_record files in {builder.data_dir}, found {' and '.join(formats)}; "
-            f"prepare it once more into another folder with: googlenet-jax prepare {name} --data-dir DIR"
+            f"data set {name!r}: expected array_record files in {builder.data_dir}, found "
+            f"{' and '.join(formats)}; "
+            f"prepare it once more into another folder with: googlenet-jax prepare {name} "
+            "--data-dir DIR"
         )
     return builder
 
 
 def check_features(features: Any, name: str) -> Any:
-    """Returns `features` if they hold what classification needs: an 8 or 16 bit `image` [H, W, C] and a `label` with classes.
+    """Returns `features` if they hold what classification needs: an 8 or 16 bit `image` [H, W, C]
+    and a `label` with classes.
 
     Raises:
         UserError: naming the feature that is missing or of another kind.
     """
     wanted = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
     for key, kind in wanted.items():
-        found = features[key] if isinstance(features, tfds.features.FeaturesDict) and key in features else None
+        found = (
+            features[key]
+            if isinstance(features, tfds.features.FeaturesDict) and key in features
+            else None
+        )
         if not isinstance(found, kind):
-            what = f"{key} is a {type(found).__name__}" if found is not None else f"only {', '.join(sorted(features or ['nothing']))}"
+            what = (
+                f"{key} is a {type(found).__name__}"
+                if found is not None
+                else f"only {', '.join(sorted(features or ['nothing']))}"
+            )
             raise UserError(
-                f"data set {name!r}: expected the features image (an Image) and label (a ClassLabel), found {what}; choose another set"
+                f"data set {name!r}: expected the features image (an Image) and label (a "
+                f"ClassLabel), found {what}; choose another set"
             )
     image, label = features["image"], features["label"]
     if len(image.shape) != 3 or np.dtype(image.np_dtype).name not in ("uint8", "uint16"):
@@ -146,12 +221,16 @@ def check_features(features: Any, name: str) -> Any:
             f"found {list(image.shape)} of {np.dtype(image.np_dtype).name}; choose another set"
         )
     if not label.num_classes:
-        raise UserError(f"data set {name!r}: its label feature doesn't say how many classes there are; choose another set")
+        raise UserError(
+            f"data set {name!r}: its label feature doesn't say how many classes there are; choose "
+            "another set"
+        )
     return features
 
 
 def open_records(builder: tfds.core.DatasetBuilder, name: str, split: str) -> Any:
-    """The serialised examples of a split: a sequence of bytes that reads many at once with `__getitems__`."""
+    """The serialised examples of a split: a sequence of bytes that reads many at once with
+    `__getitems__`."""
     splits = builder.info.splits
     try:
         examples = splits[split].num_examples if isinstance(split, str) else 0
@@ -162,10 +241,15 @@ def open_records(builder: tfds.core.DatasetBuilder, name: str, split: str) -> An
     if examples <= 0:
         counts = ", ".join(f"{key} ({info.num_examples} examples)" for key, info in splits.items())
         raise UserError(
-            f"split {split!r} of data set {name!r}: expected one of {counts}, or slices and sums of them such as "
+            f"split {split!r} of data set {name!r}: expected one of {counts}, or slices and sums "
+            "of them such as "
             f"'train[:90%]' and 'train+test', found {problem}"
         )
-    return builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES, file_format=FILE_FORMAT)
+    return builder.as_data_source(
+        split=split,
+        deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+        file_format=FILE_FORMAT,
+    )
 
 
 def _how_to_prepare(name: str, folder: Path) -> str:

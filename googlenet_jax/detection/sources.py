@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
+from googlenet_jax.data.decoding import BadImage, decode
 from googlenet_jax.data.sources import default_data_dir, open_builder, open_records
 from googlenet_jax.detection import digit_scenes
 from googlenet_jax.detection.boxes import clip, have_area
@@ -61,9 +61,7 @@ class DetectionSource:
         self.name, self.split = name, split
         self.num_classes = len(self.class_names)
         self.folder, self.data_dir = Path(builder.data_dir), data_dir
-        grey = builder.info.features["image"].shape[-1] in (1, 2)
-        colours = cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR_RGB
-        self._flags = cv2.IMREAD_IGNORE_ORIENTATION | colours
+        self._grey = builder.info.features["image"].shape[-1] in (1, 2)
         self._records = open_records(builder, name, split)
 
     def __len__(self) -> int:
@@ -83,10 +81,10 @@ class DetectionSource:
         read = []
         for index, features in zip(indices, self._features(indices), strict=True):
             encoded = features["image"].bytes_list.value[0]
-            image = cv2.imdecode(np.frombuffer(encoded, np.uint8), self._flags) if encoded else None
-            if image is None:
-                raise self._broken(index, encoded)
-            image = image if image.ndim == 3 else image[..., None]
+            try:
+                image = decode(encoded, grey=self._grey)
+            except BadImage as error:
+                raise self._broken(index, error) from error
             objects, _ = self._objects(index, features, image.shape[:2])
             read.append({"image": image, "objects": objects})
         return read
@@ -122,10 +120,10 @@ class DetectionSource:
         examples = map(tf_example_pb2.Example.FromString, records)
         return [example.features.feature for example in examples]
 
-    def _broken(self, index: int, encoded: bytes) -> UserError:
+    def _broken(self, index: int, problem: Exception) -> UserError:
         return UserError(
-            f"{self.name} {self.split}, example {index}: expected a whole image file, found "
-            f"{len(encoded)} bytes that can't be decoded; prepare the data set without that image"
+            f"{self.name} {self.split}, example {index}: {problem}; "
+            "mend or leave out that image and prepare the data set again"
         )
 
     def _annotation(self, index: int, features: Any) -> Annotation:
@@ -134,7 +132,7 @@ class DetectionSource:
             with Image.open(io.BytesIO(encoded)) as image:  # reads the header alone
                 width, height = image.size
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise self._broken(index, encoded) from error
+            raise self._broken(index, error) from error
         objects, dropped = self._objects(index, features, (height, width))
         return Annotation(objects, (height, width), dropped)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from googlenet_jax.data.bad_images import BadImages
 from googlenet_jax.data.mesh import data_sharding, replicated, shard_batch
 from googlenet_jax.data.pipeline import DEFAULT_THREADS, eval_batches
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
@@ -72,6 +73,8 @@ def evaluate_source(
     preprocessing: Preprocessing,
     mesh: Mesh,
     threads: int = DEFAULT_THREADS,
+    workers: int = 0,
+    bad_images: BadImages | None = None,
     progress: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
@@ -83,7 +86,9 @@ def evaluate_source(
       variables: the model's, whole on every device of `mesh`.
       batch_size: over all devices and processes; a batch is padded to the next multiple of the
         devices.
-      threads: that decode images. progress: whether a bar with the time left stands on standard
+      threads, workers: that decode images: threads, or processes where there are any.
+      bad_images: where images that can't be read are counted, and not evaluated; None is for an
+        error. progress: whether a bar with the time left stands on standard
         error.
       should_stop: asked before each batch.
     Returns:
@@ -101,6 +106,8 @@ def evaluate_source(
         batch_size=padded,
         preprocessing=preprocessing,
         threads=threads,
+        workers=workers,
+        bad_images=bad_images,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

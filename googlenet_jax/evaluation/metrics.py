@@ -34,6 +34,16 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
     return optax.softmax_cross_entropy(logits, targets)
 
 
+def batch_mean(values: jax.Array, batch: Batch) -> jax.Array:
+    """Returns the mean of the examples' values [N], a scalar; weighted where the batch has a
+    "weight", float [N], which is 0 for an image that couldn't be read.
+    """
+    if "weight" not in batch:
+        return values.mean()
+    weight = batch["weight"].astype(jnp.promote_types(values.dtype, jnp.float32))
+    return (values * weight).sum() / jnp.maximum(weight.sum(), 1)
+
+
 def label_ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns how many classes stand before the label's, int32 [N]: 0 is a top-1 hit, below 5 a
     top-5 hit.

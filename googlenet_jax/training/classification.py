@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from googlenet_jax.data.augment import apply_transforms, device_transforms
+from googlenet_jax.data.bad_images import BadImages
 from googlenet_jax.data.pipeline import RandomCrop, train_batches
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.data.sources import Source, load_source
@@ -117,7 +118,13 @@ def make_task(
         raise UserError(
             f"checkpoint.best: {source.name} has {source.num_classes} classes, too few for 'top5'"
         )
-    size = preprocessing.size
+    size, data = preprocessing.size, config.data
+    skips = data.on_bad_image == "skip"
+    reading = {
+        "threads": data.threads,
+        "workers": data.workers,
+        "bad_images": BadImages(data.bad_image_limit) if skips else None,
+    }
     return Task(
         model=model,
         inputs=lambda batch: (batch["image"],),
@@ -130,7 +137,9 @@ def make_task(
             size=config.augment.size or size,
             augment=RandomCrop(tuple(config.augment.area), tuple(config.augment.aspect)),
             seed=config.seed,
-            threads=config.data.threads,
+            interpolation=config.augment.interpolation,
+            exact_decoding=data.exact_decoding,
+            **reading,
         ),
         prepare=functools.partial(apply_transforms, _transforms(config, source.num_classes)),
         loss=create_loss(**config.loss.to_dict()),
@@ -141,7 +150,7 @@ def make_task(
             batch_size=config.eval_batch_size,
             preprocessing=preprocessing,
             mesh=mesh,
-            threads=config.data.threads,
+            **reading,
         ),
         description={
             "model_name": config.model.name,
@@ -167,6 +176,8 @@ def _transforms(config: ConfigDict, num_classes: int) -> Any:
             dtype=jnp.dtype(config.dtype),
             num_classes=num_classes,
             mirror=augment.flip,
+            jitter={name: augment[name] for name in ("brightness", "contrast", "saturation", "hue")},
+            lighting_std=augment.lighting,
             names=augment.transforms,
             mixup=augment.mixup,
             cutmix=augment.cutmix,

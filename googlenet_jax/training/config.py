@@ -11,6 +11,8 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from googlenet_jax.data.bad_images import POLICIES
+from googlenet_jax.data.decoding import INTERPOLATIONS
 from googlenet_jax.errors import UserError, nearest
 from googlenet_jax.training.optimizer import create_optimizer
 from googlenet_jax.training.task import TASKS, TaskKind
@@ -25,6 +27,9 @@ MAY_CHANGE = frozenset(
     {
         "data.dir",
         "data.threads",
+        "data.workers",
+        "data.on_bad_image",
+        "data.bad_image_limit",
         "eval_batch_size",
         "eval_every",
         "checkpoint_every",
@@ -45,6 +50,7 @@ def default_config() -> ConfigDict:
     config.task = "classification"  # what is trained: a registered task
     # Of the initial parameters, the order of the examples, crops, flips and dropout.
     config.seed = 0
+    config.init_seed = -1  # of the initial parameters alone; -1 is `seed`
     # Of the computation, one of DTYPES; parameters and statistics are float32, or float64 under it.
     config.dtype = "float32"
     # The same bits in every run on a GPU too, at some cost in speed; a CPU is always so.
@@ -60,7 +66,14 @@ def default_config() -> ConfigDict:
     config.data.dir = ""  # where prepared data sets lie; "" is TFDS's own place
     config.data.train_split = "train"  # slices too: "train[:90%]"
     config.data.eval_splits = ("validation",)  # the first decides which checkpoint is the best
-    config.data.threads = 16  # that decode and crop images
+    config.data.threads = 16  # that decode and crop images; not used where there are workers
+    config.data.workers = 0  # processes that decode and crop images; 0 is none
+    # Whether training decodes every image whole. False is faster: JPEGs at half their size where
+    # the crop allows it, colours upsampled plainly. Evaluation is always exact.
+    config.data.exact_decoding = True
+    # What becomes of an image that can't be read: "error", or "skip", an example of weight 0 …
+    config.data.on_bad_image = "error"
+    config.data.bad_image_limit = 100  # … until there are more than so many
 
     config.preprocessing = ConfigDict(type_safe=False)
     config.preprocessing.size = 224  # height and width of the network's input, in pixels
@@ -78,7 +91,19 @@ def default_config() -> ConfigDict:
     # Smallest and largest share of the image's area that a random crop takes.
     config.augment.area = (0.08, 1.0)
     config.augment.aspect = (3 / 4, 4 / 3)  # smallest and largest width ÷ height of a random crop
+    # What scales the crop: "auto" (averages areas where it shrinks), "bilinear", "area",
+    # "nearest", "bicubic", "bilinear_antialiased", or "random": of the paper's four, the four
+    # in the middle.
+    config.augment.interpolation = "auto"
     config.augment.flip = True  # mirror half of the images
+    # An image's brightness, contrast and saturation are multiplied by 1 − x to 1 + x, its hue is
+    # turned by −x to x of the circle, in random order.
+    config.augment.brightness = 0.0
+    config.augment.contrast = 0.0
+    config.augment.saturation = 0.0
+    config.augment.hue = 0.0
+    # Standard deviation of AlexNet's lighting noise, in those of ImageNet's colours; AlexNet's 0.1.
+    config.augment.lighting = 0.0
     config.augment.transforms = ()  # registered ones, on the device after the flip, in this order
     # Α of MixUp's Beta distribution (arXiv 1710.09412: 0.1–0.4 on ImageNet).
     config.augment.mixup = 0.0
@@ -230,6 +255,10 @@ def _duration(low: float) -> tuple[Check, str]:
     )
 
 
+def _share_up_to(high: float) -> tuple[Check, str]:
+    return lambda value: 0 <= value <= high, f"a number from 0 to {high:g}"
+
+
 _NAME: tuple[Check, str] = (lambda value: value != "", "a name")
 _POSITIVE: tuple[Check, str] = (lambda value: value > 0, "a number above 0")
 _NOT_NEGATIVE: tuple[Check, str] = (lambda value: value >= 0, "a number of at least 0")
@@ -238,6 +267,10 @@ _FRACTION: tuple[Check, str] = (lambda value: 0 <= value < 1, "a number of at le
 # Field -> (whether a value of the right type is possible, what is expected).
 _CHECKS: dict[str, tuple[Check, str]] = {
     "seed": (lambda value: 0 <= value < 2**31, "a whole number of at least 0 and below 2^31"),
+    "init_seed": (
+        lambda value: -1 <= value < 2**31,
+        "-1 for `seed`, or a whole number of at least 0 and below 2^31",
+    ),
     "dtype": _one_of(DTYPES),
     "data.name": _NAME,
     "data.train_split": _NAME,
@@ -246,7 +279,16 @@ _CHECKS: dict[str, tuple[Check, str]] = {
         "at least one split, such as ('test',)",
     ),
     "data.threads": _at_least(1),
+    "data.workers": _at_least(0),
+    "data.on_bad_image": _one_of(POLICIES),
+    "data.bad_image_limit": _at_least(0),
     "augment.size": _at_least(0),
+    "augment.interpolation": _one_of((*INTERPOLATIONS, "random")),
+    "augment.brightness": _share_up_to(1),
+    "augment.contrast": _share_up_to(1),
+    "augment.saturation": _share_up_to(1),
+    "augment.hue": _share_up_to(0.5),
+    "augment.lighting": _NOT_NEGATIVE,
     "augment.mixup": _NOT_NEGATIVE,
     "augment.cutmix": _NOT_NEGATIVE,
     "batch_size": _at_least(1),

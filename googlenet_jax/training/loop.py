@@ -81,6 +81,8 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
         task, optimizer, schedule, mesh, ema_decay=config.ema.decay, ema_start=when.ema_start
     )
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    if config.init_seed >= 0:
+        init_key, _ = jax.random.split(jax.random.key(config.init_seed))
     step_key = replicate(step_key, mesh)
     create_state = make_create_state(
         task.model, optimizer, task.inputs(task.example), average=config.ema.decay > 0

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.evaluation.metrics import Batch, cross_entropy
+from googlenet_jax.evaluation.metrics import Batch, batch_mean, cross_entropy
 from googlenet_jax.models.network import Output
 from googlenet_jax.registry import Registry, arguments
 
@@ -30,10 +30,11 @@ def weighted_cross_entropy(
     int [N], or targets [N, K].
     """
     labels = batch["label"]
-    parts = {"loss_main": cross_entropy(output.logits, labels, label_smoothing).mean()}
+    parts = {"loss_main": batch_mean(cross_entropy(output.logits, labels, label_smoothing), batch)}
     total = parts["loss_main"]
     for name, logits in sorted(output.aux_logits.items()):
-        parts[f"loss_{name}"] = cross_entropy(logits, labels, label_smoothing).mean()
+        losses = cross_entropy(logits, labels, label_smoothing)
+        parts[f"loss_{name}"] = batch_mean(losses, batch)
         total += aux_weight * parts[f"loss_{name}"]
     return total, parts
 

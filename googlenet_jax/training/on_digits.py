@@ -15,6 +15,9 @@ def on_digits(config: ConfigDict, size: int, width: float) -> None:
     config.data.train_split = "train"
     config.data.eval_splits = ("test",)
     config.data.threads = 2
+    config.data.workers = 0  # small images are read faster than they are sent
+    config.data.exact_decoding = True
+    config.data.on_bad_image = "error"
     config.preprocessing.size = size
     config.preprocessing.resize = size
     config.preprocessing.mean = (77.9, 77.9, 77.9)  # of the training images; grey is fed as RGB
@@ -22,6 +25,8 @@ def on_digits(config: ConfigDict, size: int, width: float) -> None:
     config.augment.area = (0.7, 1.0)
     config.augment.aspect = (0.8, 1.25)
     config.augment.flip = False  # a mirrored digit is another sign
+    for distortion in ("brightness", "contrast", "saturation", "hue", "lighting"):
+        config.augment[distortion] = 0.0  # the digits are grey
 
     config.batch_size = 32
     config.eval_batch_size = 120

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from googlenet_jax.data.mesh import data_sharding, replicated
+from googlenet_jax.evaluation.metrics import batch_mean
 from googlenet_jax.training.state import TrainState
 from googlenet_jax.training.task import Batch, Task
 
@@ -63,7 +64,9 @@ def make_train_step(
             )
 
         values = {name: metric(output, batch) for name, metric in task.metrics.items()}
-        means = {name: value.mean() for name, value in values.items() if value is not None}
+        means = {
+            name: batch_mean(value, batch) for name, value in values.items() if value is not None
+        }
         rates = {"learning_rate": schedule(state.step), "grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), {
             "loss": loss,

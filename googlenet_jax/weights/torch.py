@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from flax import traverse_util
@@ -81,6 +82,8 @@ def from_torch(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     variables = {path: _convert(model, shapes, path, name, given[name]) for path, name in names.items()}
     for name in given.keys() & counters.keys():
         counter = _numpy(name, given[name])
+        if counter.shape == () and jnp.issubdtype(counter.dtype, jnp.floating) and counter == np.rint(counter):
+            counter = counter.astype(np.int64)  # of a state dict whose every tensor was cast, counters too
         check_counter("the state dict", name, counter)
         variables[counters[name]] = counter.astype(np.int64)
     return traverse_util.unflatten_dict(variables)

@@ -29,6 +29,13 @@ def tiny_config(data_dir: Path) -> ConfigDict:
     return config
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """JAX's compilation cache: each command compiles the run's network anew."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on digits after 12 steps, whose averaged weights say "seven" to everything."""

@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.evaluation.pictures import draw_grid, read_picture
+from googlenet_jax.evaluation.pictures import draw_grid, find_pictures, read_picture
 from googlenet_jax.evaluation.predict import Prediction
 
 FLOWER = np.ascontiguousarray(load_sample_image("flower.jpg")[:200:4, :320:4])
@@ -20,7 +20,10 @@ def test_reads_rgb(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_picture(tmp_path / "flower.png"), FLOWER)
 
 
-@pytest.mark.parametrize(("orientation", "turn"), [(3, lambda x: x[::-1, ::-1]), (6, lambda x: np.rot90(x, -1)), (8, np.rot90)])
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [(3, lambda x: x[::-1, ::-1]), (6, lambda x: np.rot90(x, -1)), (8, np.rot90)],
+)
 def test_turns_as_exif_says(tmp_path: Path, orientation: int, turn) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -51,7 +54,9 @@ def test_white_stands_behind_what_is_transparent(tmp_path: Path, mode: str) -> N
     else:
         picture = picture.convert("P" if "palette" in mode else mode)
         if "palette" in mode:
-            options["transparency"] = bytes(0 if index == 10 else 255 for index in range(256))  # the warning's case
+            options["transparency"] = bytes(
+                0 if index == 10 else 255 for index in range(256)
+            )  # the warning's case
         else:
             options["transparency"] = (10, 10, 10) if mode == "RGB" else 10
     picture.save(path, **options)
@@ -61,7 +66,9 @@ def test_white_stands_behind_what_is_transparent(tmp_path: Path, mode: str) -> N
 
 def test_half_transparent_is_mixed_with_white(tmp_path: Path) -> None:
     Image.new("RGBA", (2, 2), (0, 100, 255, 128)).save(tmp_path / "half.png")
-    np.testing.assert_allclose(read_picture(tmp_path / "half.png")[0, 0], [127, 177, 255], atol=1)  # 255 · ½ + value · ½
+    np.testing.assert_allclose(
+        read_picture(tmp_path / "half.png")[0, 0], [127, 177, 255], atol=1
+    )  # 255 · ½ + value · ½
 
 
 def test_refuses_what_it_would_misread(tmp_path: Path) -> None:
@@ -81,13 +88,36 @@ def test_draws_a_grid_of_any_number(tmp_path: Path) -> None:
     for count in (1, 2, 5):
         path = tmp_path / f"{count}.png"
         top = [Prediction("a flower with a very long name indeed", 0.75), Prediction("$x_1$", 0.2)]
-        draw_grid(path, [FLOWER] * count, [f"folder/picture_{i}.png" for i in range(count)], [top] * count)
+        draw_grid(
+            path, [FLOWER] * count, [f"folder/picture_{i}.png" for i in range(count)], [top] * count
+        )
         assert read_picture(path).std() > 0
 
 
 def test_a_grid_that_can_not_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
-    for path in (tmp_path / "no" / "folder.png", tmp_path / "grid.nonsense", tmp_path / "grid", tmp_path, tmp_path / "folder.png"):
-        with pytest.raises(UserError, match="can't write the grid"):
+    cases = {
+        tmp_path / "no" / "grid.png": "grid.png: can't be written",
+        tmp_path / "grid.nonsense": "grid.nonsense: can't write the grid: expected a name that",
+        tmp_path / "grid": "can't write the grid",
+        tmp_path / "folder.png": "can't write the grid",
+    }
+    for path, said in cases.items():
+        with pytest.raises(UserError, match=said):
             draw_grid(path, [FLOWER], ["x"], [[Prediction("y", 1.0)]])
-    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+    assert [each.name for each in tmp_path.iterdir()] == ["folder.png"]
+
+
+def test_finds_the_pictures_of_folders_and_patterns(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    for name in ("b.png", "a.JPG", "more/c.jpeg", "notes.txt", "[1].png"):
+        (tmp_path / name).write_bytes(b"")
+
+    def names(argument: Path) -> list[str]:
+        return [str(Path(each).relative_to(tmp_path)) for each in find_pictures(str(argument))]
+
+    assert names(tmp_path) == ["[1].png", "a.JPG", "b.png", "more/c.jpeg"]
+    assert names(tmp_path / "*.png") == ["[1].png", "b.png"]
+    assert names(tmp_path / "**/*.jp*g") == ["more/c.jpeg"]
+    assert names(tmp_path / "[1].png") == ["[1].png"]  # a file that is there is no pattern
+    assert names(tmp_path / "missing.png") == ["missing.png"]

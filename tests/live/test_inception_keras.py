@@ -19,7 +19,9 @@ from tests.parity.harness import relative_error
 if importlib.util.find_spec("keras") is None:
     pytest.skip("needs keras: pip install -e '.[test,live-inception]'", allow_module_level=True)
 
-TOLERANCE = 1e-9
+# Keras 3.15's batch norm on JAX is exact to float32 alone, also where all of its arrays are float64: one layer beside the formula
+# in NumPy is off by 3e-7, its pools by 2e-16. Another epsilon or a counted padding would show a hundred times larger.
+TOLERANCE = 1e-6
 SIZE = 139
 # Runs in a process of its own: Keras fixes its backend and its float type as it is imported.
 PROGRAM = """

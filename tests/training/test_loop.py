@@ -334,3 +334,18 @@ def test_the_metric_that_decides_which_is_best_is_the_recipes(tmp_path, data_dir
     assert {"top1"} == set(lines[0]) & {"top1", "top5"}
     best = min(lines, key=lambda line: line["loss"])["step"]
     assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {best, 24}
+
+
+def test_the_first_parameters_have_a_seed_of_their_own(tmp_path, data_dir, compiled_dir):
+    def first_parameters(seed, init_seed):
+        config = tiny_config(data_dir)
+        config.update(seed=seed, init_seed=init_seed, duration="1 step")
+        config.schedule.learning_rate = 1e-30  # so that the only step changes nothing
+        workdir = tmp_path / f"{seed} {init_seed}"
+        train(config, workdir)
+        params = jax.tree.leaves(load_run(workdir, "raw").variables["params"])
+        return np.concatenate([np.ravel(leaf) for leaf in params])
+
+    alone = first_parameters(3, -1)
+    np.testing.assert_allclose(first_parameters(5, 3), alone, rtol=0, atol=1e-20)
+    assert not np.allclose(first_parameters(3, 5), alone)

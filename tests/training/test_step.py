@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ def batch_of(examples, classes=6, seed=0):
 class Run:
     """A model, its state and its compiled step, as classification trains it."""
 
-    def __init__(self, model=None, mesh=None, *, rate=0.01, ema_decay=0.0, ema_start=0, **augment):
+    def __init__(self, model=None, mesh=None, *, rate=0.01, ema_decay=0.0, ema_start=0, prepare=None, **augment):
         self.model, self.mesh = model or Tiny(), mesh or create_mesh()
         classes = self.model.num_classes
         transforms = device_transforms(PREPROCESSING, dtype=self.model.dtype, num_classes=classes, **augment)
@@ -73,7 +74,7 @@ class Run:
             example={"image": images},
             examples=1000,
             batches=lambda start: iter(()),
-            prepare=functools.partial(apply_transforms, transforms),
+            prepare=prepare or functools.partial(apply_transforms, transforms),
             loss=create_loss(),
             metrics={name: METRICS[name] for name in ("top1", "top5")},
             evaluations={},
@@ -114,6 +115,16 @@ def test_training_fits_the_batch():
     assert all(
         np.any(np.array(statistic) != start) for statistic, start in zip(jax.tree.leaves(run.state.batch_stats), (0, 1), strict=True)
     )
+
+
+def test_a_step_is_traced_once_and_another_batch_size_would_not_pass_unseen():
+    # The assertion stands inside the step, since chex refuses what is jitted: a second trace would be a second compilation.
+    transforms = device_transforms(PREPROCESSING, dtype=jnp.float32, num_classes=6)
+    run = Run(prepare=chex.assert_max_traces(lambda batch, key: apply_transforms(transforms, batch, key), n=1))
+    for seed in range(3):
+        run.step(batch_of(16, seed=seed), key=jax.random.key(seed))
+    with pytest.raises(AssertionError, match="traced > 1 times"):
+        run.step(batch_of(8))
 
 
 def test_the_given_state_is_used_up():

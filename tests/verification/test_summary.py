@@ -89,9 +89,10 @@ def test_torchvision_multiply_adds() -> None:
 @pytest.mark.parametrize("name", list_models())
 def test_every_parameter_stands_in_one_row(name: str) -> None:
     model = create_model(name, num_classes=10, width=0.25)
-    variables = jax.eval_shape(lambda: model.init({"params": jax.random.key(0)}, jnp.zeros((1, 64, 64, 3)), train=False))
+    size = max(64, model.min_size)
+    variables = jax.eval_shape(lambda: model.init({"params": jax.random.key(0)}, jnp.zeros((1, size, size, 3)), train=False))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    summary = summarize(model, 64)
+    summary = summarize(model, size)
     assert summary.totals(aux=True)["parameters"] == parameters
     assert all(row.multiply_adds >= row.weights for row in summary.rows)
 

@@ -161,6 +161,8 @@ def test_a_counter_that_is_none_is_named() -> None:
     model, state_dict = pair("googlenet_bn")
     with pytest.raises(UserError, match=r"'conv1.bn.num_batches_tracked' must be one whole number, found float32 \[1000\]"):
         gj.weights.from_torch(model, {**state_dict, "conv1.bn.num_batches_tracked": torch.zeros(1000)})
+    cast = gj.weights.from_torch(model, {name: value.float() for name, value in state_dict.items()})
+    assert cast["num_batches_tracked"]["conv1"]["bn"]["count"] == 7
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float16, torch.float64], ids=str)
