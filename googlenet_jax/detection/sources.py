@@ -181,6 +181,12 @@ def load_detection_source(
     return DetectionSource(open_builder(name, data_dir), name, split, data_dir)
 
 
+def has_boxes(features: Any) -> bool:
+    """Whether a set is for detection: it has boxes, and no label of the whole image."""
+    known = features if isinstance(features, tfds.features.FeaturesDict) else {}
+    return "label" not in known and any(key in known for key in OBJECTS)
+
+
 def check_features(features: Any, name: str) -> tuple[str, tuple[str, ...]]:
     """Returns the key of a detection set's objects and the names of its classes.
 

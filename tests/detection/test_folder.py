@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from googlenet_jax.cli.main import main
 from googlenet_jax.detection.folder import list_detection_folder, prepare_detection_folder
 from googlenet_jax.detection.sources import load_detection_source
 from googlenet_jax.errors import UserError
@@ -174,3 +175,16 @@ def test_a_folder_of_neither_form_is_named(tmp_path):
         list_detection_folder(tmp_path)
     with pytest.raises(UserError, match="expected a folder, found nothing"):
         list_detection_folder(tmp_path / "no")
+
+
+def test_the_command_writes_a_folder_and_says_what_it_holds(voc, tmp_path, capsys):
+    xml = voc_object("cat", 50, 1, 60, 5)
+    (voc / "Annotations" / "three.xml").write_text(f"<annotation>{xml}</annotation>")
+    command = ["prepare", "detection-folder", str(voc), "--data-dir", str(tmp_path / "data")]
+    assert main([*command, "--name", "pets", "--json"]) == 0
+    printed = capsys.readouterr()
+    facts = json.loads(printed.out)
+    assert (facts["name"], facts["num_classes"]) == ("pets", 2)
+    assert facts["splits"]["train"] == {"images": 2, "objects": 3}
+    assert "1 boxes outside their image" in printed.err
+    assert "1 images have no boxes" in printed.err
