@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +19,34 @@ SHEET = 16  # pictures on a sheet
 
 def add_parser(subparsers: Any) -> None:
     """Adds the subcommand's arguments."""
-    parser = subparsers.add_parser("detect", help="find objects in pictures, or measure a detector over a split")
+    parser = subparsers.add_parser(
+        "detect", help="find objects in pictures, or measure a detector over a split"
+    )
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="picture files")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", metavar="DIR", help="the run's folder (train's --workdir)")
-    which.add_argument("--weights", metavar="A,B,…", help="several runs' folders: their mean for each region")
-    parser.add_argument("--split", metavar="S", help="measure over this split of the run's data set, no pictures")
-    parser.add_argument("--score", type=float, default=0.5, metavar="P", help="lowest shown (default: 0.5)")
+    which.add_argument(
+        "--weights", metavar="A,B,…", help="several runs' folders: their mean for each region"
+    )
+    parser.add_argument(
+        "--split", metavar="S", help="measure over this split of the run's data set, no pictures"
+    )
+    parser.add_argument(
+        "--score", type=float, default=0.5, metavar="P", help="lowest shown (default: 0.5)"
+    )
     parser.add_argument("--multibox", metavar="RUN", help="a run that proposes boxes in pictures")
-    parser.add_argument("--box-regression", action="store_true", help="move boxes (arXiv 1311.2524)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write pictures with boxes, names and scores here")
-    parser.add_argument("--data-dir", metavar="D", help="where prepared data sets lie (default: the run's)")
+    parser.add_argument(
+        "--box-regression", action="store_true", help="move boxes (arXiv 1311.2524)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write pictures with boxes, names and scores here",
+    )
+    parser.add_argument(
+        "--data-dir", metavar="D", help="where prepared data sets lie (default: the run's)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON alone, a line a picture")
 
 
@@ -55,7 +73,9 @@ def _pictures(args: argparse.Namespace, ensemble: "Ensemble") -> int:
     from googlenet_jax.evaluation.pictures import read_picture
 
     pictures = [read_picture(path) for path in args.images]  # before anything is compiled
-    detector = Detector(ensemble, args.multibox, box_regression=args.box_regression, data_dir=args.data_dir)
+    detector = Detector(
+        ensemble, args.multibox, box_regression=args.box_regression, data_dir=args.data_dir
+    )
     for path, picture in zip(args.images, pictures, strict=True):
         found = _above(detector(picture), args.score)
         _print(path, found, ensemble.class_names, args.json)
@@ -76,19 +96,23 @@ def _measure(args: argparse.Namespace, ensemble: "Ensemble") -> int:
     source = load_detection_source(data["name"], args.split, args.data_dir or data["dir"] or None)
     if source.class_names != ensemble.class_names:
         raise UserError(f"{source.name}: its classes are not the run's")
-    result, found = measure_split(ensemble, source, box_regression=args.box_regression, data_dir=args.data_dir)
+    result, found = measure_split(
+        ensemble, source, box_regression=args.box_regression, data_dir=args.data_dir
+    )
     if args.output:
         _draw_sheet(args, ensemble, source, found)
     if args.json:
         print(json.dumps(result))
     else:
-        print(_for_people(result, ensemble))
+        print(_for_people(result))
         if args.output:
             print(f"\nwrote {args.output / 'sheet.png'}")
     return 0
 
 
-def _draw_sheet(args: argparse.Namespace, ensemble: "Ensemble", source: Any, found: "list[Detections]") -> None:
+def _draw_sheet(
+    args: argparse.Namespace, ensemble: "Ensemble", source: Any, found: "list[Detections]"
+) -> None:
     from googlenet_jax.detection.drawing import draw_detections, draw_sheet, save_picture
 
     pictures: list[np.ndarray] = []
@@ -120,16 +144,21 @@ def _print(path: str, found: "Detections", names: tuple[str, ...], as_json: bool
         print(f"  {row['class']:12}  {row['score']:.3f}  {where}")
 
 
-def _for_people(result: dict[str, Any], ensemble: "Ensemble") -> str:
-    lines = [f"{result['data']} {result['split']}: {result['images']:,} images", ""]
+def _for_people(result: dict[str, Any]) -> str:
     columns = ("voc2007", "voc2010", "ilsvrc", "coco")
-    lines.append(f"{'mAP, %':28}" + "".join(f"{name:>9}" for name in columns))
-    for row in result["table"]:
-        cells = "".join(f"{100 * row[name]:9.2f}" for name in columns)
-        lines.append(f"{row['networks']:28}{cells}")
-    lines += ["", f"AP of all together, %{'':7}" + "".join(f"{name:>9}" for name in columns[:3])]
-    for name, values in result["classes"].items():
-        shares = [values[column] for column in columns[:3]]
-        cells = "".join(f"{100 * x:9.2f}" if x is not None else f"{'–':>9}" for x in shares)
-        lines.append(f"  {name:26}{cells}")
+
+    def line(label: str, values: dict[str, float | None], names: Sequence[str]) -> str:
+        shares = (values[name] for name in names)
+        return f"{label:28}" + "".join(
+            f"{100 * x:9.2f}" if x is not None else f"{'–':>9}" for x in shares
+        )
+
+    def heading(label: str, names: Sequence[str]) -> str:
+        return f"{label:28}" + "".join(f"{name:>9}" for name in names)
+
+    lines = [f"{result['data']} {result['split']}: {result['images']:,} images", ""]
+    lines.append(heading("mAP, %", columns))
+    lines += [line(row["networks"], row, columns) for row in result["table"]]
+    lines += ["", heading("AP of all together, %", columns[:3])]
+    lines += [line(f"  {name}", values, columns[:3]) for name, values in result["classes"].items()]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`googlenet-jax proposals`: boxes that may hold an object, kept beside a data set, and how many objects they cover."""
+"""`googlenet-jax proposals`: boxes that may hold an object, kept beside a data set; their coverage."""
 
 import argparse
 import json
@@ -11,8 +11,12 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Any) -> None:
     """Adds the subcommand's arguments."""
-    parser = subparsers.add_parser("proposals", help="propose boxes for a detection set, and show their coverage")
-    parser.add_argument("data", metavar="NAME", help="the data set, such as digit_scenes or voc/2007")
+    parser = subparsers.add_parser(
+        "proposals", help="propose boxes for a detection set, and show their coverage"
+    )
+    parser.add_argument(
+        "data", metavar="NAME", help="the data set, such as digit_scenes or voc/2007"
+    )
     parser.add_argument("--split", required=True, metavar="S", help="such as train or test")
     parser.add_argument(
         "--methods",
@@ -22,9 +26,15 @@ def add_parser(subparsers: Any) -> None:
         "_sN: boxes of at least N pixels), multibox, or several joined with + for their union "
         "(default: selective_search_x2). What is there already is not computed again.",
     )
-    parser.add_argument("--multibox", metavar="RUN", help="the run's folder that multibox comes from")
-    parser.add_argument("--data-dir", metavar="D", help="where prepared data sets lie (default: TFDS's place)")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one a processor)")
+    parser.add_argument(
+        "--multibox", metavar="RUN", help="the run's folder that multibox comes from"
+    )
+    parser.add_argument(
+        "--data-dir", metavar="D", help="where prepared data sets lie (default: TFDS's place)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes (default: one a processor)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
 

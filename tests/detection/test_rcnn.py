@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from googlenet_jax.cli.main import main
 from googlenet_jax.data.mesh import create_mesh
+from googlenet_jax.detection.box_regression import load_regression
 from googlenet_jax.detection.rcnn import RCNN, default_rcnn_config
 from googlenet_jax.errors import UserError
 from googlenet_jax.training.config import resolve
 from googlenet_jax.training.loop import train
+from PIL import Image
+
+from tests.detection.conftest import shapes
 
 
 def tiny_config(folder):
@@ -130,3 +134,41 @@ def test_jax_compiles_one_shape_for_images_of_any_number_of_boxes(shapes_dir, ru
         np.testing.assert_allclose(scored.probabilities.sum(axis=-1), 1, rtol=1e-5)
     assert scorer._score._cache_size() == 1
     assert jax.device_count() >= 1
+
+
+def test_pictures_come_back_with_boxes_names_and_scores(run, tmp_path, capsys):
+    for number, shown in enumerate(shapes(2, seed=5)):
+        Image.fromarray(shown.image).save(tmp_path / f"{number}.png")
+    paths = [str(tmp_path / name) for name in ("0.png", "1.png")]
+    options = ["--score", "0", "--output", str(tmp_path / "out"), "--json"]
+    assert main(["detect", "--run", str(run), *options, *paths]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["image"] for line in lines] == paths
+    for line in lines:
+        assert line["detections"]
+        scores = [each["score"] for each in line["detections"]]
+        assert scores == sorted(scores, reverse=True)
+        for each in line["detections"]:
+            top, left, bottom, right = each["box"]
+            assert 0 <= top < bottom <= 40 and 0 <= left < right <= 40
+            assert each["class"] in ("square", "bar")
+    drawn = np.asarray(Image.open(tmp_path / "out" / "0.detections.png"))
+    assert drawn.shape == (40, 40, 3)
+    assert not np.array_equal(drawn, np.asarray(Image.open(paths[0])))
+
+
+def test_box_regression_is_fitted_once_and_moves_boxes(run, capsys):
+    command = ["detect", "--run", str(run), "--split", "test"]
+    assert main([*command, "--box-regression"]) == 0
+    printed = capsys.readouterr().out
+    assert "mAP, %" in printed and "square" in printed
+    regression = load_regression(run)
+    assert regression is not None and regression.weights.shape == (2, 8, 4)
+    assert np.abs(regression.bias).max() > 0
+    assert main([*command, "--box-regression"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_either_pictures_or_a_split(run, capsys):
+    assert main(["detect", "--run", str(run)]) == 1
+    assert "either pictures or --split" in capsys.readouterr().err
