@@ -110,10 +110,10 @@ def test_missing_proposals_say_how_to_make_them(shapes_dir):
 )
 def test_impossible_values_are_named(tmp_path, field, value, message):
     config = tiny_config(tmp_path)
-    config.model.update(name="googlenet", options={})
     config.update_from_flattened_dict({field: value})
     if field == "preprocessing.size":
         config.preprocessing.resize = value
+        config.model.name = "googlenet"
     with pytest.raises(UserError, match=message):
         resolve(config)
 
