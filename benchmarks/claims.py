@@ -43,7 +43,13 @@ from googlenet_jax.verification.summary import Row, Summary, summarize  # noqa: 
 PAGE, PICTURE = ROOT / "docs" / "claims.md", ROOT / "docs" / "gradient-norms.png"
 V1, BN, V3 = "arXiv 1409.4842", "arXiv 1502.03167", "arXiv 1512.00567"
 # One-tower AlexNet as Krizhevsky's paper (2012) splits it over two GPUs: kernel entries and biases by layer, by its section 3.5.
-ALEXNET = ((11 * 11 * 3, 96), (5 * 5 * 48, 256), (3 * 3 * 256, 384), (3 * 3 * 192, 384), (3 * 3 * 192, 256))
+ALEXNET = (
+    (11 * 11 * 3, 96),
+    (5 * 5 * 48, 256),
+    (3 * 3 * 256, 384),
+    (3 * 3 * 192, 384),
+    (3 * 3 * 192, 256),
+)
 ALEXNET += ((6 * 6 * 256, 4096), (4096, 4096), (4096, 1000))
 
 
@@ -66,7 +72,9 @@ class Probe(Network):
     channels: int = 128
     block: Callable[[Layers, jax.Array], jax.Array] | None = None
 
-    style: Any = InceptionStyle(kernel_init=xavier_fan_in, dense_init=xavier_fan_in, bias_init=nn.initializers.zeros)
+    style: Any = InceptionStyle(
+        kernel_init=xavier_fan_in, dense_init=xavier_fan_in, bias_init=nn.initializers.zeros
+    )
 
     @nn.compact
     def __call__(self, images, train, aux=None, use_running_average=None) -> Output:
@@ -75,7 +83,12 @@ class Probe(Network):
         return Output(layers.logits("head", self.block(layers, x).mean((1, 2)), 2), {})
 
 
-def cost(block: Callable[[Layers, jax.Array], jax.Array], channels: int, size: int, style: Any = Probe.style) -> Row:
+def cost(
+    block: Callable[[Layers, jax.Array], jax.Array],
+    channels: int,
+    size: int,
+    style: Any = Probe.style,
+) -> Row:
     """The row of a block whose layers lie under the name "block"."""
     row = summarize(Probe(channels=channels, block=block, style=style), size).row("block")
     assert row is not None
@@ -88,7 +101,9 @@ def network(name: str, size: int, **options: Any) -> Summary:
     return summarize(gj.create_model(name, **options), size)
 
 
-def conv(features: int, kernel: int | tuple[int, int], stride: int = 1) -> Callable[[Layers, jax.Array], jax.Array]:
+def conv(
+    features: int, kernel: int | tuple[int, int], stride: int = 1
+) -> Callable[[Layers, jax.Array], jax.Array]:
     """A convolution as a block."""
     return lambda layers, x: layers.conv("block", x, features, kernel, stride)
 
@@ -127,7 +142,11 @@ class Reduced(nn.Module):
 
 def saving(new: float, old: float) -> str:
     """How much less `new` is than `old`, in percent."""
-    return f"{100 * (1 - new / old):.1f} % less" if new <= old else f"{100 * (new / old - 1):.1f} % more"
+    return (
+        f"{100 * (1 - new / old):.1f} % less"
+        if new <= old
+        else f"{100 * (new / old - 1):.1f} % more"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------- claims
@@ -138,7 +157,10 @@ def factorisation() -> list[Claim]:
     whole = cost(conv(64, 5), 64, 35)
     two = cost(lambda layers, x: TwoConv3x3(layers, 64, name="block")(x), 64, 35)
     three = cost(conv(64, 3), 64, 35)
-    asymmetric = {n: cost(lambda layers, x, n=n: AsymmetricConv(layers, 64, n, name="block")(x), 64, 17) for n in (3, 7)}
+    asymmetric = {
+        n: cost(lambda layers, x, n=n: AsymmetricConv(layers, 64, n, name="block")(x), 64, 17)
+        for n in (3, 7)
+    }
     seven = cost(conv(64, 7), 64, 17)
     per = 64 * 64
     claims = [
@@ -169,8 +191,12 @@ def factorisation() -> list[Claim]:
         ),
     ]
     for n in (3, 7):
-        factored = cost(lambda layers, x, n=n: ModuleB(layers, 192, 192, n, name="block")(x), 768, 17)
-        plain = cost(lambda layers, x, n=n: Unfactorised(layers, 192, 192, n, name="block")(x), 768, 17)
+        factored = cost(
+            lambda layers, x, n=n: ModuleB(layers, 192, 192, n, name="block")(x), 768, 17
+        )
+        plain = cost(
+            lambda layers, x, n=n: Unfactorised(layers, 192, 192, n, name="block")(x), 768, 17
+        )
         inside = [row.multiply_adds - reductions(768, 192, 192) for row in (factored, plain)]
         claims.append(
             Claim(
@@ -178,7 +204,9 @@ def factorisation() -> list[Claim]:
                 "module B saves 33 % of the operations",
                 f"n = {n} (6e: 192 inside and out, 17×17×768): n×n convolutions {saving(*inside)}, the whole module "
                 f"{saving(factored.multiply_adds, plain.multiply_adds)}",
-                "right of the convolutions alone" if n == 3 else "low: n = 7, which the networks use, saves 71 % of them",
+                "right of the convolutions alone"
+                if n == 3
+                else "low: n = 7, which the networks use, saves 71 % of them",
             )
         )
     return claims
@@ -194,7 +222,11 @@ def bottlenecks() -> list[Claim]:
     claims = []
     for kernel in (3, 5):
         direct = cost(conv(256, kernel), 128, 28)
-        reduced = cost(lambda layers, x, kernel=kernel: Reduced(layers, 32, 256, kernel, name="block")(x), 128, 28)
+        reduced = cost(
+            lambda layers, x, kernel=kernel: Reduced(layers, 32, 256, kernel, name="block")(x),
+            128,
+            28,
+        )
         claims.append(
             Claim(
                 "tutorials",
@@ -208,10 +240,18 @@ def bottlenecks() -> list[Claim]:
         )
     rows = {"with reductions": Inception, "naive": NaiveInception}
     widths = Widths(64, 96, 128, 16, 32, 32)
-    costs = {kind: cost(lambda layers, x, m=m: m(layers, widths, name="block")(x), 192, 28, CAFFE) for kind, m in rows.items()}
+    costs = {
+        kind: cost(lambda layers, x, m=m: m(layers, widths, name="block")(x), 192, 28, CAFFE)
+        for kind, m in rows.items()
+    }
     reduced, naive = costs["with reductions"], costs["naive"]
-    totals = {name: network(name, 224).totals(aux=False) for name in ("googlenet", "googlenet_naive")}
-    ratio = {field: totals["googlenet_naive"][field] / totals["googlenet"][field] for field in ("parameters", "multiply_adds")}
+    totals = {
+        name: network(name, 224).totals(aux=False) for name in ("googlenet", "googlenet_naive")
+    }
+    ratio = {
+        field: totals["googlenet_naive"][field] / totals["googlenet"][field]
+        for field in ("parameters", "multiply_adds")
+    }
     claims.append(
         Claim(
             f"{V1}, 4; tutorials",
@@ -222,8 +262,16 @@ def bottlenecks() -> list[Claim]:
             "right",
         )
     )
-    a = cost(lambda layers, x: ModuleA(layers, WidthsA(64, 48, 64, 64, 96, 64), 3, name="block")(x), 288, 35)
-    released = cost(lambda layers, x: ModuleA(layers, WidthsA(64, 48, 64, 64, 96, 64), 5, name="block")(x), 288, 35)
+    a = cost(
+        lambda layers, x: ModuleA(layers, WidthsA(64, 48, 64, 64, 96, 64), 3, name="block")(x),
+        288,
+        35,
+    )
+    released = cost(
+        lambda layers, x: ModuleA(layers, WidthsA(64, 48, 64, 64, 96, 64), 5, name="block")(x),
+        288,
+        35,
+    )
     claims.append(
         Claim(
             f"{V3}, Fig. 5",
@@ -251,8 +299,15 @@ def networks() -> list[Claim]:
     googlenet, separable = network("googlenet", 224), network("googlenet", 224, stem="separable")
     main = googlenet.totals(aux=False)
     alexnet = sum((entries + 1) * features for entries, features in ALEXNET)
-    work = {"dense": main["multiply_adds"], "separable": separable.totals(aux=False)["multiply_adds"]}
-    bn, v2, v3 = network("bn_inception", 224), network("inception_v2", 299), network("inception_v3", 299)
+    work = {
+        "dense": main["multiply_adds"],
+        "separable": separable.totals(aux=False)["multiply_adds"],
+    }
+    bn, v2, v3 = (
+        network("bn_inception", 224),
+        network("inception_v2", 299),
+        network("inception_v3", 299),
+    )
     bn_totals, v2_totals, v3_totals = (summary.totals(aux=False) for summary in (bn, v2, v3))
     v3_factor = v3_totals["multiply_adds"] / work["dense"]
     v2_factor = v2_totals["multiply_adds"] / work["dense"]
@@ -317,7 +372,10 @@ def printed_weights() -> float:
 def heads() -> list[Claim]:
     """Global average pooling against a fully connected head."""
     average, whole = (_head(average) for average in (True, False))
-    rows = {full: network("googlenet", 224, fully_connected_head=full).row("head") for full in (False, True)}
+    rows = {
+        full: network("googlenet", 224, fully_connected_head=full).row("head")
+        for full in (False, True)
+    }
     total = network("googlenet", 224).totals(aux=False)
     return [
         Claim(
@@ -354,13 +412,28 @@ def _head(average: bool) -> Row:
 def tables() -> dict[str, list[list[str]]]:
     """The papers' tables beside what the networks give, row by row: layers, output, weights, multiply-adds, verdict."""
     found = {}
-    for name, size, options in (("googlenet", 224, {"stem": "separable"}), ("inception_v2", 299, {})):
+    for name, size, options in (
+        ("googlenet", 224, {"stem": "separable"}),
+        ("inception_v2", 299, {}),
+    ):
         model = gj.create_model(name, **options)
         rows = []
         for row in compare(network(name, size, **options), model.printed):
-            figures = "–" if row.paper_weights is None else f"{row.weights:.1f} K / {row.paper_weights:g} K"
-            work = "–" if row.paper_multiply_adds is None else f"{row.multiply_adds:.1f} M / {row.paper_multiply_adds:g} M"
-            off = [f"{d:+.1f} %" for d in (row.weights_difference, row.multiply_adds_difference) if d is not None]
+            figures = (
+                "–"
+                if row.paper_weights is None
+                else f"{row.weights:.1f} K / {row.paper_weights:g} K"
+            )
+            work = (
+                "–"
+                if row.paper_multiply_adds is None
+                else f"{row.multiply_adds:.1f} M / {row.paper_multiply_adds:g} M"
+            )
+            off = [
+                f"{d:+.1f} %"
+                for d in (row.weights_difference, row.multiply_adds_difference)
+                if d is not None
+            ]
             verdict = "same" if row.equal else ", ".join(off) or "another size"
             shapes = ["×".join(map(str, shape)) for shape in (row.output, row.paper_output)]
             rows.append([", ".join(row.layers), " / ".join(shapes), figures, work, verdict])
@@ -381,14 +454,28 @@ def gradient_norms(name: str) -> dict[str, dict[str, float]]:
     """
     model = gj.create_model(name, num_classes=10, width=0.25, dropout=0.0, aux_dropout=0.0)
     digits = load_digits()
-    pictures = np.stack([cv2.resize(image, (64, 64), interpolation=cv2.INTER_CUBIC) for image in digits.images[:32]]) / 8.0 - 1.0
-    images, labels = jnp.asarray(np.repeat(pictures[..., None], 3, -1), jnp.float32), jnp.asarray(digits.target[:32])
+    pictures = (
+        np.stack(
+            [
+                cv2.resize(image, (64, 64), interpolation=cv2.INTER_CUBIC)
+                for image in digits.images[:32]
+            ]
+        )
+        / 8.0
+        - 1.0
+    )
+    images, labels = (
+        jnp.asarray(np.repeat(pictures[..., None], 3, -1), jnp.float32),
+        jnp.asarray(digits.target[:32]),
+    )
     quick = {"xla_backend_optimization_level": 0}  # each runs but once or twice
     init = jax.jit(functools.partial(model.init, train=False), compiler_options=quick)
     variables = init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, images[:1])
 
     def loss(params: Any, aux_weight: jax.Array) -> jax.Array:
-        output, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+        output, _ = model.apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+        )
         return weighted_cross_entropy(output, {"label": labels}, aux_weight)[0]
 
     gradient = jax.jit(jax.grad(loss), compiler_options=quick)
@@ -397,12 +484,18 @@ def gradient_norms(name: str) -> dict[str, dict[str, float]]:
         gradients = gradient(variables["params"], jnp.float32(weight))
         trunk = [layer for layer in model.torch_names if not layer.startswith(("aux", "head"))]
         layers = list(dict.fromkeys(layer.split("/")[0] for layer in trunk))
-        found[kind] = {layer: _norm(gradients[layer]) / _norm(variables["params"][layer]) for layer in layers}
+        found[kind] = {
+            layer: _norm(gradients[layer]) / _norm(variables["params"][layer]) for layer in layers
+        }
     return found
 
 
 def _norm(tree: Any) -> float:
-    kernels = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if "kernel" in jax.tree_util.keystr(path)]
+    kernels = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if "kernel" in jax.tree_util.keystr(path)
+    ]
     return math.sqrt(sum(float(jnp.sum(jnp.square(kernel))) for kernel in kernels))
 
 
@@ -418,8 +511,12 @@ def draw(norms: dict[str, dict[str, dict[str, float]]]) -> None:
         for kind, form in (("with", "o-"), ("without", "s--")):
             values = kinds[kind]
             label = f"{kind} auxiliary heads"
-            axis.semilogy(range(len(values)), list(values.values()), form, fillstyle="none", label=label)
-        axis.set_xticks(range(len(values)), [layer.removeprefix("inception_") for layer in values], rotation=60)
+            axis.semilogy(
+                range(len(values)), list(values.values()), form, fillstyle="none", label=label
+            )
+        axis.set_xticks(
+            range(len(values)), [layer.removeprefix("inception_") for layer in values], rotation=60
+        )
         axis.set_title(f"{name} ({'batch norm' if name.endswith('bn') else 'plain'})")
         axis.set_xlabel("layer, from the image on")
         axis.grid(alpha=0.3, which="both")
@@ -452,7 +549,9 @@ def _verdict(raised: float, carried: float) -> str:
     heads = "the heads raise it" if raised > 1.1 else "the heads change next to nothing"
     if carried > 1:
         return f"{heads}; without them it grows towards the image"
-    return f"{heads}; without them it " + ("shrinks but does not vanish" if carried > 0.1 else "vanishes")
+    return f"{heads}; without them it " + (
+        "shrinks but does not vanish" if carried > 0.1 else "vanishes"
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------- page
@@ -497,7 +596,9 @@ def render(claims: list[Claim], papers: dict[str, list[list[str]]], gradients: l
     ]
     return TEXT.format(
         claims=rows_to_markdown(header, [list(dataclasses.astuple(claim)) for claim in claims]),
-        gradients=rows_to_markdown(header, [list(dataclasses.astuple(claim)) for claim in gradients]),
+        gradients=rows_to_markdown(
+            header, [list(dataclasses.astuple(claim)) for claim in gradients]
+        ),
         tables="\n\n".join(parts),
     )
 
@@ -511,7 +612,11 @@ def main() -> None:
     draw(norms)
     gradients = gradient_claims(norms)
     PAGE.write_text(render(claims, papers, gradients), encoding="utf-8")
-    print(json.dumps([dataclasses.asdict(claim) for claim in [*claims, *gradients]], ensure_ascii=False))
+    print(
+        json.dumps(
+            [dataclasses.asdict(claim) for claim in [*claims, *gradients]], ensure_ascii=False
+        )
+    )
 
 
 if __name__ == "__main__":

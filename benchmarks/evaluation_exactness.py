@@ -22,11 +22,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", required=True, metavar="DIR", help="the run's folder")
     parser.add_argument("--split", metavar="S", help="default: the run's first evaluation split")
-    parser.add_argument("--data-dir", metavar="D", help="where prepared data sets lie (default: the run's)")
+    parser.add_argument(
+        "--data-dir", metavar="D", help="where prepared data sets lie (default: the run's)"
+    )
     args = parser.parse_args()
     given = {"--run": args.run, "--split": args.split, "--data-dir": args.data_dir}
     arguments = [part for option, value in given.items() if value for part in (option, value)]
-    rows = [evaluate(arguments, batch_size, devices) for devices in DEVICES for batch_size in BATCH_SIZES]
+    rows = [
+        evaluate(arguments, batch_size, devices)
+        for devices in DEVICES
+        for batch_size in BATCH_SIZES
+    ]
     hits = [round(row["top1"] * row["examples"]) for row in rows]
     result = {
         "run": args.run,
@@ -47,11 +53,27 @@ def evaluate(arguments: list[str], batch_size: int, devices: int) -> dict[str, A
         "--xla_cpu_collective_call_terminate_timeout_seconds=7200",
     ]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
-    command = [sys.executable, "-m", "googlenet_jax", "evaluate", *arguments, "--batch-size", str(batch_size), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "googlenet_jax",
+        "evaluate",
+        *arguments,
+        "--batch-size",
+        str(batch_size),
+        "--json",
+    ]
     start = time.perf_counter()
-    process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    process = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
     metrics = json.loads(process.stdout)
-    return {"devices": devices, "batch_size": batch_size, "seconds": round(time.perf_counter() - start, 1), **metrics}
+    return {
+        "devices": devices,
+        "batch_size": batch_size,
+        "seconds": round(time.perf_counter() - start, 1),
+        **metrics,
+    }
 
 
 if __name__ == "__main__":

@@ -28,7 +28,16 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.faults import FAULTS, Fault  # noqa: E402
 
-COPIED = ("googlenet_jax", "tests", "configs", "benchmarks", "docs", "train.py", "pyproject.toml", "README.md")
+COPIED = (
+    "googlenet_jax",
+    "tests",
+    "configs",
+    "benchmarks",
+    "docs",
+    "train.py",
+    "pyproject.toml",
+    "README.md",
+)
 LIMIT = 1800  # seconds for a fault's tests: a hang is a failure too
 
 TEXT = """# Faults planted one by one
@@ -47,7 +56,9 @@ def plant(fault: Fault, root: Path) -> None:
     path = root / fault.file
     source = path.read_text(encoding="utf-8")
     if source.count(fault.text) != 1:
-        raise ValueError(f"{fault.name}: expected its text once in {fault.file}, found it {source.count(fault.text)} times: {fault.text!r}")
+        raise ValueError(
+            f"{fault.name}: expected its text once in {fault.file}, found it {source.count(fault.text)} times: {fault.text!r}"
+        )
     path.write_text(source.replace(fault.text, fault.replacement), encoding="utf-8")
 
 
@@ -58,16 +69,35 @@ def try_fault(fault: Fault) -> dict[str, Any]:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, Path(folder) / name)
         plant(fault, Path(folder))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *fault.tests]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *fault.tests,
+        ]
         start = time.perf_counter()
         try:
             process = subprocess.run(
-                command, cwd=folder, env={**os.environ, "PYTHONPATH": folder}, capture_output=True, text=True, timeout=LIMIT
+                command,
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": folder},
+                capture_output=True,
+                text=True,
+                timeout=LIMIT,
             )
         except subprocess.TimeoutExpired:
             return {"seen_by": f"no end within {LIMIT} s", "seconds": LIMIT}
-        if process.returncode not in (0, 1):  # pytest's own statuses for "all passed" and "a test failed"
-            raise RuntimeError(f"{fault.name}: pytest ended with {process.returncode}: {process.stdout[-2000:]}{process.stderr[-2000:]}")
+        if process.returncode not in (
+            0,
+            1,
+        ):  # pytest's own statuses for "all passed" and "a test failed"
+            raise RuntimeError(
+                f"{fault.name}: pytest ended with {process.returncode}: {process.stdout[-2000:]}{process.stderr[-2000:]}"
+            )
         failed = re.search(r"^(?:FAILED|ERROR) (\S+)", process.stdout, re.MULTILINE)
         seen_by = failed[1] if failed else "unknown" if process.returncode else None
         return {"seen_by": seen_by, "seconds": round(time.perf_counter() - start, 1)}
@@ -75,7 +105,10 @@ def try_fault(fault: Fault) -> dict[str, Any]:
 
 def fingerprint(fault: Fault) -> str:
     """Changes when the fault, the file it is planted in or its test files do."""
-    parts = [repr(fault).encode(), *((ROOT / name).read_bytes() for name in (fault.file, *fault.tests))]
+    parts = [
+        repr(fault).encode(),
+        *((ROOT / name).read_bytes() for name in (fault.file, *fault.tests)),
+    ]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
@@ -83,7 +116,9 @@ def run(faults: Sequence[Fault], state_file: Path, jobs: int) -> dict[str, Any]:
     """Tries the faults that have no answer yet, `jobs` side by side; returns all answers by name."""
     state: dict[str, Any] = json.loads(state_file.read_text()) if state_file.exists() else {}
     prints = {fault.name: fingerprint(fault) for fault in faults}
-    missing = [fault for fault in faults if state.get(fault.name, {}).get("of") != prints[fault.name]]
+    missing = [
+        fault for fault in faults if state.get(fault.name, {}).get("of") != prints[fault.name]
+    ]
     lock = threading.Lock()
 
     def answer(fault: Fault) -> None:
@@ -103,21 +138,34 @@ def run(faults: Sequence[Fault], state_file: Path, jobs: int) -> dict[str, Any]:
 
 def render(answers: dict[str, Any]) -> str:
     alive = [name for name, found in answers.items() if found["seen_by"] is None]
-    rows = [f"| {f.name} | `{f.file}` | {'**none**' if f.name in alive else '`' + answers[f.name]['seen_by'] + '`'} |" for f in FAULTS]
+    rows = [
+        f"| {f.name} | `{f.file}` | {'**none**' if f.name in alive else '`' + answers[f.name]['seen_by'] + '`'} |"
+        for f in FAULTS
+    ]
     said = f"Alive: {len(alive)}." if alive else "None is alive."
     return TEXT.format(count=len(FAULTS), alive=said, rows="\n".join(rows))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=1, help="faults tried side by side (default: 1)")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these faults alone; the table is not written")
-    parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "mutations.json")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="faults tried side by side (default: 1)"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="these faults alone; the table is not written"
+    )
+    parser.add_argument(
+        "--state", type=Path, default=Path(tempfile.gettempdir()) / "mutations.json"
+    )
     args = parser.parse_args()
     unknown = set(args.only or ()) - {fault.name for fault in FAULTS}
     if unknown:
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")
-    answers = run([fault for fault in FAULTS if not args.only or fault.name in args.only], args.state, args.jobs)
+    answers = run(
+        [fault for fault in FAULTS if not args.only or fault.name in args.only],
+        args.state,
+        args.jobs,
+    )
     alive = [name for name, found in answers.items() if found["seen_by"] is None]
     if not args.only:
         (ROOT / "docs" / "mutations.md").write_text(render(answers), encoding="utf-8")

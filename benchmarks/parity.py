@@ -38,15 +38,40 @@ from tests.reference import NETWORKS  # noqa: E402
 
 SIZES = (224, 225, 231, 97)
 # The recipes of configs/ by network; the others are shown at a common rate.
-RECIPES = {"googlenet": ("imagenet_googlenet",), "googlenet_bn": ("digits", "cifar10", "imagenet_googlenet_bn")}
+RECIPES = {
+    "googlenet": ("imagenet_googlenet",),
+    "googlenet_bn": ("digits", "cifar10", "imagenet_googlenet_bn"),
+}
 RECIPE_FIELDS = (
-    *("schedule.learning_rate", "optimizer.momentum", "optimizer.nesterov", "optimizer.weight_decay", "optimizer.bias_rate_multiplier"),
+    *(
+        "schedule.learning_rate",
+        "optimizer.momentum",
+        "optimizer.nesterov",
+        "optimizer.weight_decay",
+        "optimizer.bias_rate_multiplier",
+    ),
     *("loss.aux_weight", "loss.label_smoothing"),
 )
 COMMON_RATE = 0.01
 DRIFT_STEPS = 10
-KINDS = ("endpoints and logits", "losses", "gradients", "parameters and statistics", "momenta", "averages")
-_PREFIXES = {"loss": 1, "loss_main": 1, "loss_aux1": 1, "loss_aux2": 1, "gradient": 2, "value": 3, "momentum": 4, "average": 5}
+KINDS = (
+    "endpoints and logits",
+    "losses",
+    "gradients",
+    "parameters and statistics",
+    "momenta",
+    "averages",
+)
+_PREFIXES = {
+    "loss": 1,
+    "loss_main": 1,
+    "loss_aux1": 1,
+    "loss_aux2": 1,
+    "gradient": 2,
+    "value": 3,
+    "momentum": 4,
+    "average": 5,
+}
 
 TEXT = """# Parity with PyTorch
 
@@ -100,14 +125,24 @@ def recipe_changes(recipe: str) -> dict[str, Any]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
-    options = {option: value for option, value in config.model.options.items() if option in ("width", "stem")}
+    options = {
+        option: value
+        for option, value in config.model.options.items()
+        if option in ("width", "stem")
+    }
     flat = traverse_util.flatten_dict(config.to_dict(), sep=".")
-    return {**options, **{field: flat[field] for field in RECIPE_FIELDS}, "size": min(config.preprocessing.size, 64)}
+    return {
+        **options,
+        **{field: flat[field] for field in RECIPE_FIELDS},
+        "size": min(config.preprocessing.size, 64),
+    }
 
 
 def measure_drift(name: str, recipe: str | None) -> dict[str, Any]:
     """Returns a row of the second table."""
-    changes = recipe_changes(recipe) if recipe else {"schedule.learning_rate": COMMON_RATE, "size": 64}
+    changes = (
+        recipe_changes(recipe) if recipe else {"schedule.learning_rate": COMMON_RATE, "size": 64}
+    )
     changes = {"width": 0.25, "schedule.factor": 1.0, **changes}
     distances = telling_steps(drift(name, changes.pop("size"), steps=DRIFT_STEPS, **changes))
     return {
@@ -120,13 +155,26 @@ def measure_drift(name: str, recipe: str | None) -> dict[str, Any]:
 
 
 def render(table: dict[str, dict[str, float]], drifts: dict[str, dict[str, Any]]) -> str:
-    rows = [f"| `{name}` | " + " | ".join(f"{errors[kind]:.1e}" for kind in KINDS) + " |" for name, errors in table.items()]
+    rows = [
+        f"| `{name}` | " + " | ".join(f"{errors[kind]:.1e}" for kind in KINDS) + " |"
+        for name, errors in table.items()
+    ]
     drift_rows = [
-        "| `{}` | {} | ".format(*key.split()) + "{rate:g} | {steps} | {ours:.1e} | {control:.1e} | {ratio:.1f} |".format(**row)
+        "| `{}` | {} | ".format(*key.split())
+        + "{rate:g} | {steps} | {ours:.1e} | {control:.1e} | {ratio:.1f} |".format(**row)
         for key, row in drifts.items()
     ]
-    facts: dict[str, Any] = {"jax": jax.__version__, "torch": torch.__version__.split("+")[0], "sizes": ", ".join(map(str, SIZES))}
-    facts |= {"tolerance": TOLERANCE, "batch": BATCH_SIZE, "rate": LEARNING_RATE, "steps": DRIFT_STEPS}
+    facts: dict[str, Any] = {
+        "jax": jax.__version__,
+        "torch": torch.__version__.split("+")[0],
+        "sizes": ", ".join(map(str, SIZES)),
+    }
+    facts |= {
+        "tolerance": TOLERANCE,
+        "batch": BATCH_SIZE,
+        "rate": LEARNING_RATE,
+        "steps": DRIFT_STEPS,
+    }
     facts |= {"controls": DRIFT_CONTROLS, "factor": DRIFT_FACTOR, "limit": DRIFT_LIMIT}
     facts |= {"kinds": " | ".join(KINDS), "rules": "---|" * len(KINDS)}
     return TEXT.format(**facts, rows="\n".join(rows), drifts="\n".join(drift_rows))
@@ -139,7 +187,9 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     state = json.loads(state_file.read_text()) if state_file.exists() else {}
     pairs = [(name, recipe) for name in NETWORKS for recipe in RECIPES.get(name, (None,))]
-    tasks: dict[str, Callable[[], dict[str, Any]]] = {f"drift {n} {r or '–'}": lambda n=n, r=r: measure_drift(n, r) for n, r in pairs}
+    tasks: dict[str, Callable[[], dict[str, Any]]] = {
+        f"drift {n} {r or '–'}": lambda n=n, r=r: measure_drift(n, r) for n, r in pairs
+    }
     tasks |= {f"errors {n}": lambda n=n: measure(n) for n in NETWORKS}
     for key, task in tasks.items():
         if key not in state:
@@ -147,11 +197,15 @@ def main() -> None:
             state_file.write_text(json.dumps(state))
         print(json.dumps({"row": key, **state[key]}), flush=True)
     table = {name: state[f"errors {name}"] for name in NETWORKS}
-    drifts = {key.removeprefix("drift "): row for key, row in state.items() if key.startswith("drift ")}
+    drifts = {
+        key.removeprefix("drift "): row for key, row in state.items() if key.startswith("drift ")
+    }
     if any(error > TOLERANCE for errors in table.values() for error in errors.values()):
         sys.exit(f"an entry exceeds {TOLERANCE:.0e}: docs/parity.md is left as it was")
     if any(row["ratio"] > DRIFT_FACTOR for row in drifts.values()):
-        sys.exit(f"a distance exceeds {DRIFT_FACTOR} times its control: docs/parity.md is left as it was")
+        sys.exit(
+            f"a distance exceeds {DRIFT_FACTOR} times its control: docs/parity.md is left as it was"
+        )
     (ROOT / "docs" / "parity.md").write_text(render(table, drifts), encoding="utf-8")
 
 

@@ -61,29 +61,49 @@ those of Keras's and TF-slim's: `tests/live/`.
 """
 
 
-def measure(name: str, options: dict[str, Any], sizes: tuple[int, ...], training: tuple[int, int, int]) -> dict[str, float]:
+def measure(
+    name: str, options: dict[str, Any], sizes: tuple[int, ...], training: tuple[int, int, int]
+) -> dict[str, float]:
     """Returns the largest relative error of each kind."""
     worst = dict.fromkeys(KINDS, 0.0)
     for size in sizes:
-        worst["endpoints and logits"] = max(worst["endpoints and logits"], *endpoint_errors(name, size, width=WIDTH, **options).values())
+        worst["endpoints and logits"] = max(
+            worst["endpoints and logits"],
+            *endpoint_errors(name, size, width=WIDTH, **options).values(),
+        )
     size, batch, steps = training
-    for entry, error in zero_gradients_apart(training_errors(name, size, batch, steps, width=WIDTH, **options)).items():
+    for entry, error in zero_gradients_apart(
+        training_errors(name, size, batch, steps, width=WIDTH, **options)
+    ).items():
         for kind, prefixes in KINDS.items():
             if entry.split()[0] in prefixes:
                 worst[kind] = max(worst[kind], error)
     return worst
 
 
-def row(case: tuple[str, dict[str, Any], tuple[int, ...], tuple[int, int, int]], errors: dict[str, float]) -> str:
+def row(
+    case: tuple[str, dict[str, Any], tuple[int, ...], tuple[int, int, int]],
+    errors: dict[str, float],
+) -> str:
     name, options, sizes, (size, _, steps) = case
-    label = f"`{name}`" + "".join(f" {value}" if option == "flavour" else f", {option}={value}" for option, value in options.items())
-    cells = [label, ", ".join(map(str, sizes)), f"{size}, {steps}", *(f"{errors[kind]:.1e}" for kind in KINDS)]
+    label = f"`{name}`" + "".join(
+        f" {value}" if option == "flavour" else f", {option}={value}"
+        for option, value in options.items()
+    )
+    cells = [
+        label,
+        ", ".join(map(str, sizes)),
+        f"{size}, {steps}",
+        *(f"{errors[kind]:.1e}" for kind in KINDS),
+    ]
     return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "parity-inception.json")
+    parser.add_argument(
+        "--state", type=Path, default=Path(tempfile.gettempdir()) / "parity-inception.json"
+    )
     state_file = parser.parse_args().state
     jax.config.update("jax_enable_x64", True)
     state = json.loads(state_file.read_text()) if state_file.exists() else {}
@@ -95,7 +115,11 @@ def main() -> None:
         print(json.dumps({"model": case[0], "options": case[1], **state[key]}), flush=True)
     if any(error > TOLERANCE for case in CASES for error in state[repr(case)].values()):
         sys.exit(f"an entry exceeds {TOLERANCE:.0e}: docs/parity-inception.md is left as it was")
-    facts = {"jax": jax.__version__, "torch": torch.__version__.split("+")[0], "tolerance": TOLERANCE}
+    facts = {
+        "jax": jax.__version__,
+        "torch": torch.__version__.split("+")[0],
+        "tolerance": TOLERANCE,
+    }
     rows = "\n".join(row(case, state[repr(case)]) for case in CASES)
     text = TEXT.format(**facts, kinds=" | ".join(KINDS), rules="---|" * len(KINDS), rows=rows)
     (ROOT / "docs" / "parity-inception.md").write_text(text, encoding="utf-8")

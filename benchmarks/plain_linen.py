@@ -26,7 +26,14 @@ class Unit(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         size, pad = (self.window, self.window), [(self.window // 2, self.window // 2)] * 2
-        x = nn.Conv(self.features, size, self.stride, pad, use_bias=False, kernel_init=nn.initializers.he_normal())(x)
+        x = nn.Conv(
+            self.features,
+            size,
+            self.stride,
+            pad,
+            use_bias=False,
+            kernel_init=nn.initializers.he_normal(),
+        )(x)
         return nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-2)(x))
 
 
@@ -56,7 +63,9 @@ class AuxHead(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         # PyTorch's adaptive windows on the 14×14 map of a 224×224 image.
         edges = [(0, 4), (3, 7), (7, 11), (10, 14)]
-        x = jnp.stack([jnp.stack([x[:, a:b, c:d].mean((1, 2)) for c, d in edges], 1) for a, b in edges], 1)
+        x = jnp.stack(
+            [jnp.stack([x[:, a:b, c:d].mean((1, 2)) for c, d in edges], 1) for a, b in edges], 1
+        )
         x = nn.Dropout(0.4, deterministic=not train)(Unit(128)(x, train))
         x = nn.relu(nn.Dense(1024)(x.reshape(x.shape[0], -1)))
         return nn.Dense(self.num_classes)(nn.Dropout(0.4, deterministic=not train)(x))

@@ -52,15 +52,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
 
-    model = create_model("googlenet_bn", num_classes=21, width=args.width, stem=args.stem, aux_heads=False)
+    model = create_model(
+        "googlenet_bn", num_classes=21, width=args.width, stem=args.stem, aux_heads=False
+    )
     how, mesh = Preprocessing(size=args.size, resize=args.size), create_mesh()
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
     shape = (1, args.size, args.size, 3)
     variables = jax.jit(lambda: model.init(keys, jnp.zeros(shape), train=False))()
     variables = replicate(variables, mesh)
     scorer = Scorer([Classifier(model, how)], Settings(canvas=512, batch=args.batch), mesh)
-    classify = jax.jit(lambda variables, images: jax.nn.softmax(model.apply(variables, normalize(images, how), train=False).logits))
-    images = [load_sample_image(("china.jpg", "flower.jpg")[i % 2])[:, :500] for i in range(args.images)]
+    classify = jax.jit(
+        lambda variables, images: jax.nn.softmax(
+            model.apply(variables, normalize(images, how), train=False).logits
+        )
+    )
+    images = [
+        load_sample_image(("china.jpg", "flower.jpg")[i % 2])[:, :500] for i in range(args.images)
+    ]
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 300, (args.images, args.regions, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(30, 120, corner.shape)], axis=2)
@@ -84,7 +92,11 @@ def main() -> None:
     difference = float(np.abs(on_device() - on_host()).max())  # also compiles both
     seconds: dict[str, list[float]] = {"device": [], "host": [], "host_warp_alone": []}
     for _ in range(args.rounds):
-        for name, run in (("device", on_device), ("host", on_host), ("host_warp_alone", warp_on_host)):
+        for name, run in (
+            ("device", on_device),
+            ("host", on_host),
+            ("host_warp_alone", warp_on_host),
+        ):
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

@@ -34,14 +34,21 @@ def measure(form: str, batch_size: int, steps: int) -> dict[str, float]:
     labels = jnp.arange(batch_size) % 1000
     keys = {"params": key, "dropout": key}
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    variables = jax.jit(lambda: model.init(keys, images[:1], train=form != "ours"), compiler_options=options)()
+    variables = jax.jit(
+        lambda: model.init(keys, images[:1], train=form != "ours"), compiler_options=options
+    )()
     optimizer = optax.sgd(0.01, 0.9)
 
     def loss_fn(params: Any, statistics_: Any) -> tuple[jax.Array, Any]:
         applied = {"params": params, "batch_stats": statistics_}
-        output, updated = model.apply(applied, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
+        output, updated = model.apply(
+            applied, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
+        )
         heads = output if form == "plain_linen" else [output.logits, *output.aux_logits.values()]
-        losses = [optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean() for logits in heads]
+        losses = [
+            optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            for logits in heads
+        ]
         return losses[0] + 0.3 * sum(losses[1:]), updated["batch_stats"]
 
     def step(params: Any, statistics_: Any, state: Any) -> Any:
@@ -58,7 +65,10 @@ def measure(form: str, batch_size: int, steps: int) -> dict[str, float]:
         start = time.perf_counter()
         carry = jax.block_until_ready(compiled(*carry))
         seconds.append(time.perf_counter() - start)
-    return {"images_per_second": batch_size / statistics.median(seconds[1:]), "compile_seconds": compile_seconds}
+    return {
+        "images_per_second": batch_size / statistics.median(seconds[1:]),
+        "compile_seconds": compile_seconds,
+    }
 
 
 def main() -> None:
@@ -77,8 +87,15 @@ def main() -> None:
             print(f"round {number + 1} of {args.rounds}: {form} …", file=sys.stderr)
             command = [sys.executable, "-m", "benchmarks.train_speed", "--form", form]
             command += ["--batch-size", str(args.batch_size), "--steps", str(args.steps)]
-            rounds[form].append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
-    speed = {form: statistics.median(entry["images_per_second"] for entry in entries) for form, entries in rounds.items()}
+            rounds[form].append(
+                json.loads(
+                    subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                )
+            )
+    speed = {
+        form: statistics.median(entry["images_per_second"] for entry in entries)
+        for form, entries in rounds.items()
+    }
     report = {
         "batch_size": args.batch_size,
         "images_per_second": speed,
@@ -97,7 +114,10 @@ def hardware() -> dict[str, Any]:
     import jax
 
     with open("/proc/cpuinfo") as lines:
-        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+        cpu = next(
+            (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+            platform.processor(),
+        )
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),

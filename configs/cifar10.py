@@ -19,7 +19,9 @@ from googlenet_jax.training.config import default_config
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the recipe; `arg` "tune" holds out training images instead of the test set. Raises UserError for any other."""
     if arg not in ("", "tune"):
-        raise UserError(f"configs/cifar10.py takes no argument, or 'tune', found {arg!r}; change fields with --config.field=value")
+        raise UserError(
+            f"configs/cifar10.py takes no argument, or 'tune', found {arg!r}; change fields with --config.field=value"
+        )
     config = default_config()
 
     config.model.name = "googlenet_bn"

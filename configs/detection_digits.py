@@ -27,7 +27,9 @@ def get_config(arg: str = "") -> ConfigDict:
     Raises UserError for another `arg`.
     """
     if arg not in ("", "multibox"):
-        raise UserError(f"configs/detection_digits.py takes no argument but 'multibox', found {arg!r}")
+        raise UserError(
+            f"configs/detection_digits.py takes no argument but 'multibox', found {arg!r}"
+        )
     config = multibox() if arg else rcnn()
 
     config.model.name = "googlenet_bn"

@@ -14,7 +14,9 @@ from googlenet_jax.training.config import default_config
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the recipe. Raises UserError for any `arg`: it takes none."""
     if arg:
-        raise UserError(f"configs/digits.py takes no argument, found {arg!r}; change fields with --config.field=value")
+        raise UserError(
+            f"configs/digits.py takes no argument, found {arg!r}; change fields with --config.field=value"
+        )
     config = default_config()
 
     config.model.name = "googlenet_bn"

@@ -36,7 +36,9 @@ RUNS = {
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the recipe. Raises UserError for an `arg` other than those of RUNS."""
     if arg not in RUNS:
-        raise UserError(f"configs/imagenet_bn_inception.py takes {', '.join(map(repr, filter(None, RUNS)))} or no argument, found {arg!r}")
+        raise UserError(
+            f"configs/imagenet_bn_inception.py takes {', '.join(map(repr, filter(None, RUNS)))} or no argument, found {arg!r}"
+        )
     times, steps = RUNS[arg]
     accelerated = times > 1
     config = default_config()

@@ -16,7 +16,9 @@ from googlenet_jax.training.config import default_config
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the recipe. Raises UserError for any `arg`: it takes none."""
     if arg:
-        raise UserError(f"configs/imagenet_googlenet_bn.py takes no argument, found {arg!r}; change fields with --config.field=value")
+        raise UserError(
+            f"configs/imagenet_googlenet_bn.py takes no argument, found {arg!r}; change fields with --config.field=value"
+        )
     config = default_config()
     config.dtype = "bfloat16"
 

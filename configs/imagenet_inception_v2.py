@@ -26,7 +26,9 @@ from googlenet_jax.training.on_digits import on_digits, smoke
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the recipe. Raises UserError for an `arg` other than "", "digits" and "smoke"."""
     if arg not in ("", "digits", "smoke"):
-        raise UserError(f"configs/imagenet_inception_v2.py takes 'digits', 'smoke' or no argument, found {arg!r}")
+        raise UserError(
+            f"configs/imagenet_inception_v2.py takes 'digits', 'smoke' or no argument, found {arg!r}"
+        )
     config = default_config()
     config.dtype = "bfloat16"
 

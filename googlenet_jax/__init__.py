@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from googlenet_jax.training.optimizer import register_optimizer
     from googlenet_jax.training.run import load_run
     from googlenet_jax.training.task import register_task
+    from googlenet_jax.weights.pretrained import load_pretrained
     from googlenet_jax.weights.safetensors import load_weights, save_weights
 
 # Public name -> where it lives: imported on first use, so that `import googlenet_jax` costs
@@ -29,6 +30,7 @@ _HOMES = {
     "register_model": "googlenet_jax.models.registry",
     "endpoints": "googlenet_jax.models.endpoints",
     "save_weights": "googlenet_jax.weights.safetensors",
+    "load_pretrained": "googlenet_jax.weights.pretrained",
     "load_weights": "googlenet_jax.weights.safetensors",
     "register_augmentation": "googlenet_jax.data.augment",
     "register_loss": "googlenet_jax.training.losses",
@@ -45,6 +47,7 @@ __all__ = [
     "create_model",
     "endpoints",
     "list_models",
+    "load_pretrained",
     "load_run",
     "load_weights",
     "register_augmentation",

@@ -39,7 +39,9 @@ def test_what_the_claims_rest_on():
 def test_the_gradient_norms_are_those_of_the_page(name):
     """To one in a hundred: rounding differs from one CPU to another."""
     norms = claims.gradient_norms(name)
-    row = next(line for line in claims.PAGE.read_text().splitlines() if f"`{name}`: ‖gradient‖" in line)
+    row = next(
+        line for line in claims.PAGE.read_text().splitlines() if f"`{name}`: ‖gradient‖" in line
+    )
     without, with_heads = map(float, re.search(r"conv1 (\S+) without, (\S+) with", row).groups())
     assert norms["without"]["conv1"] == pytest.approx(without, rel=1e-2)
     assert norms["with"]["conv1"] == pytest.approx(with_heads, rel=1e-2)

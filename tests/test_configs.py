@@ -33,7 +33,12 @@ def get_config(path, arg=""):
 
 
 def test_there_are_recipes():
-    assert {path.stem for path in RECIPES} >= {"digits", "cifar10", "imagenet_googlenet", "imagenet_googlenet_bn"}
+    assert {path.stem for path in RECIPES} >= {
+        "digits",
+        "cifar10",
+        "imagenet_googlenet",
+        "imagenet_googlenet_bn",
+    }
 
 
 @pytest.mark.parametrize(("path", "arg"), CASES, ids=lambda value: getattr(value, "stem", value))
@@ -44,7 +49,11 @@ def test_recipe_is_valid(path, arg):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_docstring_holds_command_hardware_and_result(path):
     text = path.read_text()
-    for part in (f"python train.py --config=configs/{path.name} --workdir=runs/{path.stem}", "Hardware:", "Result:"):
+    for part in (
+        f"python train.py --config=configs/{path.name} --workdir=runs/{path.stem}",
+        "Hardware:",
+        "Result:",
+    ):
         assert part in text
 
 
@@ -64,7 +73,9 @@ def test_seven_models_share_initialization_and_rates_and_one_is_wider():
     configs = [get_config(path, arg).to_dict() for arg in ENSEMBLE]
     assert len({config["seed"] for config in configs}) == 7
     assert {config["init_seed"] for config in configs} == {0}
-    assert len({(config["augment"]["area"], config["augment"]["aspect"]) for config in configs}) >= 6
+    assert (
+        len({(config["augment"]["area"], config["augment"]["aspect"]) for config in configs}) >= 6
+    )
     assert [config["model"]["options"].get("width", 1) for config in configs] == [1] * 6 + [1.25]
     for config in configs:
         assert config["schedule"] == configs[0]["schedule"] == get_config(path).schedule.to_dict()
@@ -93,19 +104,32 @@ def test_one_step_at_the_smallest_size(path):
     task = make_task(config, mesh, source, [])
     when = in_steps(config, len(source))
 
-    schedule = create_schedule(config.schedule.name, config.schedule.learning_rate, when.total, warmup=when.warmup)
+    schedule = create_schedule(
+        config.schedule.name, config.schedule.learning_rate, when.total, warmup=when.warmup
+    )
     tx = create_optimizer(schedule, **config.optimizer.to_dict())
-    state = make_create_state(task.model, tx, task.inputs(task.example), average=config.ema.decay > 0)(jax.random.key(0))
+    state = make_create_state(
+        task.model, tx, task.inputs(task.example), average=config.ema.decay > 0
+    )(jax.random.key(0))
     before = jax.tree.map(np.array, state.params)
     rng = np.random.default_rng(0)
-    batch = {"image": rng.integers(0, 256, (4, size, size, 3), dtype=np.uint8), "label": np.arange(4, dtype=np.int32)}
+    batch = {
+        "image": rng.integers(0, 256, (4, size, size, 3), dtype=np.uint8),
+        "label": np.arange(4, dtype=np.int32),
+    }
     batch, key = shard_batch(batch, mesh), jax.random.key(1)
-    train_step: Any = make_train_step(task, tx, schedule, mesh, ema_decay=config.ema.decay, ema_start=when.ema_start)
+    train_step: Any = make_train_step(
+        task, tx, schedule, mesh, ema_decay=config.ema.decay, ema_start=when.ema_start
+    )
     # One step is not worth optimised code, which takes twice as long to compile.
-    compiled = train_step.lower(state, batch, key).compile(compiler_options={"xla_backend_optimization_level": 0})
+    compiled = train_step.lower(state, batch, key).compile(
+        compiler_options={"xla_backend_optimization_level": 0}
+    )
     state, metrics = compiled(state, batch, key)
 
     assert all(math.isfinite(value) for value in metrics.values())
     assert metrics.keys() >= {"loss", "loss_main", "top1", "top5", "learning_rate", "grad_norm"}
     assert np.any(before["head"]["kernel"] != state.params["head"]["kernel"])
-    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats))} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats))} == {
+        jnp.dtype("float32")
+    }

@@ -13,12 +13,25 @@ from googlenet_jax.training import process
 from googlenet_jax.training.writers import read_metrics
 
 TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
-FILES = {name: text for text, name in re.findall(r"```python\n(# (\w+\.py)\n.*?)```", TEXT, re.DOTALL)}
+FILES = {
+    name: text for text, name in re.findall(r"```python\n(# (\w+\.py)\n.*?)```", TEXT, re.DOTALL)
+}
 COMMANDS = {}
 for line in re.findall(r"^    googlenet-jax (.*)$", TEXT, re.MULTILINE):
     COMMANDS.setdefault(line.split()[0], []).append(shlex.split(line))
-SMALL = {"duration": "2 steps", "schedule.warmup": "0 steps", "log_every": "1 step", "batch_size": 16, "eval_batch_size": 360}
-TINY = {"model.name": "googlenet_plain", "model.options.width": 0.03, "preprocessing.size": 8, "preprocessing.resize": 8}
+SMALL = {
+    "duration": "2 steps",
+    "schedule.warmup": "0 steps",
+    "log_every": "1 step",
+    "batch_size": 16,
+    "eval_batch_size": 360,
+}
+TINY = {
+    "model.name": "googlenet_plain",
+    "model.options.width": 0.03,
+    "preprocessing.size": 8,
+    "preprocessing.resize": 8,
+}
 
 
 @pytest.fixture
@@ -44,7 +57,11 @@ def test_the_page_names_its_files_and_commands():
     assert set(FILES) == {
         "my_network.py", "my_recipe.py", "from_python.py", "my_loss.py", "my_optimizer.py", "my_augmentation.py",
     }  # fmt: skip
-    assert {name: len(lines) for name, lines in COMMANDS.items()} == {"summary": 1, "train": 5, "evaluate": 1}
+    assert {name: len(lines) for name, lines in COMMANDS.items()} == {
+        "summary": 1,
+        "train": 5,
+        "evaluate": 1,
+    }
     network = FILES["my_network.py"].split("\n\n\n")
     assert sum(len(part.splitlines()) for part in network[1:]) <= 30
 
@@ -53,7 +70,9 @@ def test_the_page_names_its_files_and_commands():
 def test_a_network_of_ones_own_is_summarized_trained_and_evaluated(folder, data_dir, capsys):
     assert main([*COMMANDS["summary"][0], "--json"]) == 0
     names = [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]]
-    assert {"conv1", "fire2", "head"} <= set(names) or {"conv1", "fire2/squeeze", "head"} <= set(names)
+    assert {"conv1", "fire2", "head"} <= set(names) or {"conv1", "fire2/squeeze", "head"} <= set(
+        names
+    )
     assert main([*COMMANDS["train"][0], *small(data_dir)]) == 0
     assert main([*COMMANDS["evaluate"][0], "--json"]) == 0
     captured = capsys.readouterr()
@@ -63,18 +82,26 @@ def test_a_network_of_ones_own_is_summarized_trained_and_evaluated(folder, data_
 @pytest.mark.slow
 def test_the_same_from_python(folder, data_dir, capsys):
     program = FILES["from_python.py"]
-    settings = f"config.update_from_flattened_dict({ {**SMALL, 'data.dir': str(data_dir)}!r})\ngj.train("
+    settings = (
+        f"config.update_from_flattened_dict({ {**SMALL, 'data.dir': str(data_dir)}!r})\ngj.train("
+    )
     exec(program.replace("gj.train(", settings), {})
     assert "SqueezeNet" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS["train"][1:], ids=lambda command: command[-1].split("=")[0])
+@pytest.mark.parametrize(
+    "command", COMMANDS["train"][1:], ids=lambda command: command[-1].split("=")[0]
+)
 def test_a_loss_an_optimizer_and_augmentations(folder, data_dir, command):
     assert main([*command, *small(data_dir), *fields(TINY)]) == 0
     workdir = next(part.split("=")[1] for part in command if part.startswith("--workdir"))
     train, test = (
-        [line for line in read_metrics(Path(workdir) / "metrics.jsonl") if (line["split"] == "train") == training]
+        [
+            line
+            for line in read_metrics(Path(workdir) / "metrics.jsonl")
+            if (line["split"] == "train") == training
+        ]
         for training in (True, False)
     )
     assert [line["step"] for line in train] == [1, 2]

@@ -27,9 +27,17 @@ def test_recipe_is_valid(name, arg):
 @pytest.mark.parametrize("name", FAMILY[1:])
 def test_the_paper_of_v3s_settings(name):
     config = recipe(name)
-    assert (config.optimizer.name, config.optimizer.options.decay, config.optimizer.options.eps) == ("rmsprop", 0.9, 1.0)
+    assert (
+        config.optimizer.name,
+        config.optimizer.options.decay,
+        config.optimizer.options.eps,
+    ) == ("rmsprop", 0.9, 1.0)
     assert (config.optimizer.clip_norm, config.loss.label_smoothing) == (2.0, 0.1)
-    assert (config.schedule.learning_rate, config.schedule.factor, config.schedule.every) == (0.045, 0.94, "2 epochs")
+    assert (config.schedule.learning_rate, config.schedule.factor, config.schedule.every) == (
+        0.045,
+        0.94,
+        "2 epochs",
+    )
 
 
 @pytest.mark.parametrize("field", ["preprocessing.size", "augment.size"])
@@ -44,11 +52,17 @@ def test_training_v3s_auxiliary_head_below_299_is_refused_by_name(field):
 
 def test_x5_and_x30_make_the_papers_list_of_changes():
     baseline, x5, x30 = (recipe("imagenet_bn_inception", arg) for arg in ("baseline", "x5", "x30"))
-    assert [config.schedule.learning_rate for config in (baseline, x5, x30)] == pytest.approx([0.0015, 0.0075, 0.045])
+    assert [config.schedule.learning_rate for config in (baseline, x5, x30)] == pytest.approx(
+        [0.0015, 0.0075, 0.045]
+    )
     for accelerated in (x5, x30):
         assert (accelerated.model.options.dropout, accelerated.model.options.lrn) == (0.0, False)
-        assert accelerated.optimizer.weight_decay == pytest.approx(baseline.optimizer.weight_decay / 5)
-        assert float(baseline.schedule.every.split()[0]) / float(accelerated.schedule.every.split()[0]) == pytest.approx(6, rel=1e-3)
+        assert accelerated.optimizer.weight_decay == pytest.approx(
+            baseline.optimizer.weight_decay / 5
+        )
+        assert float(baseline.schedule.every.split()[0]) / float(
+            accelerated.schedule.every.split()[0]
+        ) == pytest.approx(6, rel=1e-3)
     assert (baseline.model.options.dropout, baseline.model.options.lrn) == (0.4, True)
     assert recipe("imagenet_bn_inception") == baseline
 

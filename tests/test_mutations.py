@@ -39,7 +39,11 @@ def test_a_text_that_is_not_found_once_is_an_error(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
-    monkeypatch.setattr(mutations, "try_fault", lambda fault: tried.append(fault.name) or {"seen_by": "t", "seconds": 1})
+    monkeypatch.setattr(
+        mutations,
+        "try_fault",
+        lambda fault: tried.append(fault.name) or {"seen_by": "t", "seconds": 1},
+    )
     mutations.run(FAULTS[:2], tmp_path / "state.json", jobs=2)
     assert sorted(tried) == sorted(fault.name for fault in FAULTS[:2])
     mutations.run(FAULTS[:3], tmp_path / "state.json", jobs=2)
@@ -58,5 +62,11 @@ def test_a_planted_fault_is_seen(name: str) -> None:
 
 @pytest.mark.slow
 def test_a_fault_that_no_test_sees_is_alive() -> None:
-    harmless = Fault("harmless", PIPELINE, "CROP_TRIES = 10", "CROP_TRIES = 5 + 5", ("tests/data/test_preprocessing.py",))
+    harmless = Fault(
+        "harmless",
+        PIPELINE,
+        "CROP_TRIES = 10",
+        "CROP_TRIES = 5 + 5",
+        ("tests/data/test_preprocessing.py",),
+    )
     assert mutations.try_fault(harmless)["seen_by"] is None

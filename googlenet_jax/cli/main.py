@@ -15,7 +15,17 @@ import traceback
 from collections.abc import Sequence
 
 from googlenet_jax import __version__
-from googlenet_jax.cli import detect, evaluate, plot, predict, prepare, proposals, summary, train
+from googlenet_jax.cli import (
+    convert,
+    detect,
+    evaluate,
+    plot,
+    predict,
+    prepare,
+    proposals,
+    summary,
+    train,
+)
 from googlenet_jax.errors import UserError
 
 SUBCOMMANDS = {
@@ -24,6 +34,7 @@ SUBCOMMANDS = {
     "prepare": prepare,
     "evaluate": evaluate,
     "predict": predict,
+    "convert": convert,
     "plot": plot,
     "proposals": proposals,
     "detect": detect,

@@ -8,10 +8,21 @@ from typing import Any
 
 def add_parser(subparsers: Any) -> None:
     """Adds the subcommand's arguments."""
-    parser = subparsers.add_parser("plot", help="loss, top-1 and learning rate of one or several runs in one picture")
-    parser.add_argument("runs", nargs="+", metavar="DIR", help="a run's folder (train.py's --workdir)")
-    parser.add_argument("--output", default="curves.png", metavar="FILE", help="PNG, PDF or SVG (default: curves.png)")
-    parser.add_argument("--json", action="store_true", help="print JSON alone: each run's last line of each split")
+    parser = subparsers.add_parser(
+        "plot", help="loss, top-1 and learning rate of one or several runs in one picture"
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="DIR", help="a run's folder (train.py's --workdir)"
+    )
+    parser.add_argument(
+        "--output",
+        default="curves.png",
+        metavar="FILE",
+        help="PNG, PDF or SVG (default: curves.png)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON alone: each run's last line of each split"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,12 +35,19 @@ def run(args: argparse.Namespace) -> int:
     runs = {folder: read_metrics(Path(folder) / METRICS_FILE) for folder in args.runs}
     output = Path(args.output)
     if output.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--output: expected a name that ends in .png, .pdf or .svg, found {args.output!r}")
+        raise UserError(
+            f"--output: expected a name that ends in .png, .pdf or .svg, found {args.output!r}"
+        )
     try:
         write_atomically(output, lambda path: draw_curves(runs, path))
     except OSError as error:
-        raise UserError(f"--output: can't write {output}: {error.strerror}; choose another place") from error
-    last = {folder: list({(line["split"], line.get("weights")): line for line in lines}.values()) for folder, lines in runs.items()}
+        raise UserError(
+            f"--output: can't write {output}: {error.strerror}; choose another place"
+        ) from error
+    last = {
+        folder: list({(line["split"], line.get("weights")): line for line in lines}.values())
+        for folder, lines in runs.items()
+    }
     if args.json:
         print(json.dumps({"output": str(output), "runs": last}))
         return 0

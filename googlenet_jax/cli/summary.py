@@ -14,11 +14,22 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Any) -> None:
     """Adds the subcommand's arguments."""
-    parser = subparsers.add_parser("summary", help="a network's layers: output size, depth, parameters, multiply-adds")
+    parser = subparsers.add_parser(
+        "summary", help="a network's layers: output size, depth, parameters, multiply-adds"
+    )
     parser.add_argument("model", metavar="MODEL", help="a model's name, such as googlenet")
-    parser.add_argument("--input-size", type=int, metavar="N", help="height and width of the image (default: the model's own)")
-    parser.add_argument("--num-classes", type=int, metavar="N", help="classes (default: the model's own)")
-    parser.add_argument("--width", type=float, metavar="X", help="multiplies the channels of every layer")
+    parser.add_argument(
+        "--input-size",
+        type=int,
+        metavar="N",
+        help="height and width of the image (default: the model's own)",
+    )
+    parser.add_argument(
+        "--num-classes", type=int, metavar="N", help="classes (default: the model's own)"
+    )
+    parser.add_argument(
+        "--width", type=float, metavar="X", help="multiplies the channels of every layer"
+    )
     parser.add_argument("--stem", help="dense, separable (googlenet alone) or small")
     parser.add_argument("--no-aux", action="store_true", help="without the auxiliary heads")
     parser.add_argument("--compare", metavar="OTHER", help="another model, side by side")
@@ -74,7 +85,9 @@ def _printed(model: "Network", size: int) -> "PrintedTable | None":
     return printed if printed is not None and printed.is_of(model_options(model), size) else None
 
 
-def _as_json(model: "Network", size: int, summary: "Summary", printed: "PrintedTable | None" = None) -> dict[str, Any]:
+def _as_json(
+    model: "Network", size: int, summary: "Summary", printed: "PrintedTable | None" = None
+) -> dict[str, Any]:
     from googlenet_jax.models.registry import model_name, model_options
     from googlenet_jax.verification.printed import compare
 
@@ -107,13 +120,26 @@ def summary_text(summary: "Summary", printed: "PrintedTable | None" = None) -> s
     if printed:
         header += ["printed"]
         header += ["weights", "printed", "multiply-adds", "printed"] * has_costs + ["difference"]
-    lines = [[*_cells(row), *(_beside(beside[row.name], has_costs) if row.name in beside else ())] for row in summary.rows]
+    lines = [
+        [*_cells(row), *(_beside(beside[row.name], has_costs) if row.name in beside else ())]
+        for row in summary.rows
+    ]
     has_aux = any(row.aux for row in summary.rows)
     main, everything = summary.totals(aux=False), summary.totals(aux=True)
-    lines.append(["total", "", str(summary.depth), f"{main['parameters']:,}", f"{main['multiply_adds']:,}"])
+    lines.append(
+        ["total", "", str(summary.depth), f"{main['parameters']:,}", f"{main['multiply_adds']:,}"]
+    )
     if has_aux:
         lines[-1][0] = "total without aux heads"
-        lines.append(["total with aux heads", "", "", f"{everything['parameters']:,}", f"{everything['multiply_adds']:,}"])
+        lines.append(
+            [
+                "total with aux heads",
+                "",
+                "",
+                f"{everything['parameters']:,}",
+                f"{everything['multiply_adds']:,}",
+            ]
+        )
     text = table(header, lines, left=(0, 1, 5, len(header) - 1))
     if printed:
         text += f"\n\nprinted: {printed.source}; kernels' weights in K = 1024, multiply-adds in M; difference: printed against computed."
@@ -123,7 +149,12 @@ def summary_text(summary: "Summary", printed: "PrintedTable | None" = None) -> s
 def comparison_text(name: str, summary: "Summary", other_name: str, other: "Summary") -> str:
     """Two networks side by side, rows aligned by name; a row that differs is marked with what differs in it."""
     columns = ["output", "depth", "parameters", "multiply-adds"]
-    header = ["layer", *(f"{name}: {columns[0]}", *columns[1:]), *(f"{other_name}: {columns[0]}", *columns[1:]), "different"]
+    header = [
+        "layer",
+        *(f"{name}: {columns[0]}", *columns[1:]),
+        *(f"{other_name}: {columns[0]}", *columns[1:]),
+        "different",
+    ]
     lines = []
     for row_name in align([row.name for row in summary.rows], [row.name for row in other.rows]):
         one, two = summary.row(row_name), other.row(row_name)
@@ -133,7 +164,14 @@ def comparison_text(name: str, summary: "Summary", other_name: str, other: "Summ
             marks = [f"only in {name if one else other_name}"]
         lines.append([row_name, *cells[0], *cells[1], ", ".join(marks)])
     for label, aux in (("total without aux heads", False), ("total with aux heads", True)):
-        cells = [["", str(s.depth), *(f"{s.totals(aux)[field]:,}" for field in ("parameters", "multiply_adds"))] for s in (summary, other)]
+        cells = [
+            [
+                "",
+                str(s.depth),
+                *(f"{s.totals(aux)[field]:,}" for field in ("parameters", "multiply_adds")),
+            ]
+            for s in (summary, other)
+        ]
         lines.append([label, *cells[0], *cells[1]])
     return table(header, lines, left=(0, 1, 5, 9))
 
@@ -155,7 +193,10 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[
     rows = [list(header), *([*line, *[""] * (len(header) - len(line))] for line in lines)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     rows.insert(1, ["─" * width for width in widths])
-    aligned = ("  ".join(f"{cell:{'<' if i in left else '>'}{widths[i]}}" for i, cell in enumerate(row)) for row in rows)
+    aligned = (
+        "  ".join(f"{cell:{'<' if i in left else '>'}{widths[i]}}" for i, cell in enumerate(row))
+        for row in rows
+    )
     return "\n".join(line.rstrip() for line in aligned)
 
 
@@ -164,16 +205,25 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _cells(row: "Row") -> list[str]:
-    counts = [f"{count:,}" if count else "" for count in (row.depth, row.parameters, row.multiply_adds)]
+    counts = [
+        f"{count:,}" if count else "" for count in (row.depth, row.parameters, row.multiply_adds)
+    ]
     return [row.name, _size(row.output), *counts]
 
 
 def _beside(comparison: "Comparison", has_costs: bool) -> list[str]:
-    differences = {"weights": comparison.weights_difference, "multiply-adds": comparison.multiply_adds_difference}
-    marks = [f"{what} {percent:+.1f} %" for what, percent in differences.items() if percent is not None]
+    differences = {
+        "weights": comparison.weights_difference,
+        "multiply-adds": comparison.multiply_adds_difference,
+    }
+    marks = [
+        f"{what} {percent:+.1f} %" for what, percent in differences.items() if percent is not None
+    ]
     if comparison.output != comparison.paper_output:
         marks.insert(0, f"output {_size(comparison.paper_output)}")
-    remarks = [f"with {layer}" for layer in comparison.layers[:-1]] + [comparison.note] * bool(comparison.note)
+    remarks = [f"with {layer}" for layer in comparison.layers[:-1]] + [comparison.note] * bool(
+        comparison.note
+    )
     costs = [""] * 4
     if comparison.paper_weights is not None:
         costs = [

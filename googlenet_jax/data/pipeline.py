@@ -307,8 +307,8 @@ def _eval_dataset(
             decode_crop(
                 record.image,
                 lambda height, width: (0, 0, height, width),
-                lambda height, width: _scaled(height, width, preprocessing.resize),
-                "auto",
+                lambda height, width: _scaled(height, width, preprocessing),
+                preprocessing.interpolation,
                 exact=exact,
                 grey=reader.source.grey,
                 orientation=record.orientation,
@@ -363,15 +363,18 @@ def random_crop(
 
 
 def eval_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Short side to `resize`, centre crop of `size`; sizes and offsets are rounded as torchvision's
-    Resize and CenterCrop do."""
+    """Short side to `resize` (both with the crop "squash"), centre crop of `size`; sizes and offsets
+    are rounded as torchvision's Resize and CenterCrop do."""
     height, width = image.shape[:2]
-    scaled = scale(image, *_scaled(height, width, preprocessing.resize))
+    goal = _scaled(height, width, preprocessing)
+    scaled = scale(image, *goal, preprocessing.interpolation)
     return _centre_crop(scaled, preprocessing.size)
 
 
-def _scaled(height: int, width: int, resize: int) -> tuple[int, int]:
-    short = min(height, width)
+def _scaled(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    resize, short = preprocessing.resize, min(height, width)
+    if preprocessing.crop == "squash":
+        return resize, resize
     return int(resize * height / short), int(resize * width / short)
 
 

@@ -13,6 +13,8 @@ from googlenet_jax.errors import UserError, check_whole, nearest
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 LARGEST = 2**15 - 1  # pixels, OpenCV's limit for a side
+CROPS = ("center", "squash")
+INTERPOLATIONS = ("auto", "area", "bilinear", "nearest", "bicubic", "bilinear_antialiased")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,14 @@ class Preprocessing:
             Caffe's models take (104, 117, 123) in BGR order, std 1.
         std: divided by afterwards, likewise.
         channel_order: the order in which the network takes its channels, "rgb" or "bgr".
+        crop: of an evaluation: "center" brings the short side to `resize` and takes the middle;
+            "squash" brings both sides there, so that the proportions change, as Caffe's, TF-slim's
+            and Keras's pipelines do.
+        interpolation: of that resizing: OpenCV's of that name; "auto" averages areas where the
+            image shrinks and is bilinear where it grows; "bilinear_antialiased" is Pillow's
+            bilinear, which torchvision evaluates with.
+        class_offset: logits before that of label 0: 1 for a network with a background class, as
+            TF-slim's.
 
     Raises:
         UserError: naming the field, if a value is impossible.
@@ -36,10 +46,15 @@ class Preprocessing:
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     channel_order: str = "rgb"
+    crop: str = "center"
+    interpolation: str = "auto"
+    class_offset: int = 0
 
     def __post_init__(self) -> None:
         for field in ("size", "resize"):
-            object.__setattr__(self, field, check_whole(f"preprocessing.{field}", getattr(self, field), 1, LARGEST))
+            object.__setattr__(
+                self, field, check_whole(f"preprocessing.{field}", getattr(self, field), 1, LARGEST)
+            )
         for field in ("mean", "std"):
             object.__setattr__(self, field, _three_numbers(field, getattr(self, field)))
         if self.resize < self.size:
@@ -48,12 +63,22 @@ class Preprocessing:
                 "raise resize or lower size"
             )
         if np.float32(min(self.std)) <= 0:
-            raise UserError(f"preprocessing.std: expected three numbers above 0, found {self.std}; use 1 for a channel that is not scaled")
-        if self.channel_order not in CHANNEL_ORDERS:
             raise UserError(
-                f"preprocessing.channel_order: expected 'rgb' or 'bgr', found {self.channel_order!r}"
-                f"{nearest(str(self.channel_order), CHANNEL_ORDERS)}"
+                f"preprocessing.std: expected three numbers above 0, found {self.std}; use 1 for a channel that is not scaled"
             )
+        for field, choices in (
+            ("channel_order", CHANNEL_ORDERS),
+            ("crop", CROPS),
+            ("interpolation", INTERPOLATIONS),
+        ):
+            value = getattr(self, field)
+            if not isinstance(value, str) or value not in choices:
+                raise UserError(
+                    f"preprocessing.{field}: expected one of {', '.join(map(repr, choices))}, "
+                    f"found {value!r}{nearest(str(value), choices)}"
+                )
+        offset = check_whole("preprocessing.class_offset", self.class_offset, 0)
+        object.__setattr__(self, "class_offset", offset)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON values (lists in place of tuples)."""
@@ -67,15 +92,21 @@ class Preprocessing:
             UserError: if a field is unknown or a value impossible.
         """
         if not isinstance(values, dict):
-            raise UserError(f"preprocessing: expected an object with fields, found {values!r}; see Preprocessing.to_dict")
+            raise UserError(
+                f"preprocessing: expected an object with fields, found {values!r}; see Preprocessing.to_dict"
+            )
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                raise UserError(f"preprocessing: there is no field {name!r}{nearest(name, known)}; the fields are {', '.join(known)}")
+                raise UserError(
+                    f"preprocessing: there is no field {name!r}{nearest(name, known)}; the fields are {', '.join(known)}"
+                )
         return cls(**values)
 
 
-def normalize(images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLike = jnp.float32) -> jax.Array:
+def normalize(
+    images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLike = jnp.float32
+) -> jax.Array:
     """Puts the channels in order, subtracts the mean and divides by the standard deviation.
 
     Args:
@@ -90,11 +121,15 @@ def normalize(images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLike 
         UserError: if the images are not uint8 or don't have three channels.
     """
     if images.dtype != jnp.uint8 or images.shape[-1] != 3:
-        raise UserError(f"normalize: expected uint8 images [N, S, S, 3], found {images.dtype} {list(images.shape)}; pass them undivided")
+        raise UserError(
+            f"normalize: expected uint8 images [N, S, S, 3], found {images.dtype} {list(images.shape)}; pass them undivided"
+        )
     return standardize(images, preprocessing, dtype)
 
 
-def standardize(images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLike = jnp.float32) -> jax.Array:
+def standardize(
+    images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLike = jnp.float32
+) -> jax.Array:
     """`normalize` without its check: images [N, S, S, 3] may also be floats, in units of 0–255, as augmentation leaves them."""
     compute = jnp.promote_types(dtype, jnp.float32)
     if preprocessing.channel_order == "bgr":
@@ -104,10 +139,20 @@ def standardize(images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLik
 
 
 def _three_numbers(field: str, value: Any) -> tuple[float, ...]:
-    given: list[Any] = list(value) if isinstance(value, (tuple, list)) or (isinstance(value, np.ndarray) and value.ndim) else []
+    given: list[Any] = (
+        list(value)
+        if isinstance(value, (tuple, list)) or (isinstance(value, np.ndarray) and value.ndim)
+        else []
+    )
     # Compared before it becomes a float, which a long whole number can't; normalize computes in float32.
     largest = float(np.finfo(np.float32).max)
-    fine = len(given) == 3 and all(isinstance(number, Real) for number in given) and all(abs(number) <= largest for number in given)
+    fine = (
+        len(given) == 3
+        and all(isinstance(number, Real) for number in given)
+        and all(abs(number) <= largest for number in given)
+    )
     if not fine:
-        raise UserError(f"preprocessing.{field}: expected three finite numbers in units of 0–255, found {value!r}")
+        raise UserError(
+            f"preprocessing.{field}: expected three finite numbers in units of 0–255, found {value!r}"
+        )
     return tuple(float(number) for number in given)

@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 from googlenet_jax.data.mesh import data_sharding, replicate, replicated
 from googlenet_jax.data.preprocessing import Preprocessing, standardize
 from googlenet_jax.detection.batches import numbered_batches
-from googlenet_jax.detection.initial import starting_from
 from googlenet_jax.detection.matching import ALPHA, kmeans_priors, matching_loss
 from googlenet_jax.detection.measures import Objects, coverage
 from googlenet_jax.detection.proposals import MULTIBOX as NAME
@@ -148,7 +147,6 @@ def default_multibox_config() -> ConfigDict:
     """Returns a recipe for training MultiBox with every field; an epoch is every image."""
     config = default_config()
     config.task = NAME
-    config.init_from = ""  # weights of the trunk to start from: a run's folder or a weight file
 
     config.data.name = "voc/2007"  # a TFDS detection set, or "digit_scenes"
     config.data.train_split = "train+validation"
@@ -217,14 +215,11 @@ def open_task(config: ConfigDict, mesh: Mesh) -> Task:
     example = {"image": jnp.zeros((1, preprocessing.size, preprocessing.size, 3), dtype)}
     trunk = build_model(config, num_classes=1)
     network = MultiBox(trunk, multibox.boxes, priors)
-    model: Any = network
-    if config.init_from:
-        model = starting_from(network, config.init_from, (example["image"],))
     prepare = functools.partial(
         _prepare, preprocessing, dtype, config.augment.flip, tuple(config.augment.area)
     )
     return Task(
-        model=model,
+        model=network,
         inputs=lambda batch: (batch["image"],),
         example=example,
         examples=len(source),

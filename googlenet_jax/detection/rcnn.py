@@ -25,7 +25,6 @@ from googlenet_jax.detection.evaluate import (
     open_split,
     score_split,
 )
-from googlenet_jax.detection.initial import starting_from
 from googlenet_jax.detection.proposals import check_method
 from googlenet_jax.detection.regions import to_canvas, warp, with_context
 from googlenet_jax.detection.sources import DetectionSource, load_detection_source
@@ -56,7 +55,6 @@ def default_rcnn_config() -> ConfigDict:
     """
     config = default_config()
     config.task = NAME
-    config.init_from = ""  # weights to start from: a run's folder or a weight file; "" is none
 
     config.data.name = "voc/2007"  # a TFDS detection set, or "digit_scenes"
     config.data.train_split = "train+validation"
@@ -132,9 +130,6 @@ def open_task(config: ConfigDict, mesh: Mesh) -> Task:
     dtype = jnp.dtype(config.dtype)
     network = build_model(config, source.num_classes + 1)
     example = {"image": jnp.zeros((1, preprocessing.size, preprocessing.size, 3), dtype)}
-    model: Any = network
-    if config.init_from:
-        model = starting_from(network, config.init_from, (example["image"],))
     windows = training_windows(source, config.proposals.names, config.proposals.most)
     objects, skipped = object_windows(windows)
     if skipped:
@@ -144,7 +139,7 @@ def open_task(config: ConfigDict, mesh: Mesh) -> Task:
     options = dict(canvas=config.regions.canvas, background=config.regions.background)
     read = functools.partial(_read, source, windows, objects, **options)
     return Task(
-        model=model,
+        model=network,
         inputs=lambda batch: (batch["image"],),
         example=example,
         examples=len(objects),

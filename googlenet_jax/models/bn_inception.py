@@ -47,7 +47,11 @@ TORCH_NAMES = {
     "conv1": "conv1_7x7_s2",
     "conv2_reduce": "conv2_3x3_reduce",
     "conv2": "conv2_3x3",
-    **{f"inception_{m}/{ours}": f"inception_{m}_{theirs}" for m in MODULES for ours, theirs in BRANCHES.items()},
+    **{
+        f"inception_{m}/{ours}": f"inception_{m}_{theirs}"
+        for m in MODULES
+        for ours, theirs in BRANCHES.items()
+    },
     "head": "last_linear",
 }
 TORCH_UNIT = {
@@ -140,7 +144,9 @@ class BNInception(NormedNetwork):
         def inception(name: str, x: Array, *widths: int, pool_max: bool = False) -> Array:
             return ModuleA(layers, WidthsA(*widths), pool_max=pool_max, name=name)(x)
 
-        def reduction(name: str, x: Array, reduce: int, conv_3x3: int, double_reduce: int, double: int) -> Array:
+        def reduction(
+            name: str, x: Array, reduce: int, conv_3x3: int, double_reduce: int, double: int
+        ) -> Array:
             return GridReductionA(layers, conv_3x3, double_reduce, double, reduce, name=name)(x)
 
         # fmt: off

@@ -25,9 +25,14 @@ def endpoints(model: Network, variables: dict[str, Any], images: Array) -> dict[
 
     @jax.jit
     def run(variables: dict[str, Any], images: Array) -> list[Array]:
-        output, updated = model.apply(variables, images, train=False, aux=True, mutable=["intermediates"])
+        output, updated = model.apply(
+            variables, images, train=False, aux=True, mutable=["intermediates"]
+        )
         flat = traverse_util.flatten_dict(updated["intermediates"])
-        named = {"/".join(part for part in path if part != "output").removesuffix("_output"): value for path, value in flat.items()}
+        named = {
+            "/".join(part for part in path if part != "output").removesuffix("_output"): value
+            for path, value in flat.items()
+        }
         named["head"] = output.logits
         # jit would sort a dictionary: the order of the network is kept beside it.
         names.extend(named)

@@ -64,7 +64,9 @@ class AsymmetricConv(nn.Module):
     def __call__(self, x: Array) -> Array:
         """`[N, H, W, C]` → `[N, H, W, features]`."""
         x = self.layers.conv(f"conv_1x{self.n}", x, self.features, (1, self.n))
-        return sow(self, "output", self.layers.conv(f"conv_{self.n}x1", x, self.features, (self.n, 1)))
+        return sow(
+            self, "output", self.layers.conv(f"conv_{self.n}x1", x, self.features, (self.n, 1))
+        )
 
 
 class WidthsA(NamedTuple):
@@ -102,7 +104,9 @@ class ModuleA(nn.Module):
         double = conv("conv_double_3x3_1", double, w.double, 3)
         double = conv("conv_double_3x3_2", double, w.double, 3)
         pooled = conv("pool_proj", _branch_pool(self.layers, x, self.pool_max), w.pool_proj)
-        return sow(self, "output", jnp.concatenate([branch_1x1, branch_3x3, double, pooled], axis=-1))
+        return sow(
+            self, "output", jnp.concatenate([branch_1x1, branch_3x3, double, pooled], axis=-1)
+        )
 
 
 class ModuleB(nn.Module):
@@ -226,10 +230,14 @@ class AuxHead(nn.Module):
     def __call__(self, x: Array) -> Array:
         """`[N, H, W, C]`, at least 17 high and wide → logits `[N, num_classes]`."""
         x = self.layers.conv("conv", avg_pool(x, 5, 3), 128)
-        settings = {"kernel_init": TruncatedNormal(0.01)} | ({} if self.norm_5x5 else {"norm": None, "use_bias": True})
+        settings = {"kernel_init": TruncatedNormal(0.01)} | (
+            {} if self.norm_5x5 else {"norm": None, "use_bias": True}
+        )
         x = self.layers.conv("conv_5x5", x, 768, 5, 1, VALID, **settings)
         x = x.astype(statistics_dtype(x.dtype)).mean((1, 2))
-        return sow(self, "output", self.layers.logits("head", x, self.num_classes, TruncatedNormal(0.001)))
+        return sow(
+            self, "output", self.layers.logits("head", x, self.num_classes, TruncatedNormal(0.001))
+        )
 
 
 def _branch_pool(layers: Layers, x: Array, by_maximum: bool = False) -> Array:
@@ -285,7 +293,11 @@ _MODULE_C = {
     "conv_double_3x1": "branch3x3dbl_3b",
     "pool_proj": "branch_pool",
 }
-_AUX_HEAD = {"aux1/conv": "AuxLogits.conv0", "aux1/conv_5x5": "AuxLogits.conv1", "aux1/head": "AuxLogits.fc"}
+_AUX_HEAD = {
+    "aux1/conv": "AuxLogits.conv0",
+    "aux1/conv_5x5": "AuxLogits.conv1",
+    "aux1/head": "AuxLogits.fc",
+}
 
 
 def torchvision_names(stem: dict[str, str], last_b: str) -> dict[str, str]:
@@ -299,8 +311,14 @@ def torchvision_names(stem: dict[str, str], last_b: str) -> dict[str, str]:
     modules += [(f"6{chr(letter)}", _MODULE_B) for letter in range(ord("b"), ord(last_b) + 1)]
     names = dict(stem)
     for module, branches in modules:
-        names |= {f"inception_{module}/{ours}": f"Mixed_{module}.{theirs}" for ours, theirs in branches.items()}
+        names |= {
+            f"inception_{module}/{ours}": f"Mixed_{module}.{theirs}"
+            for ours, theirs in branches.items()
+        }
     names |= _AUX_HEAD
     for module, branches in (("7a", _REDUCTION_B), ("7b", _MODULE_C), ("7c", _MODULE_C)):
-        names |= {f"inception_{module}/{ours}": f"Mixed_{module}.{theirs}" for ours, theirs in branches.items()}
+        names |= {
+            f"inception_{module}/{ours}": f"Mixed_{module}.{theirs}"
+            for ours, theirs in branches.items()
+        }
     return names | {"head": "fc"}

@@ -135,7 +135,9 @@ def max_pool(x: Array, kernel: int = 3, stride: int = 2, padding: Padding = "cei
     return ops.max_pool(x, kernel, stride, (rows, columns))
 
 
-def avg_pool(x: Array, kernel: int, stride: int, padding: Padding = 0, count_padding: bool = False) -> Array:
+def avg_pool(
+    x: Array, kernel: int, stride: int, padding: Padding = 0, count_padding: bool = False
+) -> Array:
     """Average over square windows.
 
     Args:
@@ -150,7 +152,9 @@ def avg_pool(x: Array, kernel: int, stride: int, padding: Padding = 0, count_pad
     def weights(size: int) -> np.ndarray:
         before, after = pads(size, kernel, stride, padding)
         starts = range(-before, size + after - kernel + 1, stride)
-        return _averaging([(start, start + kernel) for start in starts], size, kernel if count_padding else None)
+        return _averaging(
+            [(start, start + kernel) for start in starts], size, kernel if count_padding else None
+        )
 
     return _weigh(x, weights(x.shape[1]), weights(x.shape[2]))
 
@@ -164,7 +168,9 @@ def adaptive_avg_pool(x: Array, out: int) -> Array:
     return _weigh(x, weights(x.shape[1]), weights(x.shape[2]))
 
 
-def _averaging(windows: Sequence[tuple[int, int]], size: int, divisor: int | None = None) -> np.ndarray:
+def _averaging(
+    windows: Sequence[tuple[int, int]], size: int, divisor: int | None = None
+) -> np.ndarray:
     """The matrix [len(windows), size] of the means over [start, end) of an axis, or of the sums over `divisor`."""
     matrix = np.zeros((len(windows), size))
     for row, (start, end) in zip(matrix, windows, strict=True):
@@ -203,13 +209,17 @@ class AvgPool(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`[N, H, W, C]` → `[N, H', W', C]`."""
-        return sow(self, "output", avg_pool(x, self.kernel, self.stride, self.padding, self.count_padding))
+        return sow(
+            self, "output", avg_pool(x, self.kernel, self.stride, self.padding, self.count_padding)
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------------- LRN
 
 
-def local_response_norm(x: Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Array:
+def local_response_norm(
+    x: Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Array:
     """Local response normalisation across channels, as Caffe's and PyTorch's: x · (k + alpha/size · Σ x²)^−beta.
 
     The sum runs over `size` neighbouring channels, those outside counting as zero. Computed in `promote_types(x.dtype, float32)`.
@@ -277,7 +287,11 @@ class BatchNorm(nn.Module):
         statistics = statistics_dtype(self.param_dtype)
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), statistics)
         var = self.variable("batch_stats", "var", jnp.ones, (channels,), statistics)
-        scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype) if self.use_scale else None
+        scale = (
+            self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
+            if self.use_scale
+            else None
+        )
         bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
         compute = statistics_dtype(self.dtype)
         gamma = jnp.ones((channels,), compute) if scale is None else scale.astype(compute)
@@ -289,13 +303,19 @@ class BatchNorm(nn.Module):
             return (nn.relu(y) if relu else y).astype(self.dtype)
 
         if x.shape[0] % self.groups:
-            raise ValueError(f"batch norm: a batch of {x.shape[0]} does not split into {self.groups} groups")
-        y, batch_mean, batch_var = ops.batch_norm(x.astype(self.dtype), gamma, beta, self.epsilon, self.groups, relu)
+            raise ValueError(
+                f"batch norm: a batch of {x.shape[0]} does not split into {self.groups} groups"
+            )
+        y, batch_mean, batch_var = ops.batch_norm(
+            x.astype(self.dtype), gamma, beta, self.epsilon, self.groups, relu
+        )
         n = x.size // channels // self.groups
         if self.unbiased:
             batch_var = batch_var * (n / max(n - 1, 1))
         for running, batch in ((mean, batch_mean), (var, batch_var)):
-            running.value = self.momentum * running.value + (1 - self.momentum) * batch.mean(0).astype(statistics)
+            running.value = self.momentum * running.value + (1 - self.momentum) * batch.mean(
+                0
+            ).astype(statistics)
         return y
 
 
@@ -340,7 +360,9 @@ class ConvUnit(nn.Module):
             depthwise = self.param("depthwise_kernel", self.kernel_init, shape, self.param_dtype)
             x = self._conv(x, depthwise, stride, padding, groups=channels)
             channels, window, stride, padding = channels * self.depth_multiplier, (1, 1), 1, 0
-        kernel = self.param("kernel", self.kernel_init, (*window, channels, self.features), self.param_dtype)
+        kernel = self.param(
+            "kernel", self.kernel_init, (*window, channels, self.features), self.param_dtype
+        )
         x = self._conv(x, kernel, stride, padding)
         if self.use_bias:
             bias_init = self.bias_init or torch_bias(math.prod(window) * channels)
@@ -354,8 +376,13 @@ class ConvUnit(nn.Module):
             x = nn.relu(x)
         return sow(self, "output", x)
 
-    def _conv(self, x: Array, kernel: Array, stride: int, padding: Padding, groups: int = 1) -> Array:
-        rows, columns = (pads(size, window, stride, padding) for size, window in zip(x.shape[1:3], kernel.shape[:2], strict=True))
+    def _conv(
+        self, x: Array, kernel: Array, stride: int, padding: Padding, groups: int = 1
+    ) -> Array:
+        rows, columns = (
+            pads(size, window, stride, padding)
+            for size, window in zip(x.shape[1:3], kernel.shape[:2], strict=True)
+        )
         return ops.conv(x, kernel.astype(self.dtype), stride, (rows, columns), groups)
 
 
@@ -371,6 +398,10 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`[N, C]` → `[N, features]` of `dtype`."""
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
-        bias = self.param("bias", self.bias_init or torch_bias(x.shape[-1]), (self.features,), self.param_dtype)
+        kernel = self.param(
+            "kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype
+        )
+        bias = self.param(
+            "bias", self.bias_init or torch_bias(x.shape[-1]), (self.features,), self.param_dtype
+        )
         return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)

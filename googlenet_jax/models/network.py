@@ -123,9 +123,13 @@ class Layers:
             **given,
         )(x, self.use_running_average)
 
-    def pool(self, name: str, x: Array, kernel: int = 3, stride: int = 2, padding: Padding | None = None) -> Array:
+    def pool(
+        self, name: str, x: Array, kernel: int = 3, stride: int = 2, padding: Padding | None = None
+    ) -> Array:
         """Max pool, 3×3/2 where nothing else is said, padded as the style pads."""
-        return MaxPool(kernel, stride, self.style.pool if padding is None else padding, name=name)(x)
+        return MaxPool(kernel, stride, self.style.pool if padding is None else padding, name=name)(
+            x
+        )
 
     def avg_pool(self, name: str, x: Array, kernel: int, stride: int) -> Array:
         """Average over the windows inside the map."""
@@ -145,7 +149,9 @@ class Layers:
         """Dropout in training."""
         return nn.Dropout(rate, deterministic=not self.train)(x)
 
-    def logits(self, name: str, x: Array, num_classes: int, init: Initializer | None = None) -> Array:
+    def logits(
+        self, name: str, x: Array, num_classes: int, init: Initializer | None = None
+    ) -> Array:
         """Classifier, `[N, C]` → `[N, num_classes]` in `promote_types(dtype, float32)`."""
         dtype = statistics_dtype(self.dtype)
         make = functools.partial(Dense, dtype=dtype, param_dtype=self.param_dtype, name=name)
@@ -190,7 +196,8 @@ class PrintedTable:
     def is_of(self, options: Mapping[str, Any], input_size: int) -> bool:
         """Whether the table is of a model with these options, on images of that size."""
         return input_size == self.input_size and all(
-            options[name] in (value if isinstance(value, tuple) else (value,)) for name, value in self.options.items()
+            options[name] in (value if isinstance(value, tuple) else (value,))
+            for name, value in self.options.items()
         )
 
 
@@ -337,7 +344,9 @@ def check_images(model: Network, images: Array, aux: bool) -> None:
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"{name}: images must be [N, H, W, 3], found shape {list(images.shape)}")
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"{name}: images must be normalised floats, found {images.dtype}; see googlenet_jax.data.preprocessing.normalize")
+        raise ValueError(
+            f"{name}: images must be normalised floats, found {images.dtype}; see googlenet_jax.data.preprocessing.normalize"
+        )
     height, width = images.shape[1:3]
     if problem := model.size_problem(height, width, aux):
         raise ValueError(f"{name}: {problem}")

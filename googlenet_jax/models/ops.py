@@ -21,7 +21,14 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 def plain_max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
     """Maximum over windows by XLA's reduce_window, whose gradient is select-and-scatter: the first maximum gets it."""
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), ((0, 0), *pads, (0, 0)))
+    return lax.reduce_window(
+        x,
+        -jnp.inf,
+        lax.max,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        ((0, 0), *pads, (0, 0)),
+    )
 
 
 def max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
@@ -35,7 +42,9 @@ def max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
 
 def _indexed_max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
     """Maximum over columns, then over rows. The first row with the maximum, and in it the first column: the first in row-major order."""
-    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)))
+    x = lax.pad(
+        x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0))
+    )
     return _max_along(_max_along(x, 2, window, stride), 1, window, stride)
 
 
@@ -45,10 +54,14 @@ def _max_along(x: Array, axis: int, window: int, stride: int) -> Array:
     return _max_along_forward(x, axis, window, stride)[0]
 
 
-def _max_along_forward(x: Array, axis: int, window: int, stride: int) -> tuple[Array, tuple[Array, Array]]:
+def _max_along_forward(
+    x: Array, axis: int, window: int, stride: int
+) -> tuple[Array, tuple[Array, Array]]:
     size = x.shape[axis]
     count = (size - window) // stride + 1
-    parts = [lax.slice_in_dim(x, i, i + (count - 1) * stride + 1, stride, axis) for i in range(window)]
+    parts = [
+        lax.slice_in_dim(x, i, i + (count - 1) * stride + 1, stride, axis) for i in range(window)
+    ]
     best = functools.reduce(jnp.maximum, parts)
     index = jnp.full(best.shape, window - 1, jnp.int8)
     for i in range(window - 2, -1, -1):
@@ -58,7 +71,9 @@ def _max_along_forward(x: Array, axis: int, window: int, stride: int) -> tuple[A
     return best, (index, jnp.zeros((0, size)))
 
 
-def _max_along_backward(axis: int, window: int, stride: int, residuals: tuple[Array, Array], dy: Array) -> tuple[Array]:
+def _max_along_backward(
+    axis: int, window: int, stride: int, residuals: tuple[Array, Array], dy: Array
+) -> tuple[Array]:
     index, sized = residuals
     zero = jnp.zeros((), dy.dtype)
     reach = -(-window // stride)
@@ -69,7 +84,10 @@ def _max_along_backward(axis: int, window: int, stride: int, residuals: tuple[Ar
         return lax.pad(jnp.where(index == i, dy, zero), zero, pads)
 
     # The places of the input, by their remainder modulo the stride, each the sum of the offsets with that remainder.
-    phases = [functools.reduce(jnp.add, [shifted(i) for i in range(phase, window, stride)]) for phase in range(stride)]
+    phases = [
+        functools.reduce(jnp.add, [shifted(i) for i in range(phase, window, stride)])
+        for phase in range(stride)
+    ]
     shape = (*dy.shape[:axis], phases[0].shape[axis] * stride, *dy.shape[axis + 1 :])
     dx = phases[0] if stride == 1 else jnp.stack(phases, axis + 1).reshape(shape)
     pads = [(0, 0, 0)] * dy.ndim
@@ -84,7 +102,9 @@ _max_along.defvjp(_max_along_forward, _max_along_backward)
 
 def plain_conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1) -> Array:
     """Convolution by XLA. `[N, H, W, C]`, `[h, w, C/groups, O]` → `[N, H', W', O]`."""
-    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS, feature_group_count=groups)
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS, feature_group_count=groups
+    )
 
 
 def conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1) -> Array:
@@ -94,7 +114,9 @@ def conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1) -> A
     plain = functools.partial(plain_conv, stride=stride, pads=pads, groups=groups)
     # On small maps XLA's own weight gradient is the faster one.
     if kernel.shape[:2] == (3, 3) and stride == 1 and groups == 1 and x.shape[1] * x.shape[2] > 400:
-        return lax.platform_dependent(x, kernel, cpu=functools.partial(_conv_with_dots, pads=pads), default=plain)
+        return lax.platform_dependent(
+            x, kernel, cpu=functools.partial(_conv_with_dots, pads=pads), default=plain
+        )
     return plain(x, kernel)
 
 
@@ -118,10 +140,15 @@ def _weight_gradient(x: Array, dy: Array, shape: Sequence[int], pads: Pads) -> A
     height, width, features = dy.shape[1:]
     window_h, window_w, channels, _ = shape
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    columns = jnp.concatenate([lax.slice_in_dim(padded, j, j + width, axis=2) for j in range(window_w)], axis=3)
+    columns = jnp.concatenate(
+        [lax.slice_in_dim(padded, j, j + width, axis=2) for j in range(window_w)], axis=3
+    )
     # dy on the left: it is what XLA transposes, once for all row offsets.
     contract = (((0, 1, 2), (0, 1, 2)), ((), ()))
-    rows = [lax.dot_general(dy, lax.slice_in_dim(columns, i, i + height, axis=1), contract) for i in range(window_h)]
+    rows = [
+        lax.dot_general(dy, lax.slice_in_dim(columns, i, i + height, axis=1), contract)
+        for i in range(window_h)
+    ]
     return jnp.stack(rows).reshape(window_h, features, window_w, channels).transpose(0, 2, 3, 1)
 
 
@@ -130,7 +157,9 @@ _conv_with_dots.defvjp(_conv_forward, _conv_backward)
 # --------------------------------------------------------------------------------------------------------------- batch norm
 
 
-def plain_batch_norm(x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool) -> tuple[Array, Array, Array]:
+def plain_batch_norm(
+    x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool
+) -> tuple[Array, Array, Array]:
     """Batch norm as the formula reads; see `batch_norm`."""
     wide = x.astype(gamma.dtype).reshape(groups, -1, *x.shape[1:])
     mean = wide.mean((1, 2, 3))
@@ -141,7 +170,9 @@ def plain_batch_norm(x: Array, gamma: Array, beta: Array, epsilon: float, groups
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def batch_norm(x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool) -> tuple[Array, Array, Array]:
+def batch_norm(
+    x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool
+) -> tuple[Array, Array, Array]:
     """Batch norm, with ReLU where asked: saves the input alone for the backward pass, which recomputes the rest.
 
     The statistics are for the running averages: no gradient flows through them.
@@ -164,7 +195,9 @@ def _sum(x: Array) -> Array:
     return x.sum((2, 3)).sum(1)
 
 
-def _batch_norm_forward(x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool):
+def _batch_norm_forward(
+    x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool
+):
     grouped = _group(x, groups).astype(gamma.dtype)
     n = x.size // x.shape[-1] // groups
     mean = _sum(grouped) / n
@@ -187,7 +220,11 @@ def _batch_norm_backward(epsilon: float, groups: int, relu: bool, residuals, cot
     sum_dy = _sum(dy)
     sum_dy_hat = _sum(dy * centred) * inverse
     factor = gamma * inverse
-    dx = wide(factor) * dy - centred * wide(factor * inverse * sum_dy_hat / n) - wide(factor * sum_dy / n)
+    dx = (
+        wide(factor) * dy
+        - centred * wide(factor * inverse * sum_dy_hat / n)
+        - wide(factor * sum_dy / n)
+    )
     return dx.reshape(x.shape).astype(x.dtype), sum_dy_hat.sum(0), sum_dy.sum(0)
 
 

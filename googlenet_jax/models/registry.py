@@ -29,13 +29,19 @@ def register_model(name: str, cls: type[Network]) -> None:
       UserError: an impossible name or class, or a name that another class has.
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
-        raise UserError(f"register_model: a name must be letters, digits and underscores, found {name!r}")
+        raise UserError(
+            f"register_model: a name must be letters, digits and underscores, found {name!r}"
+        )
     if not (isinstance(cls, type) and issubclass(cls, Network)):
-        raise UserError(f"register_model: {name!r} must be a subclass of googlenet_jax.Network, found {cls!r}")
+        raise UserError(
+            f"register_model: {name!r} must be a subclass of googlenet_jax.Network, found {cls!r}"
+        )
     other = _MODELS.get(name, cls)
     # The same class defined once more, as where a notebook's cell is run again, takes its place.
     if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise UserError(f"register_model: {name!r} is {other.__module__}.{other.__qualname__}; choose another name")
+        raise UserError(
+            f"register_model: {name!r} is {other.__module__}.{other.__qualname__}; choose another name"
+        )
     _MODELS[name] = cls
 
 
@@ -57,8 +63,12 @@ def create_model(name: str, /, **options: Any) -> Network:
     defaults = option_defaults(name)
     for option in options:
         if option not in defaults:
-            raise UserError(f"{name} has no option {option!r}{nearest(option, defaults)}: its options are {', '.join(defaults)}")
-    checked = {option: _checked(name, option, value, defaults[option]) for option, value in options.items()}
+            raise UserError(
+                f"{name} has no option {option!r}{nearest(option, defaults)}: its options are {', '.join(defaults)}"
+            )
+    checked = {
+        option: _checked(name, option, value, defaults[option]) for option, value in options.items()
+    }
     flavour = checked.get("flavour", defaults.get("flavour", ""))
     checked = {**cls.flavours.get(flavour, {}), **checked}
     for option in ("dtype", "param_dtype"):
@@ -83,12 +93,16 @@ def model_name(model: Network) -> str:
 def model_options(model: Network) -> dict[str, Any]:
     """Returns every option as a plain JSON value: `create_model(model_name(model), **model_options(model))` is `model` again."""
     options = {option: getattr(model, option) for option in option_defaults(model_name(model))}
-    return options | {option: jnp.dtype(options[option]).name for option in ("dtype", "param_dtype")}
+    return options | {
+        option: jnp.dtype(options[option]).name for option in ("dtype", "param_dtype")
+    }
 
 
 def _network(name: str) -> type[Network]:
     if name not in _MODELS:
-        raise UserError(f"unknown model {name!r}{nearest(name, _MODELS)}: one of {', '.join(list_models())}")
+        raise UserError(
+            f"unknown model {name!r}{nearest(name, _MODELS)}: one of {', '.join(list_models())}"
+        )
     return _MODELS[name]
 
 
@@ -139,7 +153,9 @@ def _check_dtype(name: str, option: str, value: Any) -> None:
     except TypeError:
         dtype = None
     if dtype is None or dtype.name not in DTYPES:
-        raise UserError(f"{name}: option {option!r} must be one of {', '.join(map(repr, DTYPES))}, found {value!r}")
+        raise UserError(
+            f"{name}: option {option!r} must be one of {', '.join(map(repr, DTYPES))}, found {value!r}"
+        )
     if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
         raise UserError(f"{name}: {option} float64 needs JAX's 64-bit mode: set JAX_ENABLE_X64=1")
 

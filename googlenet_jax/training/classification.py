@@ -176,7 +176,9 @@ def _transforms(config: ConfigDict, num_classes: int) -> Any:
             dtype=jnp.dtype(config.dtype),
             num_classes=num_classes,
             mirror=augment.flip,
-            jitter={name: augment[name] for name in ("brightness", "contrast", "saturation", "hue")},
+            jitter={
+                name: augment[name] for name in ("brightness", "contrast", "saturation", "hue")
+            },
             lighting_std=augment.lighting,
             names=augment.transforms,
             mixup=augment.mixup,

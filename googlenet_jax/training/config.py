@@ -61,6 +61,15 @@ def default_config() -> ConfigDict:
     # Of that model, as create_model takes them: {"width": 0.5, "stem": "small"}
     config.model.options = ConfigDict(type_safe=False)
 
+    # Weights to begin with: a file of any kind that `googlenet-jax convert` reads, a run's folder or
+    # a name of list_pretrained(); "" draws them. What has another shape, such as a head of other
+    # classes, is drawn anew.
+    config.init_from = ""
+    # Parts that stay as they are, patterns over the parameter tree: ("conv*", "inception_3*")
+    config.freeze = ()
+    # Whether their batch norms keep and use their running statistics too.
+    config.freeze_statistics = True
+
     config.data = ConfigDict(type_safe=False)
     config.data.name = "imagenet2012"  # a TFDS classification set, or "digits"
     config.data.dir = ""  # where prepared data sets lie; "" is TFDS's own place
@@ -128,6 +137,8 @@ def default_config() -> ConfigDict:
     config.optimizer.weight_decay = 1e-4
     # On the update of the biases of convolutions and linear layers; Caffe's is 2.
     config.optimizer.bias_rate_multiplier = 1.0
+    # On the update of what a pattern names, "PATTERN=FACTOR" each: ("head=10",)
+    config.optimizer.rate_multipliers = ()
     config.optimizer.clip_norm = 0.0  # largest norm of all gradients together; 0 is no clipping
 
     config.schedule = ConfigDict(type_safe=False)

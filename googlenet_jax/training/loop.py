@@ -26,9 +26,11 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import CutShort
 from googlenet_jax.training.checkpoint import Checkpoints, RunDescription
 from googlenet_jax.training.config import in_steps, resolve
+from googlenet_jax.training.finetune import begin_with, read_initial, tell
 from googlenet_jax.training.folder import check_folder, write_config
 from googlenet_jax.training.guard import catching_signals, end, locked
 from googlenet_jax.training.optimizer import create_optimizer, create_schedule
+from googlenet_jax.training.patterns import Frozen, check_patterns, parse_multipliers
 from googlenet_jax.training.process import is_first, make_deterministic, say
 from googlenet_jax.training.state import TrainState, eval_variables, is_finite, make_create_state
 from googlenet_jax.training.step import make_train_step
@@ -77,8 +79,15 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
         power=config.schedule.power,
     )
     optimizer = create_optimizer(schedule, **recipe["optimizer"])
+    frozen = Frozen(tuple(config.freeze), config.freeze_statistics)
     train_step = make_train_step(
-        task, optimizer, schedule, mesh, ema_decay=config.ema.decay, ema_start=when.ema_start
+        task,
+        optimizer,
+        schedule,
+        mesh,
+        ema_decay=config.ema.decay,
+        ema_start=when.ema_start,
+        frozen=frozen,
     )
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     if config.init_seed >= 0:
@@ -112,6 +121,9 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
             create_state.eval_shape(init_key),
         )
+        check_patterns("freeze", config.freeze, shapes.params, must_leave=True)
+        factors = parse_multipliers(config.optimizer.rate_multipliers)
+        check_patterns("optimizer.rate_multipliers", factors, shapes.params)
         restored = checkpoints.restore_latest(shapes)
         start = restored.step if restored else 0
         cut_short = restored is not None and not restored.evaluated
@@ -127,7 +139,12 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
             state = restored.state
         else:
             say("initializing parameters (compiling…)")
-            state = replicate(create_state(init_key), mesh)
+            initial = read_initial(config) if config.init_from else None
+            state = create_state(init_key)
+            if initial is not None:
+                state, taken = begin_with(state, optimizer, initial)
+                tell(taken, config, initial)
+            state = replicate(state, mesh)
 
         writer = stack.enter_context(contextlib.closing(create_writer(workdir, start)))
         log = stack.enter_context(

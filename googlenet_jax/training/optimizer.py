@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import optax
 
 from googlenet_jax.errors import UserError
 from googlenet_jax.registry import Registry, arguments
+from googlenet_jax.training.patterns import parse_multipliers, scale_by_pattern
 
 Mask = Callable[[Any], Any]
 # (learning_rate=schedule, **options) -> transformation, as Optax's own optimizers are called.
@@ -78,6 +79,7 @@ def create_optimizer(
     nesterov: bool = False,
     weight_decay: float = 1e-4,
     bias_rate_multiplier: float = 1.0,
+    rate_multipliers: Sequence[str] = (),
     clip_norm: float = 0.0,
     options: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformation:
@@ -91,6 +93,7 @@ def create_optimizer(
         rate · weight_decay · p, otherwise.
       bias_rate_multiplier: on the update of the biases of convolutions and linear layers (Caffe's
         lr_mult: 2), and not of batch norm's.
+      rate_multipliers: on the update of what a pattern names, "PATTERN=FACTOR" each.
       clip_norm: the gradients of all parameters together are scaled down to this norm at most; 0 is
         no clipping.
       options: of that optimizer, such as {"b2": 0.95}.
@@ -133,6 +136,8 @@ def create_optimizer(
         )
     if bias_rate_multiplier != 1 and not takes_multiplier:
         chain.append(optax.masked(optax.scale(bias_rate_multiplier), _where(is_layer_bias)))
+    if factors := parse_multipliers(rate_multipliers):
+        chain.append(scale_by_pattern(factors))
     optimizer = chain[0] if len(chain) == 1 else optax.chain(*chain)
     if options:
         _try(optimizer, name, options)

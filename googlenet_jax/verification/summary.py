@@ -57,7 +57,10 @@ class Summary:
     def totals(self, aux: bool) -> dict[str, int]:
         """Sums of parameters, weights and multiply-adds, with or without the auxiliary heads."""
         rows = [row for row in self.rows if aux or not row.aux]
-        return {field: sum(getattr(row, field) for row in rows) for field in ("parameters", "weights", "multiply_adds")}
+        return {
+            field: sum(getattr(row, field) for row in rows)
+            for field in ("parameters", "weights", "multiply_adds")
+        }
 
 
 def summarize(model: Network, input_size: int = 224) -> Summary:
@@ -70,15 +73,22 @@ def summarize(model: Network, input_size: int = 224) -> Summary:
         raise UserError(f"input size: {problem}")
     images = jax.ShapeDtypeStruct((1, input_size, input_size, 3), jnp.float32)
     variables = variable_shapes(model, input_size)
-    params, rest = variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
+    params, rest = (
+        variables["params"],
+        {name: tree for name, tree in variables.items() if name != "params"},
+    )
     endpoint_order: list[str] = []
 
     def forward(params: Any, rest: Any, images: Any) -> Any:
-        output, sown = model.apply({"params": params, **rest}, images, train=False, aux=True, mutable=["intermediates"])
+        output, sown = model.apply(
+            {"params": params, **rest}, images, train=False, aux=True, mutable=["intermediates"]
+        )
         endpoint_order.extend(sown["intermediates"])  # the returned tree has its keys sorted
         return output.logits, output.aux_logits, sown["intermediates"]
 
-    traced, (logits, aux_logits, endpoints) = jax.make_jaxpr(forward, return_shape=True)(params, rest, images)
+    traced, (logits, aux_logits, endpoints) = jax.make_jaxpr(forward, return_shape=True)(
+        params, rest, images
+    )
     trunk = [name for name in endpoint_order if name not in aux_logits]
     names = [*trunk, *sorted(aux_logits), *(name for name in params if name not in endpoint_order)]
     origins = [
@@ -101,7 +111,11 @@ def summarize(model: Network, input_size: int = 224) -> Summary:
             output=output_of(name),
             depth=counter.depth[name],
             parameters=sum(_sizes(params.get(name, {})).values()),
-            weights=sum(size for path, size in _sizes(params.get(name, {})).items() if path.endswith("kernel']")),
+            weights=sum(
+                size
+                for path, size in _sizes(params.get(name, {})).items()
+                if path.endswith("kernel']")
+            ),
             multiply_adds=counter.multiply_adds[name],
             aux=name in aux_logits,
         )
@@ -111,7 +125,10 @@ def summarize(model: Network, input_size: int = 224) -> Summary:
 
 
 def _sizes(tree: Any) -> dict[str, int]:
-    return {jax.tree_util.keystr(path): leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(path): leaf.size
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +165,11 @@ class _Counter:
             return _Origin() if isinstance(atom, core.Literal) else known.get(atom, _Origin())
 
         for eqn in jaxpr.eqns:
-            outputs = self._equation(eqn, [origin_of(atom) for atom in eqn.invars], f"{scope}/{eqn.source_info.name_stack}")
+            outputs = self._equation(
+                eqn,
+                [origin_of(atom) for atom in eqn.invars],
+                f"{scope}/{eqn.source_info.name_stack}",
+            )
             known.update(zip(eqn.outvars, outputs, strict=True))
         return [origin_of(atom) for atom in jaxpr.outvars]
 
@@ -185,7 +206,9 @@ def _convolution(eqn: Any) -> int:
 
 def _dot(eqn: Any) -> int:
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    return eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+    return eqn.outvars[0].aval.size * math.prod(
+        eqn.invars[0].aval.shape[axis] for axis in contracted
+    )
 
 
 _MULTIPLY_ADDS = {"conv_general_dilated": _convolution, "dot_general": _dot}

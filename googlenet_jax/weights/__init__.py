@@ -1,6 +1,50 @@
-"""Weights of this and other frameworks, to and from a model's variables."""
+"""Weights of this and other frameworks, to and from a model's variables.
 
-from googlenet_jax.weights.safetensors import load_weights, read_metadata, save_weights
-from googlenet_jax.weights.torch import from_torch, to_torch
+Its functions are imported on first use: the child processes that read foreign files need this
+package without JAX.
+"""
 
-__all__ = ["from_torch", "load_weights", "read_metadata", "save_weights", "to_torch"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from googlenet_jax.weights.bundle import Weights
+    from googlenet_jax.weights.convert import convert, read_weights, write_weights
+    from googlenet_jax.weights.pretrained import list_pretrained, load_pretrained
+    from googlenet_jax.weights.safetensors import load_weights, read_metadata, save_weights
+    from googlenet_jax.weights.torch import from_torch, to_torch
+
+# Public name -> the file that has it.
+_HOMES = {
+    "Weights": "bundle",
+    "convert": "convert",
+    "from_torch": "torch",
+    "list_pretrained": "pretrained",
+    "load_pretrained": "pretrained",
+    "load_weights": "safetensors",
+    "read_metadata": "safetensors",
+    "read_weights": "convert",
+    "save_weights": "safetensors",
+    "to_torch": "torch",
+    "write_weights": "convert",
+}
+
+__all__ = [
+    "Weights",
+    "convert",
+    "from_torch",
+    "list_pretrained",
+    "load_pretrained",
+    "load_weights",
+    "read_metadata",
+    "read_weights",
+    "save_weights",
+    "to_torch",
+    "write_weights",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'googlenet_jax.weights' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"googlenet_jax.weights.{_HOMES[name]}"), name)

@@ -34,7 +34,13 @@ from googlenet_jax.weights.tree import (
 
 FORMAT_VERSION = 1
 _KEY = "googlenet_jax"
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64}
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+}
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -56,18 +62,27 @@ def save_weights(
       UserError: what `load_weights` would refuse: variables that don't fit the model, a wrong number of class names or some that are
         no strings, impossible preprocessing; and a place that can't be written.
     """
-    arrays = {"/".join(map(str, parts)): _storable(path, parts, value) for parts, value in flatten(variables).items()}
+    arrays = {
+        "/".join(map(str, parts)): _storable(path, parts, value)
+        for parts, value in flatten(variables).items()
+    }
     metadata = {
         "version": FORMAT_VERSION,
         "model": model_name(model),
         "options": model_options(model),
-        "preprocessing": dict(preprocessing) if isinstance(preprocessing, Mapping) else preprocessing,
-        "class_names": list(class_names) if isinstance(class_names, Iterable) and not isinstance(class_names, str) else class_names,
+        "preprocessing": dict(preprocessing)
+        if isinstance(preprocessing, Mapping)
+        else preprocessing,
+        "class_names": list(class_names)
+        if isinstance(class_names, Iterable) and not isinstance(class_names, str)
+        else class_names,
     }
     metadata["preprocessing"] = _checked_descriptions("save_weights", model, metadata)
     _check(f"the variables for {path}", model, arrays)
     # The checks have left nothing that JSON or the format can't hold.
-    _write(Path(path), safetensors.numpy.save(arrays, {_KEY: json.dumps(metadata, allow_nan=False)}))
+    _write(
+        Path(path), safetensors.numpy.save(arrays, {_KEY: json.dumps(metadata, allow_nan=False)})
+    )
 
 
 def load_weights(path: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
@@ -87,7 +102,9 @@ def load_weights(path: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
     _checked_descriptions(str(path), model, metadata)
     arrays = _read_arrays(path)
     _check(str(path), model, arrays)
-    return model, traverse_util.unflatten_dict({tuple(name.split("/")): array for name, array in arrays.items()})
+    return model, traverse_util.unflatten_dict(
+        {tuple(name.split("/")): array for name, array in arrays.items()}
+    )
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
@@ -117,27 +134,40 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
 def _checked_metadata(path: str | os.PathLike, metadata: Any) -> dict[str, Any]:
     """The metadata, if every field is of its kind: the file may come from anywhere."""
     if not isinstance(metadata, dict):
-        raise UserError(f"{path}: the header's {_KEY!r} is not a JSON object; write the file anew with save_weights")
+        raise UserError(
+            f"{path}: the header's {_KEY!r} is not a JSON object; write the file anew with save_weights"
+        )
     version = metadata.get("version")
     if version != FORMAT_VERSION or isinstance(version, bool):
-        raise UserError(f"{path}: format version must be {FORMAT_VERSION}, found {version!r}; a newer googlenet_jax may read it")
+        raise UserError(
+            f"{path}: format version must be {FORMAT_VERSION}, found {version!r}; a newer googlenet_jax may read it"
+        )
     options = metadata.get("options")
-    plain = isinstance(options, dict) and all(isinstance(value, str | int | float | bool) for value in options.values())
+    plain = isinstance(options, dict) and all(
+        isinstance(value, str | int | float | bool) for value in options.values()
+    )
     fields = {
         "model": (isinstance(metadata.get("model"), str), "a name"),
         "options": (plain, "an object of plain values"),
-        "preprocessing": (isinstance(metadata.get("preprocessing"), dict | None), "an object or null"),
+        "preprocessing": (
+            isinstance(metadata.get("preprocessing"), dict | None),
+            "an object or null",
+        ),
         "class_names": (_are_names(metadata.get("class_names")), "a list of names or null"),
     }
     for field, (fine, what) in fields.items():
         if not fine:
-            raise UserError(f"{path}: the header's {field!r} must be {what}; write the file anew with save_weights")
+            raise UserError(
+                f"{path}: the header's {field!r} must be {what}; write the file anew with save_weights"
+            )
     return {field: metadata.get(field) for field in ("version", *fields)}
 
 
 def _are_names(value: Any) -> bool:
     """Whether these are class names, or None. A lone surrogate is no text: it can't be written as UTF-8."""
-    return value is None or (isinstance(value, list) and all(isinstance(name, str) and _is_text(name) for name in value))
+    return value is None or (
+        isinstance(value, list) and all(isinstance(name, str) and _is_text(name) for name in value)
+    )
 
 
 def _is_text(name: str) -> bool:
@@ -148,13 +178,19 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _checked_descriptions(source: str, model: Network, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+def _checked_descriptions(
+    source: str, model: Network, metadata: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """The fields of the preprocessing as JSON values, if they and the class names are possible ones for the model."""
     class_names, preprocessing = metadata["class_names"], metadata["preprocessing"]
     if not _are_names(class_names):
-        raise UserError(f"{source}: class_names must be a list of strings, found {_shortened(class_names)}")
+        raise UserError(
+            f"{source}: class_names must be a list of strings, found {_shortened(class_names)}"
+        )
     if class_names is not None and len(class_names) != model.num_classes:
-        raise UserError(f"{source}: class_names must be {model.num_classes} names, one a class, found {len(class_names)}")
+        raise UserError(
+            f"{source}: class_names must be {model.num_classes} names, one a class, found {len(class_names)}"
+        )
     if preprocessing is None:
         return None
     try:
@@ -177,8 +213,12 @@ def _read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     arrays = {}
     for name, tensor in tensors:
         if tensor["dtype"] not in _DTYPES:
-            raise UserError(f"{path}: {name!r} has dtype {tensor['dtype']}, expected one of {', '.join(_DTYPES)}")
-        arrays[name] = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+            raise UserError(
+                f"{path}: {name!r} has dtype {tensor['dtype']}, expected one of {', '.join(_DTYPES)}"
+            )
+        arrays[name] = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(
+            tensor["shape"]
+        )
     return arrays
 
 
@@ -197,9 +237,18 @@ def _check(source: str, model: Network, arrays: Mapping[str, np.ndarray]) -> Non
     check_names(source, model, weights, map("/".join, shapes))
     for parts, shape in shapes.items():
         name = "/".join(parts)
-        check_array(source, model, name, weights[name], shape_fits(model, parts, weights[name].shape, shape), shape)
+        check_array(
+            source,
+            model,
+            name,
+            weights[name],
+            shape_fits(model, parts, weights[name].shape, shape),
+            shape,
+        )
         if weights[name].dtype.name not in _FLOATS:
-            raise UserError(f"{source}: {name!r} has dtype {weights[name].dtype}, expected one of {', '.join(_FLOATS)}; convert it first")
+            raise UserError(
+                f"{source}: {name!r} has dtype {weights[name].dtype}, expected one of {', '.join(_FLOATS)}; convert it first"
+            )
     for name in counters & arrays.keys():
         check_counter(source, name, arrays[name])
 
@@ -217,4 +266,6 @@ def _unreadable(path: str | os.PathLike, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError):
         return UserError(f"{path}: no such file")
     reason = " ".join(str(error).split())
-    return UserError(f"{path}: not a whole safetensors file ({reason}); it may be cut short, or of another kind")
+    return UserError(
+        f"{path}: not a whole safetensors file ({reason}); it may be cut short, or of another kind"
+    )

@@ -54,7 +54,9 @@ def torch_names(model: Network) -> dict[Path, str]:
                     names[path] = theirs + ending
     if missing := present - names.keys():
         layer = "/".join(sorted(missing)[0])
-        raise UserError(f"{model_name(model)}: its class names no PyTorch counterpart of {layer} in torch_names")
+        raise UserError(
+            f"{model_name(model)}: its class names no PyTorch counterpart of {layer} in torch_names"
+        )
     return names
 
 
@@ -79,11 +81,19 @@ def from_torch(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     names = {path: name for path, name in torch_names(model).items() if path[0] != COUNTERS}
     given = _without_aux(model, state_dict)
     check_names("the state dict", model, set(given) - set(counters), names.values())
-    variables = {path: _convert(model, shapes, path, name, given[name]) for path, name in names.items()}
+    variables = {
+        path: _convert(model, shapes, path, name, given[name]) for path, name in names.items()
+    }
     for name in given.keys() & counters.keys():
         counter = _numpy(name, given[name])
-        if counter.shape == () and jnp.issubdtype(counter.dtype, jnp.floating) and counter == np.rint(counter):
-            counter = counter.astype(np.int64)  # of a state dict whose every tensor was cast, counters too
+        if (
+            counter.shape == ()
+            and jnp.issubdtype(counter.dtype, jnp.floating)
+            and counter == np.rint(counter)
+        ):
+            counter = counter.astype(
+                np.int64
+            )  # of a state dict whose every tensor was cast, counters too
         check_counter("the state dict", name, counter)
         variables[counters[name]] = counter.astype(np.int64)
     return traverse_util.unflatten_dict(variables)
@@ -101,7 +111,12 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
     """
     shapes = expected_shapes(model)
     found = flatten(variables)
-    check_names("variables", model, ["/".join(map(str, path)) for path in found if path[0] != COUNTERS], map("/".join, shapes))
+    check_names(
+        "variables",
+        model,
+        ["/".join(map(str, path)) for path in found if path[0] != COUNTERS],
+        map("/".join, shapes),
+    )
     state_dict = {}
     for path, name in torch_names(model).items():
         entry = "/".join(path)
@@ -111,7 +126,14 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
             state_dict[name] = counter.astype(np.int64)
             continue
         array = as_array("variables", entry, found[path])
-        check_array("variables", model, entry, array, shape_fits(model, path, array.shape, shapes[path]), shapes[path])
+        check_array(
+            "variables",
+            model,
+            entry,
+            array,
+            shape_fits(model, path, array.shape, shapes[path]),
+            shapes[path],
+        )
         state_dict[name] = _to_torch_layout(_torch_dtype(entry, array), _map_channels(shapes, path))
     return state_dict
 
@@ -119,17 +141,29 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
 def _without_aux(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     if model.aux_heads:
         return dict(state_dict)
-    heads = tuple({theirs.split(".")[0] + "." for layer, theirs in model.torch_names.items() if layer.startswith("aux")})
+    heads = tuple(
+        {
+            theirs.split(".")[0] + "."
+            for layer, theirs in model.torch_names.items()
+            if layer.startswith("aux")
+        }
+    )
     kept = {name: value for name, value in state_dict.items() if not str(name).startswith(heads)}
     if dropped := len(state_dict) - len(kept):
-        _LOG.warning("from_torch: %d entries of auxiliary heads dropped, since %s has aux_heads=False", dropped, model_name(model))
+        _LOG.warning(
+            "from_torch: %d entries of auxiliary heads dropped, since %s has aux_heads=False",
+            dropped,
+            model_name(model),
+        )
     return kept
 
 
 def _numpy(name: str, value: Any) -> np.ndarray:
     """A tensor's or array's values, dtype kept."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        raise UserError(f"from_torch: {name!r} must be a tensor or an array, found {type(value).__name__}")
+        raise UserError(
+            f"from_torch: {name!r} must be a tensor or an array, found {type(value).__name__}"
+        )
     if not hasattr(value, "detach"):
         return as_array("the state dict", name, value)
     dtype = str(value.dtype).removeprefix("torch.")
@@ -146,10 +180,16 @@ def _numpy(name: str, value: Any) -> np.ndarray:
         # A negative or conjugate bit stands for values that are not in memory yet.
         value = value.detach().cpu().resolve_conj().resolve_neg()
         # numpy has no bfloat16 or float8 of its own, and PyTorch converts to none: float32 holds both exactly.
-        return value.float().numpy().astype(getattr(ml_dtypes, dtype)) if hasattr(ml_dtypes, dtype) else value.numpy()
+        return (
+            value.float().numpy().astype(getattr(ml_dtypes, dtype))
+            if hasattr(ml_dtypes, dtype)
+            else value.numpy()
+        )
     except (TypeError, RuntimeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:100]
-        raise UserError(f"from_torch: {name!r} of dtype {dtype} can't be read ({reason}); convert it with .float() first") from None
+        raise UserError(
+            f"from_torch: {name!r} of dtype {dtype} can't be read ({reason}); convert it with .float() first"
+        ) from None
 
 
 def _torch_dtype(name: str, array: np.ndarray) -> np.ndarray:
@@ -157,11 +197,15 @@ def _torch_dtype(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.name in ("float64", "float32", "float16"):
         return array.astype(array.dtype.newbyteorder("="))
     if not np.can_cast(array.dtype, np.float32):
-        raise UserError(f"variables: {name!r} has dtype {array.dtype}, which PyTorch lacks; convert it to float64 first")
+        raise UserError(
+            f"variables: {name!r} has dtype {array.dtype}, which PyTorch lacks; convert it to float64 first"
+        )
     return array.astype(np.float32)
 
 
-def _convert(model: Network, shapes: Mapping[Path, tuple[int, ...]], path: Path, name: str, value: Any) -> np.ndarray:
+def _convert(
+    model: Network, shapes: Mapping[Path, tuple[int, ...]], path: Path, name: str, value: Any
+) -> np.ndarray:
     array = _numpy(name, value)
     expected = _torch_shape(shapes[path])
     ours = array.shape[::-1] if array.ndim == 2 else array.shape
@@ -188,7 +232,11 @@ def _from_torch_layout(array: np.ndarray, channels: int) -> np.ndarray:
     elif array.ndim == 2:
         outputs, inputs = array.shape
         side = math.isqrt(inputs // channels)
-        array = array.reshape(outputs, channels, side, side).transpose(2, 3, 1, 0).reshape(inputs, outputs)
+        array = (
+            array.reshape(outputs, channels, side, side)
+            .transpose(2, 3, 1, 0)
+            .reshape(inputs, outputs)
+        )
     return np.array(array, order="C")  # a copy: the tensor's memory stays the caller's
 
 
@@ -198,5 +246,9 @@ def _to_torch_layout(array: np.ndarray, channels: int) -> np.ndarray:
     elif array.ndim == 2:
         inputs, outputs = array.shape
         side = math.isqrt(inputs // channels)
-        array = array.reshape(side, side, channels, outputs).transpose(3, 2, 0, 1).reshape(outputs, inputs)
+        array = (
+            array.reshape(side, side, channels, outputs)
+            .transpose(3, 2, 0, 1)
+            .reshape(outputs, inputs)
+        )
     return np.array(array, order="C")

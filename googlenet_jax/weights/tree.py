@@ -1,5 +1,6 @@
 """What a model's variables must hold, and whether entries read from elsewhere fit."""
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,7 +25,9 @@ COUNTERS = "num_batches_tracked"
 def flatten(variables: Mapping[str, Any]) -> dict[Path, Any]:
     """Returns the variables by path; raises UserError where they are no nested dictionaries of arrays."""
     if not isinstance(variables, Mapping) or "params" not in variables:
-        raise UserError("variables must be a dictionary that holds 'params' (and 'batch_stats'), as model.init returns it")
+        raise UserError(
+            "variables must be a dictionary that holds 'params' (and 'batch_stats'), as model.init returns it"
+        )
     return traverse_util.flatten_dict(unfreeze(dict(variables)))
 
 
@@ -35,26 +38,53 @@ def expected_shapes(model: Network) -> dict[Path, tuple[int, ...]]:
     """
     if hasattr(model, "fully_connected_head"):
         model = model.clone(fully_connected_head=False)
+    try:
+        return dict(_cached_shapes(model))
+    except TypeError:  # a user's own network, with a field that has no hash
+        return dict(_cached_shapes.__wrapped__(model))
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_shapes(model: Network) -> dict[Path, tuple[int, ...]]:
+    """Tracing a network takes a third of a second, and one conversion asks several times."""
     shapes = variable_shapes(model, model.min_size)
-    return {path: leaf.shape for path, leaf in flatten(shapes).items() if path[0] in ("params", "batch_stats")}
+    return {
+        path: leaf.shape
+        for path, leaf in flatten(shapes).items()
+        if path[0] in ("params", "batch_stats")
+    }
 
 
 def counter_paths(shapes: Iterable[Path]) -> list[Path]:
     """Returns where each batch norm's counter stands, if it is kept."""
-    return [(COUNTERS, *path[1:-1], "count") for path in shapes if path[0] == "batch_stats" and path[-1] == "mean"]
+    return [
+        (COUNTERS, *path[1:-1], "count")
+        for path in shapes
+        if path[0] == "batch_stats" and path[-1] == "mean"
+    ]
 
 
-def shape_fits(model: Network, path: Path, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+def shape_fits(
+    model: Network, path: Path, found: tuple[int, ...], expected: tuple[int, ...]
+) -> bool:
     """Whether an entry has its expected shape; a fully connected head's kernel may stand for any square map."""
     if path == HEAD and getattr(model, "fully_connected_head", False) and len(found) == 2:
         positions, rest = divmod(found[0], expected[0])
-        return found[1] == expected[1] and rest == 0 and positions > 0 and math.isqrt(positions) ** 2 == positions
+        return (
+            found[1] == expected[1]
+            and rest == 0
+            and positions > 0
+            and math.isqrt(positions) ** 2 == positions
+        )
     return found == expected
 
 
 def check_names(source: str, model: Network, found: Iterable[Any], expected: Iterable[str]) -> None:
     """Raises UserError that names the missing and the extra entries of `source`, each with the nearest of the other side."""
-    found, expected = set(map(str, found)), set(expected)  # a foreign dictionary's keys may be anything
+    found, expected = (
+        set(map(str, found)),
+        set(expected),
+    )  # a foreign dictionary's keys may be anything
     missing, extra = sorted(expected - found), sorted(found - expected)
     complaints = [
         f"{what} {len(names)} entr{'y' if len(names) == 1 else 'ies'}: {', '.join(repr(n) + nearest(n, others) for n in names[:3])}"
@@ -66,13 +96,19 @@ def check_names(source: str, model: Network, found: Iterable[Any], expected: Ite
         hint = ""
         if missing and not extra and all("aux" in name.lower() for name in missing):
             hint = "; these are the auxiliary heads': make the model with aux_heads=False to go without"
-        raise UserError(f"{source} does not fit {model_name(model)}: it {' and '.join(complaints)}{hint}")
+        raise UserError(
+            f"{source} does not fit {model_name(model)}: it {' and '.join(complaints)}{hint}"
+        )
 
 
-def check_array(source: str, model: Network, name: str, array: np.ndarray, fits: bool, expected: tuple[int, ...]) -> None:
+def check_array(
+    source: str, model: Network, name: str, array: np.ndarray, fits: bool, expected: tuple[int, ...]
+) -> None:
     """Raises UserError that names an entry of the wrong shape or without floats."""
     if not fits:
-        raise UserError(f"{source}: {name!r} must have shape {list(expected)} for {model_name(model)}, found {list(array.shape)}")
+        raise UserError(
+            f"{source}: {name!r} must have shape {list(expected)} for {model_name(model)}, found {list(array.shape)}"
+        )
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise UserError(f"{source}: {name!r} must hold floats, found {array.dtype}")
 
@@ -91,4 +127,6 @@ def as_array(source: str, name: str, value: Any) -> np.ndarray:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{source}: {name!r} must be an array of floats, found {type(value).__name__} ({reason})") from None
+        raise UserError(
+            f"{source}: {name!r} must be an array of floats, found {type(value).__name__} ({reason})"
+        ) from None

@@ -23,7 +23,9 @@ def tiny_config(data_dir: Path) -> ConfigDict:
     config = default_config()
     config.model.name = "googlenet_plain"
     config.model.options = {"width": 0.03, "stem": "small"}
-    config.data.update(name="digits", dir=str(data_dir), eval_splits=("test", "train[:10%]"), threads=2)
+    config.data.update(
+        name="digits", dir=str(data_dir), eval_splits=("test", "train[:10%]"), threads=2
+    )
     config.preprocessing.update(size=8, resize=8)
     config.eval_batch_size = 100
     return config
@@ -43,13 +45,25 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare_digits(data_dir)
     config = tiny_config(data_dir)
     model = build_model(config, num_classes=10)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))["params"]
+    shapes = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    )["params"]
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype), shapes)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype), shapes
+    )
     head = {"kernel": 0 * params["head"]["kernel"], "bias": 9.0 * jax.nn.one_hot(7, 10)}
-    state = TrainState(jnp.int32(12), params, {}, {}, {"params": {**params, "head": head}, "batch_stats": {}})
+    state = TrainState(
+        jnp.int32(12), params, {}, {}, {"params": {**params, "head": head}, "batch_stats": {}}
+    )
     preprocessing = Preprocessing(**config.preprocessing.to_dict())
-    description = RunDescription(config.model.name, model_options(model), config.to_dict(), CLASS_NAMES, preprocessing.to_dict())
+    description = RunDescription(
+        config.model.name,
+        model_options(model),
+        config.to_dict(),
+        CLASS_NAMES,
+        preprocessing.to_dict(),
+    )
     checkpoints = Checkpoints(workdir, description, keep=1)
     checkpoints.save(12, state, metric=None, interval={})
     checkpoints.close()

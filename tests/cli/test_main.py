@@ -18,33 +18,52 @@ def fails_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     monkeypatch.setattr(summary, "run", run)
 
 
-def test_user_error_is_one_line_and_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_error_is_one_line_and_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     fails_with(monkeypatch, UserError("the field\nis wrong"))
     assert command.main(["summary", "googlenet"]) == 1
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "googlenet-jax: the field is wrong\n")
 
 
-def test_a_defect_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_defect_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     fails_with(monkeypatch, KeyError("x"))
     assert command.main(["summary", "googlenet"]) == 1
-    assert capsys.readouterr().err == "googlenet-jax: unexpected KeyError: 'x' (--debug shows where)\n"
+    assert (
+        capsys.readouterr().err == "googlenet-jax: unexpected KeyError: 'x' (--debug shows where)\n"
+    )
 
 
-@pytest.mark.parametrize("argv", [["--debug", "summary", "googlenet"], ["summary", "googlenet", "--debug"]])
-def test_debug_shows_the_traceback(argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "argv", [["--debug", "summary", "googlenet"], ["summary", "googlenet", "--debug"]]
+)
+def test_debug_shows_the_traceback(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     fails_with(monkeypatch, UserError("wrong"))
     assert command.main(argv) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupt_is_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     fails_with(monkeypatch, KeyboardInterrupt())
     assert command.main(["summary", "googlenet"]) == 130
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["nothing"], ["summary"], ["summary", "googlenet", "--input-size", "many"], ["predict", "--run", "x"]]
+    "argv",
+    [
+        [],
+        ["nothing"],
+        ["summary"],
+        ["summary", "googlenet", "--input-size", "many"],
+        ["predict", "--run", "x"],
+    ],
 )
 def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -84,7 +103,13 @@ print("slow:", sorted(slow), file=sys.stderr)
 
 
 def test_python_dash_m_is_the_same_command() -> None:
-    process = subprocess.run([sys.executable, "-m", "googlenet_jax", "summary", "googlenit"], capture_output=True, text=True)
+    process = subprocess.run(
+        [sys.executable, "-m", "googlenet_jax", "summary", "googlenit"],
+        capture_output=True,
+        text=True,
+    )
     assert process.returncode == 1
-    assert process.stderr.startswith("googlenet-jax: unknown model 'googlenit' (did you mean 'googlenet'?)")
+    assert process.stderr.startswith(
+        "googlenet-jax: unknown model 'googlenit' (did you mean 'googlenet'?)"
+    )
     assert process.stderr.count("\n") == 1

@@ -21,7 +21,10 @@ def test_digits_are_prepared_without_a_network(tmp_path, capsys):
     assert run("digits", "--data-dir", tmp_path) == 0
     out = capsys.readouterr().out
     assert "10 classes" in out and str(tmp_path / "digits" / "1.0.0") in out
-    assert [line.split() for line in out.splitlines()[1:]] == [["train", "1,437", "examples"], ["test", "360", "examples"]]
+    assert [line.split() for line in out.splitlines()[1:]] == [
+        ["train", "1,437", "examples"],
+        ["test", "360", "examples"],
+    ]
     assert len(load_source("digits", "test", tmp_path)) == 360
 
 
@@ -29,7 +32,10 @@ def test_counts_by_class_and_a_picture_of_samples_are_left_beside_the_set(tmp_pa
     assert run("digits", "--data-dir", tmp_path) == 0
     folder = tmp_path / "digits" / "1.0.0"
     counts = json.loads((folder / "counts.json").read_text())
-    assert {split: found["examples"] for split, found in counts.items()} == {"train": 1437, "test": 360}
+    assert {split: found["examples"] for split, found in counts.items()} == {
+        "train": 1437,
+        "test": 360,
+    }
     assert sum(found["classes"]["7"] for found in counts.values()) == 179  # scikit-learn's
     assert Image.open(folder / "samples.png").size > (300, 200)
 
@@ -44,7 +50,9 @@ def test_a_folder_is_prepared_without_a_network(tmp_path, capsys, monkeypatch):
     assert run("folder", tmp_path / "My Pets", "--data-dir", tmp_path / "data", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["name"], found["num_classes"]) == ("my_pets", 2)
-    assert sum(found["splits"].values()) == 5 and found["ignored"] == [str(tmp_path / "My Pets" / "dog" / "notes.txt")]
+    assert sum(found["splits"].values()) == 5 and found["ignored"] == [
+        str(tmp_path / "My Pets" / "dog" / "notes.txt")
+    ]
     assert len(found["unreadable"]) == 1 and "dog/bad.jpg" in found["unreadable"][0]
     assert run("folder", tmp_path / "My Pets", "--data-dir", tmp_path / "data") == 0
     out = capsys.readouterr().out
@@ -103,14 +111,22 @@ def test_what_cannot_be_prepared_is_said_in_one_line(tmp_path, name, message):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow"), r"pip install 'googlenet-jax\[prepare\]'"),
         (
-            ModuleNotFoundError("No module named 'importlib_resources'", name="importlib_resources"),
+            ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow"),
+            r"pip install 'googlenet-jax\[prepare\]'",
+        ),
+        (
+            ModuleNotFoundError(
+                "No module named 'importlib_resources'", name="importlib_resources"
+            ),
             r"pip install 'googlenet-jax\[prepare\]'",
         ),
         (ModuleNotFoundError("No module named 'scipy'", name="scipy"), "Python package scipy"),
         (ConnectionError("Max retries exceeded\nName or service not known"), "check the network"),
-        (AssertionError("Manual directory /x does not exist.\nDownload it yourself."), "Manual directory /x does not exist. Download it"),
+        (
+            AssertionError("Manual directory /x does not exist.\nDownload it yourself."),
+            "Manual directory /x does not exist. Download it",
+        ),
     ],
 )
 def test_a_failed_preparation_says_what_to_do(tmp_path, monkeypatch, capsys, error, message):

@@ -24,7 +24,10 @@ def lines_by_name(text: str) -> dict[str, str]:
 def test_googlenet_stands_beside_table_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("googlenet") == 0
     lines = lines_by_name(capsys.readouterr().out)
-    assert lines["inception_3a"] == "inception_3a 28×28×256 2 163,696 128,049,152 28×28×256 159.5K 159K 128.0M 128M equal"
+    assert (
+        lines["inception_3a"]
+        == "inception_3a 28×28×256 2 163,696 128,049,152 28×28×256 159.5K 159K 128.0M 128M equal"
+    )
     assert lines["inception_4c"].endswith("497.5K 463K 99.9M 100M weights -6.9 %")
     assert lines["inception_5a"].endswith("weights +5.3 %, multiply-adds +5.7 %")
     assert lines["conv2"].endswith("equal (with conv2_reduce)")
@@ -41,11 +44,18 @@ def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["layers"][-1] for row in result["printed"]["rows"] if not row["equal"]] == [
         f"inception_{m}" for m in ("4a", "4c", "4d", "4e", "5a", "5b")
     ]
-    assert result["totals"]["with_aux"]["parameters"] == sum(row["parameters"] for row in result["rows"])
+    assert result["totals"]["with_aux"]["parameters"] == sum(
+        row["parameters"] for row in result["rows"]
+    )
 
 
-@pytest.mark.parametrize("options", [["--width", "0.5"], ["--num-classes", "10"], ["--input-size", "128"], ["--stem", "small"]])
-def test_table_1_is_for_the_papers_network_alone(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [["--width", "0.5"], ["--num-classes", "10"], ["--input-size", "128"], ["--stem", "small"]],
+)
+def test_table_1_is_for_the_papers_network_alone(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     run("googlenet", "--json", *options)
     assert "printed" not in json.loads(capsys.readouterr().out)
 
@@ -65,7 +75,10 @@ def test_compare_marks_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines["head"].endswith("1,024,000")
     run("googlenet", "--compare", "googlenet_torchvision", "--json")
     result = json.loads(capsys.readouterr().out)
-    assert [entry["model"]["name"] for entry in result["models"]] == ["googlenet", "googlenet_torchvision"]
+    assert [entry["model"]["name"] for entry in result["models"]] == [
+        "googlenet",
+        "googlenet_torchvision",
+    ]
     assert "norm1" in result["different"] and "head" not in result["different"]
 
 
@@ -76,8 +89,13 @@ def test_errors_name_what_is_wrong() -> None:
         run("googlenet_bn", "--stem", "separable")
 
 
-@given(st.lists(st.sampled_from("abcdef"), unique=True), st.lists(st.sampled_from("abcdef"), unique=True))
-def test_align_keeps_every_name_once_and_the_first_order(names: list[str], others: list[str]) -> None:
+@given(
+    st.lists(st.sampled_from("abcdef"), unique=True),
+    st.lists(st.sampled_from("abcdef"), unique=True),
+)
+def test_align_keeps_every_name_once_and_the_first_order(
+    names: list[str], others: list[str]
+) -> None:
     merged = summary.align(names, others)
     assert sorted(merged) == sorted({*names, *others})
     assert [name for name in merged if name in names] == names
@@ -85,4 +103,10 @@ def test_align_keeps_every_name_once_and_the_first_order(names: list[str], other
 
 def test_table_is_aligned() -> None:
     text = summary.table(["name", "count"], [["a", "1"], ["longer", "1,000"], ["short"]], left=(0,))
-    assert text.splitlines() == ["name    count", "──────  ─────", "a           1", "longer  1,000", "short"]
+    assert text.splitlines() == [
+        "name    count",
+        "──────  ─────",
+        "a           1",
+        "longer  1,000",
+        "short",
+    ]

@@ -33,14 +33,25 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
 def make_data_set(tmp_path, monkeypatch) -> MakeDataSet:
     """Writes the set "pictures" with a "train" split; returns the data folder. TFDS shuffles: `label` tells the examples apart."""
 
-    def make(images: list[bytes], labels: list[int] | None = None, *, channels: int = 3, features: dict | None = None) -> Path:
+    def make(
+        images: list[bytes],
+        labels: list[int] | None = None,
+        *,
+        channels: int = 3,
+        features: dict | None = None,
+    ) -> Path:
         labels = list(range(len(images))) if labels is None else labels
         keys = {
             "image": tfds.features.Image(shape=(None, None, channels)),
             "label": tfds.features.ClassLabel(num_classes=max(1, len(images))),
         }
-        monkeypatch.setattr(Pictures, "features", tfds.features.FeaturesDict(features or keys), raising=False)
-        examples = [dict(zip(features or keys, pair, strict=True)) for pair in zip(images, labels, strict=True)]
+        monkeypatch.setattr(
+            Pictures, "features", tfds.features.FeaturesDict(features or keys), raising=False
+        )
+        examples = [
+            dict(zip(features or keys, pair, strict=True))
+            for pair in zip(images, labels, strict=True)
+        ]
         monkeypatch.setattr(Pictures, "examples", examples, raising=False)
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # TFDS leaves an empty folder there
         Pictures(data_dir=tmp_path, file_format="array_record").download_and_prepare()

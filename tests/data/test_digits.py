@@ -16,10 +16,15 @@ from googlenet_jax.errors import UserError
 
 def test_holds_every_one_of_scikit_learn_s_images_once(digits_dir):
     source = load_source("digits", "train+test", digits_dir)
-    written = Counter((example["image"].tobytes(), example["label"]) for example in source.read(range(len(source))))
+    written = Counter(
+        (example["image"].tobytes(), example["label"])
+        for example in source.read(range(len(source)))
+    )
     bundled = load_digits()
     scaled = np.rint(bundled.images / 16 * 255).astype(np.uint8)
-    assert written == Counter((image.tobytes(), int(label)) for image, label in zip(scaled, bundled.target, strict=True))
+    assert written == Counter(
+        (image.tobytes(), int(label)) for image, label in zip(scaled, bundled.target, strict=True)
+    )
     assert source[0]["image"].shape == (8, 8, 1)
     assert source.class_names == tuple("0123456789")
 
@@ -27,15 +32,26 @@ def test_holds_every_one_of_scikit_learn_s_images_once(digits_dir):
 def test_the_split_is_stratified_and_never_moves(digits_dir):
     train, test = (load_source("digits", split, digits_dir) for split in ("train", "test"))
     assert (len(train), len(test)) == (1437, 360)
-    shares = [np.bincount([example["label"] for example in source.read(range(len(source)))]) / len(source) for source in (train, test)]
+    shares = [
+        np.bincount([example["label"] for example in source.read(range(len(source)))]) / len(source)
+        for source in (train, test)
+    ]
     np.testing.assert_allclose(*shares, atol=0.003)
     # The order of the examples too: a run's batches depend on it.
-    assert zlib.crc32(b"".join(example["image"].tobytes() for example in test.read(range(len(test))))) == 914332905
+    assert (
+        zlib.crc32(b"".join(example["image"].tobytes() for example in test.read(range(len(test)))))
+        == 914332905
+    )
 
 
 def test_several_processes_may_write_it_at_once(tmp_path):
     code = "import sys, pathlib; from googlenet_jax.data.digits import prepare_digits; prepare_digits(pathlib.Path(sys.argv[1]))"
-    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
     messages = [writer.communicate()[1] for writer in writers]
     assert [writer.returncode for writer in writers] == [0, 0], messages
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]

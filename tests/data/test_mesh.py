@@ -25,7 +25,10 @@ def test_training_batch_that_devices_do_not_divide_names_both():
 
 def test_batch_and_state_arrive_unchanged():
     mesh = create_mesh()
-    batch = {"image": np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3), "label": np.array([3, 4], np.int32)}
+    batch = {
+        "image": np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3),
+        "label": np.array([3, 4], np.int32),
+    }
     for arrived in (shard_batch(batch, mesh), replicate(batch, mesh)):
         for name, array in batch.items():
             np.testing.assert_array_equal(arrived[name], array)

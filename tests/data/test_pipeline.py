@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from googlenet_jax.data.pipeline import CROP_TRIES, RandomCrop, eval_batches, random_crop, train_batches
+from googlenet_jax.data.pipeline import (
+    CROP_TRIES,
+    RandomCrop,
+    eval_batches,
+    random_crop,
+    train_batches,
+)
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.data.sources import load_source
 from googlenet_jax.errors import UserError
@@ -30,7 +36,11 @@ def take(batches, count):
 
 
 def training(source, **options):
-    return train_batches(source, **{"batch_size": 8, "size": SMALL.size, "augment": RandomCrop(), "seed": 0, "threads": 0} | options)
+    return train_batches(
+        source,
+        **{"batch_size": 8, "size": SMALL.size, "augment": RandomCrop(), "seed": 0, "threads": 0}
+        | options,
+    )
 
 
 def joined(parts):
@@ -51,11 +61,18 @@ def png(image):
 
 
 @few
-@given(start=st.integers(0, 12), threads=st.integers(0, 3), processes=st.sampled_from([1, 2, 4]), seed=st.sampled_from([0, 7, 2**32 - 1]))
+@given(
+    start=st.integers(0, 12),
+    threads=st.integers(0, 3),
+    processes=st.sampled_from([1, 2, 4]),
+    seed=st.sampled_from([0, 7, 2**32 - 1]),
+)
 def test_batch_k_depends_on_seed_and_k_alone(digits, start, threads, processes, seed):
     whole = take(training(digits, seed=seed), start + 2)[start:]
     options = {"seed": seed, "start_step": start, "threads": threads, "process_count": processes}
-    shares = [take(training(digits, process_index=index, **options), 2) for index in range(processes)]
+    shares = [
+        take(training(digits, process_index=index, **options), 2) for index in range(processes)
+    ]
     for batch, parts in zip(whole, zip(*shares, strict=True), strict=True):
         assert_same(batch, joined(parts))
 
@@ -64,7 +81,12 @@ def test_batch_k_depends_on_seed_and_k_alone(digits, start, threads, processes, 
 @given(batch_size=st.integers(1, 90), seed=st.integers(0, 2**32 - 1))
 def test_every_epoch_is_a_permutation_of_its_own(digits, batch_size, seed):
     count = math.ceil(3 * len(digits) / batch_size)
-    order = np.concatenate([batch["index"] for batch in take(training(digits, batch_size=batch_size, seed=seed), count)])
+    order = np.concatenate(
+        [
+            batch["index"]
+            for batch in take(training(digits, batch_size=batch_size, seed=seed), count)
+        ]
+    )
     epochs = order[: 3 * len(digits)].reshape(3, len(digits))
     for epoch in epochs:
         assert sorted(epoch) == list(range(len(digits)))
@@ -85,7 +107,9 @@ def test_an_example_is_cropped_anew_in_each_epoch(digits):
 
 
 def test_a_batch_holds_its_examples(digits):
-    (batch,) = take(training(digits, augment=RandomCrop(area=(1.0, 1.0), aspect=(1.0, 1.0)), size=8), 1)
+    (batch,) = take(
+        training(digits, augment=RandomCrop(area=(1.0, 1.0), aspect=(1.0, 1.0)), size=8), 1
+    )
     assert {key: (values.dtype.name, values.shape) for key, values in batch.items()} == {
         "image": ("uint8", (8, 8, 8, 3)),
         "label": ("int32", (8,)),
@@ -115,7 +139,9 @@ def test_a_crop_is_a_window_of_the_image_anywhere_and_never_mirrored(make_data_s
     width=st.integers(1, 400),
     smallest=st.floats(0.01, 1),
     narrowest=st.floats(0.2, 1),
-    draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=2 * CROP_TRIES + 2, max_size=2 * CROP_TRIES + 2),
+    draws=st.lists(
+        st.floats(0, 1, exclude_max=True), min_size=2 * CROP_TRIES + 2, max_size=2 * CROP_TRIES + 2
+    ),
 )
 def test_a_crop_lies_in_the_image_and_within_the_bounds(height, width, smallest, narrowest, draws):
     ranges = RandomCrop(area=(smallest, 1.0), aspect=(narrowest, 1 / narrowest))
@@ -134,20 +160,34 @@ def pairs(values):
 def test_areas_are_uniform_and_aspect_ratios_log_uniform():
     generator = np.random.default_rng(0)
     ranges = RandomCrop(area=(0.1, 0.5), aspect=(0.5, 1.5))  # always fits a square
-    boxes = np.array([random_crop(1000, 1000, ranges, generator.random((CROP_TRIES + 1, 2)).tolist()) for _ in range(4000)])
+    boxes = np.array(
+        [
+            random_crop(1000, 1000, ranges, generator.random((CROP_TRIES + 1, 2)).tolist())
+            for _ in range(4000)
+        ]
+    )
     area, aspect = boxes[:, 2] * boxes[:, 3] / 1e6, np.log(boxes[:, 3] / boxes[:, 2])
     quantiles = np.linspace(0, 1, 11)
     np.testing.assert_allclose(np.quantile(area, quantiles), 0.1 + 0.4 * quantiles, atol=0.015)
-    np.testing.assert_allclose(np.quantile(aspect, quantiles), np.log(0.5) + np.log(3) * quantiles, atol=0.03)
+    np.testing.assert_allclose(
+        np.quantile(aspect, quantiles), np.log(0.5) + np.log(3) * quantiles, atol=0.03
+    )
 
 
 @pytest.mark.parametrize(
     ("size", "box"),
     # torchvision's fallback: the whole of the short side, the other as long as the ratio permits, centred.
-    [((100, 1000), (0, 433, 100, 133)), ((1000, 100), (433, 0, 133, 100)), ((90, 100), (0, 0, 90, 100))],
+    [
+        ((100, 1000), (0, 433, 100, 133)),
+        ((1000, 100), (433, 0, 133, 100)),
+        ((90, 100), (0, 0, 90, 100)),
+    ],
 )
 def test_where_ten_tries_do_not_fit_the_centre_is_taken(size, box):
-    never_fits = (0.999, 0.999 if size[1] < 200 else 0.0)  # nearly the whole area, as wide or as high as it gets
+    never_fits = (
+        0.999,
+        0.999 if size[1] < 200 else 0.0,
+    )  # nearly the whole area, as wide or as high as it gets
     assert random_crop(*size, RandomCrop(), [*[never_fits] * CROP_TRIES, (0.9, 0.9)]) == box
 
 
@@ -155,11 +195,23 @@ def test_where_ten_tries_do_not_fit_the_centre_is_taken(size, box):
 
 
 @few
-@given(length=st.integers(1, 40), share=st.integers(1, 12), processes=st.integers(1, 4), threads=st.integers(0, 2))
+@given(
+    length=st.integers(1, 40),
+    share=st.integers(1, 12),
+    processes=st.integers(1, 4),
+    threads=st.integers(0, 2),
+)
 def test_evaluation_counts_every_example_once(digits_dir, length, share, processes, threads):
     source = load_source("digits", f"test[:{length}]", digits_dir)
-    options = {"batch_size": share * processes, "preprocessing": SMALL, "threads": threads, "process_count": processes}
-    shares = [list(eval_batches(source, process_index=index, **options)) for index in range(processes)]
+    options = {
+        "batch_size": share * processes,
+        "preprocessing": SMALL,
+        "threads": threads,
+        "process_count": processes,
+    }
+    shares = [
+        list(eval_batches(source, process_index=index, **options)) for index in range(processes)
+    ]
     assert {len(batches) for batches in shares} == {math.ceil(length / (share * processes))}
     assert {len(batch["label"]) for batches in shares for batch in batches} == {share}
 
@@ -185,7 +237,9 @@ def test_the_centre_crop_of_the_scaled_image(make_data_set, shape):
     # A quarter by area is the mean of 4 × 4 pixels.
     scaled = image.reshape(shape[0] // 4, 4, shape[1] // 4, 4, 3).mean((1, 3))
     top, left = ((side - 24) // 2 for side in scaled.shape[:2])
-    np.testing.assert_allclose(batch["image"][0], scaled[top : top + 24, left : left + 24], atol=0.51)
+    np.testing.assert_allclose(
+        batch["image"][0], scaled[top : top + 24, left : left + 24], atol=0.51
+    )
 
 
 def test_enlarging_is_bilinear(make_data_set):
@@ -203,7 +257,10 @@ def test_enlarging_is_bilinear(make_data_set):
 def test_a_corrupt_image_in_a_batch_names_the_example(make_data_set, threads):
     image = png(np.zeros((8, 8, 3), np.uint8))
     source = load_source("pictures", "train", make_data_set([image, image[:-15]]))
-    for batches in (training(source, threads=threads), eval_batches(source, batch_size=2, preprocessing=SMALL, threads=threads)):
+    for batches in (
+        training(source, threads=threads),
+        eval_batches(source, batch_size=2, preprocessing=SMALL, threads=threads),
+    ):
         with pytest.raises(UserError, match=r"^pictures train, example [01]: "):
             next(batches)
 

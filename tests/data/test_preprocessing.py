@@ -9,7 +9,9 @@ import pytest
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.errors import UserError
 
-CAFFE = Preprocessing(size=224, resize=256, mean=(104, 117, 123), std=(1, 1, 1), channel_order="bgr")
+CAFFE = Preprocessing(
+    size=224, resize=256, mean=(104, 117, 123), std=(1, 1, 1), channel_order="bgr"
+)
 
 
 def test_survives_json():
@@ -53,13 +55,19 @@ def test_an_unknown_field_names_the_nearest():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_normalize_takes_mean_and_std_in_the_network_s_channel_order(dtype):
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
-    rgb = Preprocessing(size=4, resize=4, mean=(103.675, 96.28, 53.53), std=(58.395, 57.12, 47.375))  # none exact in bfloat16
+    rgb = Preprocessing(
+        size=4, resize=4, mean=(103.675, 96.28, 53.53), std=(58.395, 57.12, 47.375)
+    )  # none exact in bfloat16
     for preprocessing, ordered in ((rgb, images), (CAFFE, images[..., ::-1])):
-        expected = (ordered.astype(np.float32) - np.float32(preprocessing.mean)) / np.float32(preprocessing.std)
+        expected = (ordered.astype(np.float32) - np.float32(preprocessing.mean)) / np.float32(
+            preprocessing.std
+        )
         result = jax.jit(normalize, static_argnums=(1, 2))(images, preprocessing, dtype)
         assert result.dtype == dtype
         # Arithmetic in float32, rounded once: within half a unit in the last place of `dtype`.
-        np.testing.assert_allclose(np.asarray(result, np.float32), expected, rtol=float(jnp.finfo(dtype).eps), atol=1e-5)
+        np.testing.assert_allclose(
+            np.asarray(result, np.float32), expected, rtol=float(jnp.finfo(dtype).eps), atol=1e-5
+        )
 
 
 def test_normalize_refuses_images_that_were_scaled_already():

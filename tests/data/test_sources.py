@@ -12,7 +12,11 @@ from PIL import Image
 from googlenet_jax.data.sources import load_source
 from googlenet_jax.errors import UserError
 
-COLOURS = cv2.resize(np.random.default_rng(0).integers(0, 256, (4, 5, 4), np.uint8), (20, 16), interpolation=cv2.INTER_LINEAR)
+COLOURS = cv2.resize(
+    np.random.default_rng(0).integers(0, 256, (4, 5, 4), np.uint8),
+    (20, 16),
+    interpolation=cv2.INTER_LINEAR,
+)
 
 
 def encode(image: Image.Image, form: str = "PNG", **options) -> bytes:
@@ -55,7 +59,9 @@ def by_label(source) -> dict[int, np.ndarray]:
 
 def test_every_kind_of_image_file_comes_out_as_rgb(make_data_set):
     source = load_source("pictures", "train", make_data_set(list(ENCODED.values())))
-    for (kind, encoded), (_, image) in zip(ENCODED.items(), sorted(by_label(source).items()), strict=True):
+    for (kind, encoded), (_, image) in zip(
+        ENCODED.items(), sorted(by_label(source).items()), strict=True
+    ):
         expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
         assert image.dtype == np.uint8, kind
         assert image.shape == expected.shape, kind
@@ -73,7 +79,9 @@ def test_sixteen_bits_become_their_upper_eight(make_data_set, channels):
 def test_greyscale_sets_keep_one_channel(make_data_set):
     grey = COLOURS[..., 0].copy()
     pngs = [encode(Image.fromarray(grey)), encode(Image.fromarray(COLOURS[..., :2].copy(), "LA"))]
-    for image in by_label(load_source("pictures", "train", make_data_set(pngs, channels=1))).values():
+    for image in by_label(
+        load_source("pictures", "train", make_data_set(pngs, channels=1))
+    ).values():
         np.testing.assert_array_equal(image, grey[..., None])
 
 
@@ -81,9 +89,13 @@ def broken(kind: str) -> bytes:
     png, jpeg = ENCODED["PNG"], ENCODED["JPEG"]
     flipped = bytearray(png)
     flipped[len(png) // 2] ^= 0xFF
-    return {"empty": b"", "text": b"not an image", "cut PNG": png[:-20], "cut JPEG": jpeg[:-40], "PNG with a wrong byte": bytes(flipped)}[
-        kind
-    ]
+    return {
+        "empty": b"",
+        "text": b"not an image",
+        "cut PNG": png[:-20],
+        "cut JPEG": jpeg[:-40],
+        "PNG with a wrong byte": bytes(flipped),
+    }[kind]
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "cut PNG", "cut JPEG", "PNG with a wrong byte"])
@@ -102,7 +114,9 @@ def test_a_corrupt_image_names_the_example(make_data_set, kind):
 
 def test_an_example_without_a_label_is_named(make_data_set):
     source = load_source("pictures", "train", make_data_set([ENCODED["PNG"]], [-1]))
-    with pytest.raises(UserError, match="pictures train, example 0: expected a label from 0 to 0, found -1"):
+    with pytest.raises(
+        UserError, match="pictures train, example 0: expected a label from 0 to 0, found -1"
+    ):
         source[0]
 
 
@@ -115,17 +129,37 @@ def test_a_damaged_file_names_the_folder(make_data_set):
 
 
 def test_slices_and_sums_of_splits(digits_dir):
-    lengths = {"train[:90%]": 1293, "train[90%:]": 144, "test[-5:]": 5, "train+test": 1797, "train[:10]+test[:10]": 20}
+    lengths = {
+        "train[:90%]": 1293,
+        "train[90%:]": 144,
+        "test[-5:]": 5,
+        "train+test": 1797,
+        "train[:10]+test[:10]": 20,
+    }
     for split, length in lengths.items():
         source = load_source("digits", split, digits_dir)
         assert (len(source), len(list(source))) == (length, length)
         assert (source.name, source.split, source.num_classes) == ("digits", split, 10)
-    whole, part = load_source("digits", "train", digits_dir), load_source("digits", "train[100:]", digits_dir)
+    whole, part = (
+        load_source("digits", "train", digits_dir),
+        load_source("digits", "train[100:]", digits_dir),
+    )
     np.testing.assert_array_equal(whole[103]["image"], part[3]["image"])
 
 
 @pytest.mark.parametrize(
-    "split", ["trian", "train[:x%]", "train[:200%]", "train[5:2]", "train[:0%]", "train[5000:]", "train[:5]+tset", "", None]
+    "split",
+    [
+        "trian",
+        "train[:x%]",
+        "train[:200%]",
+        "train[5:2]",
+        "train[:0%]",
+        "train[5000:]",
+        "train[:5]+tset",
+        "",
+        None,
+    ],
 )
 def test_a_wrong_split_names_the_splits_there_are(digits_dir, split):
     with pytest.raises(UserError) as error:
@@ -143,7 +177,8 @@ def test_an_index_out_of_range_is_an_index_error(digits_dir):
 
 def test_a_set_that_is_not_prepared_names_the_command(tmp_path, monkeypatch):
     with pytest.raises(
-        UserError, match=f"not prepared in {tmp_path}; prepare it with: googlenet-jax prepare cifar10 --data-dir {tmp_path}$"
+        UserError,
+        match=f"not prepared in {tmp_path}; prepare it with: googlenet-jax prepare cifar10 --data-dir {tmp_path}$",
     ):
         load_source("cifar10", "train", tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "by default"))
@@ -152,7 +187,13 @@ def test_a_set_that_is_not_prepared_names_the_command(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("cifra10", "did you mean 'cifar10'"), ("digit", "did you mean 'digits'"), ("../x", ""), ("", "")]
+    ("name", "hint"),
+    [
+        ("cifra10", "did you mean 'cifar10'"),
+        ("digit", "did you mean 'digits'"),
+        ("../x", ""),
+        ("", ""),
+    ],
 )
 def test_an_unknown_name_names_the_nearest(tmp_path, name, hint):
     with pytest.raises(UserError, match="TFDS knows no set of that name") as error:
@@ -171,13 +212,24 @@ def test_a_set_in_another_file_format_is_refused(make_data_set):
 @pytest.mark.parametrize(
     ("features", "found"),
     [
-        ({"picture": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=2)}, "only label, picture"),
-        ({"image": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}, "image is a Text"),
-        ({"image": tfds.features.Image(), "label": tfds.features.Scalar(np.int64)}, "label is a Scalar"),
+        (
+            {"picture": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=2)},
+            "only label, picture",
+        ),
+        (
+            {"image": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)},
+            "image is a Text",
+        ),
+        (
+            {"image": tfds.features.Image(), "label": tfds.features.Scalar(np.int64)},
+            "label is a Scalar",
+        ),
     ],
 )
 def test_a_set_that_is_not_for_classification_is_refused(make_data_set, features, found):
-    folder = make_data_set([ENCODED["PNG"] if "Text" not in found else "words"], [0], features=features)
+    folder = make_data_set(
+        [ENCODED["PNG"] if "Text" not in found else "words"], [0], features=features
+    )
     with pytest.raises(UserError, match=f"expected the features image .* found {found}"):
         load_source("pictures", "train", folder)
 
@@ -192,5 +244,7 @@ batches = train_batches(source, batch_size=64, size=16, augment=RandomCrop(), se
 assert next(batches)["image"].shape == (64, 16, 16, 3)
 print("tensorflow" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code, str(digits_dir)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(digits_dir)], capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr

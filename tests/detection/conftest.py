@@ -9,6 +9,7 @@ import flax.linen as nn
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+
 from googlenet_jax.detection.proposals import Proposals, save_proposals
 from googlenet_jax.detection.sources import DetectionSource, load_detection_source
 from googlenet_jax.models.layers import sow

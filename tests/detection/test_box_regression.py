@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from googlenet_jax.detection.box_regression import (
     Regression,
     fit,
@@ -13,8 +16,6 @@ from googlenet_jax.detection.box_regression import (
 )
 from googlenet_jax.detection.measures import Objects
 from googlenet_jax.errors import UserError
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def random_boxes(rng, count):

@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from googlenet_jax.cli.main import main
 from googlenet_jax.detection.folder import list_detection_folder, prepare_detection_folder
 from googlenet_jax.detection.sources import load_detection_source
 from googlenet_jax.errors import UserError
-from PIL import Image
 
 
 def picture(path, width=40, height=20):

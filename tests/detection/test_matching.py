@@ -6,10 +6,11 @@ import math
 import jax
 import numpy as np
 import pytest
-from googlenet_jax.detection.matching import kmeans_priors, matching_loss
-from googlenet_jax.errors import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from googlenet_jax.detection.matching import kmeans_priors, matching_loss
+from googlenet_jax.errors import UserError
 
 loss_of = jax.jit(matching_loss)
 

@@ -5,10 +5,11 @@ import io
 
 import numpy as np
 import pytest
-from googlenet_jax.detection import measures
-from googlenet_jax.detection.measures import Detections, Objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from googlenet_jax.detection import measures
+from googlenet_jax.detection.measures import Detections, Objects
 
 
 def objects(boxes, labels=None, difficult=None, crowd=None):

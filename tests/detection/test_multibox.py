@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from googlenet_jax.cli.main import main
 from googlenet_jax.data.mesh import create_mesh
 from googlenet_jax.data.preprocessing import Preprocessing
@@ -14,8 +17,6 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.models.registry import create_model
 from googlenet_jax.training.config import resolve
 from googlenet_jax.training.loop import train
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 PLAIN = Preprocessing(size=20, resize=20, mean=(0, 0, 0), std=(1, 1, 1))
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from googlenet_jax.cli.main import main
 from googlenet_jax.detection.proposals import (
     Proposals,

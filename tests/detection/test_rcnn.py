@@ -6,6 +6,8 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
+
 from googlenet_jax.cli.main import main
 from googlenet_jax.data.mesh import create_mesh
 from googlenet_jax.detection.box_regression import load_regression
@@ -13,8 +15,6 @@ from googlenet_jax.detection.rcnn import RCNN, default_rcnn_config
 from googlenet_jax.errors import UserError
 from googlenet_jax.training.config import resolve
 from googlenet_jax.training.loop import train
-from PIL import Image
-
 from tests.detection.conftest import shapes
 
 

@@ -4,9 +4,10 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from googlenet_jax.detection.regions import to_canvas, warp, with_context
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from googlenet_jax.detection.regions import to_canvas, warp, with_context
 
 jit_warp = jax.jit(warp, static_argnames="side")
 

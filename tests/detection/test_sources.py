@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+
 from googlenet_jax.data.digits import prepare_digits
 from googlenet_jax.data.sources import load_source
 from googlenet_jax.detection import digit_scenes
 from googlenet_jax.detection.sources import load_detection_source
 from googlenet_jax.errors import UserError
-
 from tests.detection.conftest import Shown
 
 IMAGE = np.zeros((20, 40, 3), np.uint8)

@@ -1,9 +1,10 @@
 """Suppression on the device beside a slow, obvious form."""
 
 import numpy as np
-from googlenet_jax.detection.suppression import suppress
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from googlenet_jax.detection.suppression import suppress
 
 
 def overlap(a, b):

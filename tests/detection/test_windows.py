@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from googlenet_jax.detection.measures import Objects
-from googlenet_jax.detection.windows import draw, label_windows, object_windows, window_labels
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from googlenet_jax.detection.measures import Objects
+from googlenet_jax.detection.windows import draw, label_windows, object_windows, window_labels
 
 BACKGROUND, LEFT_OUT = -1, -2
 

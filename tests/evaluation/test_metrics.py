@@ -42,5 +42,7 @@ def test_soft_cross_entropy_is_linear_in_the_targets(smoothing):
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6)))
     first, second = jnp.array([0, 1, 2]), jnp.array([3, 4, 5])
     soft = 0.3 * jax.nn.one_hot(first, 6) + 0.7 * jax.nn.one_hot(second, 6)
-    expected = 0.3 * cross_entropy(logits, first, smoothing) + 0.7 * cross_entropy(logits, second, smoothing)
+    expected = 0.3 * cross_entropy(logits, first, smoothing) + 0.7 * cross_entropy(
+        logits, second, smoothing
+    )
     np.testing.assert_allclose(cross_entropy(logits, soft, smoothing), expected, rtol=1e-5)

@@ -29,7 +29,9 @@ def require_slim() -> None:
     """Skips the calling test module where the extra is not installed; nothing is imported to find out, since TensorFlow takes seconds."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        pytest.skip(f"needs {', '.join(missing)}: pip install -e '.[live]'", allow_module_level=True)
+        pytest.skip(
+            f"needs {', '.join(missing)}: pip install -e '.[live]'", allow_module_level=True
+        )
 
 
 def run_slim(network: str, images: np.ndarray, seed: int = 0, **options: Any) -> SlimRun:
@@ -43,13 +45,21 @@ def run_slim(network: str, images: np.ndarray, seed: int = 0, **options: Any) ->
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "in.npz", images=images.astype(np.float64))
         command = [sys.executable, __file__, network, folder, str(seed), repr(options)]
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "TF_ENABLE_ONEDNN_OPTS": "0"}
+        environment = {
+            **os.environ,
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "TF_ENABLE_ONEDNN_OPTS": "0",
+        }
         process = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert process.returncode == 0, process.stderr[-3000:]
         with np.load(Path(folder) / "out.npz") as out:
             arrays = {name: out[name] for name in out.files}
     parts = {
-        kind: {name.split(":", 1)[1]: a for name, a in arrays.items() if name.startswith(kind + ":")} for kind in ("variable", "endpoint")
+        kind: {
+            name.split(":", 1)[1]: a for name, a in arrays.items() if name.startswith(kind + ":")
+        }
+        for kind in ("variable", "endpoint")
     }
     return SlimRun(parts["variable"], parts["endpoint"])
 
@@ -79,8 +89,13 @@ def _main(network: str, folder: str, seed: str, options: str) -> None:
     tf.disable_eager_execution()
     images = np.load(Path(folder) / "in.npz")["images"]
     # The fused batch norm has no float64; the plain one is the same arithmetic in evaluation.
-    with tf_slim.arg_scope(getattr(inception, f"{network}_arg_scope")()), tf_slim.arg_scope([tf_slim.layers.batch_norm], fused=False):
-        _, endpoints = getattr(inception, network)(tf.constant(images), is_training=False, **ast.literal_eval(options))
+    with (
+        tf_slim.arg_scope(getattr(inception, f"{network}_arg_scope")()),
+        tf_slim.arg_scope([tf_slim.layers.batch_norm], fused=False),
+    ):
+        _, endpoints = getattr(inception, network)(
+            tf.constant(images), is_training=False, **ast.literal_eval(options)
+        )
     rng = np.random.default_rng(int(seed))
     drawn = {v.op.name: _draw(v.op.name, v.shape.as_list(), rng) for v in tf.global_variables()}
     with tf.Session() as session:

@@ -47,14 +47,21 @@ arrays |= {name: np.asarray(value) for name, value in zip(taps, values, strict=T
 np.savez(sys.argv[2], logits=arrays["mixed10"].mean((1, 2)) @ arrays["kernel"] + arrays["bias"], **arrays)
 """
 # Keras's "mixed0" … "mixed10" are our modules in order.
-MODULES = [f"inception_{m}" for m in ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")]
+MODULES = [
+    f"inception_{m}" for m in ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
+]
 
 
 def test_kerass_logits_and_modules(tmp_path: Path) -> None:
     images = np.random.default_rng(1).normal(size=(1, SIZE, SIZE, 3))
     np.savez(tmp_path / "in.npz", images=images)
     program = PROGRAM.replace("SIZE", str(SIZE))
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": "jax",
+        "JAX_ENABLE_X64": "1",
+        "JAX_PLATFORMS": "cpu",
+    }
     command = [sys.executable, "-c", program, str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]
     process = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-3000:]
@@ -63,7 +70,9 @@ def test_kerass_logits_and_modules(tmp_path: Path) -> None:
 
     model = gj.create_model("inception_v3", flavour="keras", dtype="float64", param_dtype="float64")
     ours = gj.endpoints(model, convert(out), images)
-    errors = {module: relative_error(ours[module], out[f"mixed{i}"]) for i, module in enumerate(MODULES)}
+    errors = {
+        module: relative_error(ours[module], out[f"mixed{i}"]) for i, module in enumerate(MODULES)
+    }
     errors["head"] = relative_error(ours["head"], out["logits"])
     worst = max(errors, key=errors.__getitem__)
     print(f"keras: {len(errors)} activations, at most {errors[worst]:.1e} ({worst})")
@@ -72,10 +81,18 @@ def test_kerass_logits_and_modules(tmp_path: Path) -> None:
 
 def convert(out: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Keras's weights as our variables: it makes its units in torchvision's order, which our class knows."""
-    layers = [layer for layer in gj.create_model("inception_v3").torch_names if not layer.startswith(("aux1", "head"))]
+    layers = [
+        layer
+        for layer in gj.create_model("inception_v3").torch_names
+        if not layer.startswith(("aux1", "head"))
+    ]
     # v2's module A has a 3×3 where v3's has the 5×5.
-    layers = [layer for layer in layers if not re.fullmatch(r"inception_5\w/conv_3x3(_reduce)?", layer)]
-    flat: dict[tuple[str, ...], np.ndarray] = {("params", "head", part): out[part] for part in ("kernel", "bias")}
+    layers = [
+        layer for layer in layers if not re.fullmatch(r"inception_5\w/conv_3x3(_reduce)?", layer)
+    ]
+    flat: dict[tuple[str, ...], np.ndarray] = {
+        ("params", "head", part): out[part] for part in ("kernel", "bias")
+    }
     for i, layer in enumerate(layers):
         place = tuple(layer.split("/"))
         flat["params", *place, "kernel"] = out[f"{i}/kernel"]

@@ -24,9 +24,25 @@ LEAVES = {
     "BatchNorm/moving_mean": ("batch_stats", "bn", "mean"),
     "BatchNorm/moving_variance": ("batch_stats", "bn", "var"),
 }
-V2_STEM = {"Conv2d_1a_7x7": "conv1", "Conv2d_2b_1x1": "conv2_reduce", "Conv2d_2c_3x3": "conv2", "Logits/Conv2d_1c_1x1": "head"}
+V2_STEM = {
+    "Conv2d_1a_7x7": "conv1",
+    "Conv2d_2b_1x1": "conv2_reduce",
+    "Conv2d_2c_3x3": "conv2",
+    "Logits/Conv2d_1c_1x1": "head",
+}
 # slim counts a reduction as the first member of the next stage, and begins each stage at "a".
-V2_MODULES = {"3b": "3a", "3c": "3b", "4a": "3c", "4b": "4a", "4c": "4b", "4d": "4c", "4e": "4d", "5a": "4e", "5b": "5a", "5c": "5b"}
+V2_MODULES = {
+    "3b": "3a",
+    "3c": "3b",
+    "4a": "3c",
+    "4b": "4a",
+    "4c": "4b",
+    "4d": "4c",
+    "4e": "4d",
+    "5a": "4e",
+    "5b": "5a",
+    "5c": "5b",
+}
 V3_STEM = {
     "Conv2d_1a_3x3": "conv1a",
     "Conv2d_2a_3x3": "conv2a",
@@ -44,9 +60,18 @@ A = [["conv_1x1"], ["conv_3x3_reduce", "conv_3x3"], DOUBLE, ["pool_proj"]]
 A5 = [["conv_1x1"], ["conv_5x5_reduce", "conv_5x5"], DOUBLE, ["pool_proj"]]
 BN_REDUCTION = [["conv_3x3_reduce", "conv_3x3"], DOUBLE]
 REDUCTION_A = [["conv_3x3"], DOUBLE]
-LONG = ["conv_double_7x7_reduce", "conv_double_7x1_1", "conv_double_1x7_1", "conv_double_7x1_2", "conv_double_1x7_2"]
+LONG = [
+    "conv_double_7x7_reduce",
+    "conv_double_7x1_1",
+    "conv_double_1x7_1",
+    "conv_double_7x1_2",
+    "conv_double_1x7_2",
+]
 B = [["conv_1x1"], ["conv_7x7_reduce", "conv_1x7", "conv_7x1"], LONG, ["pool_proj"]]
-REDUCTION_B = [["conv_3x3_reduce", "conv_3x3"], ["conv_7x7_reduce", "conv_1x7", "conv_7x1", "conv_7x7_3x3"]]
+REDUCTION_B = [
+    ["conv_3x3_reduce", "conv_3x3"],
+    ["conv_7x7_reduce", "conv_1x7", "conv_7x1", "conv_7x7_3x3"],
+]
 WIDE = ["conv_double_3x3_reduce", "conv_double_3x3", "conv_double_1x3", "conv_double_3x1"]
 C = [["conv_1x1"], ["conv_3x3_reduce", "conv_1x3", "conv_3x1"], WIDE, ["pool_proj"]]
 V3_BRANCHES = {"5": A5, "6": B, "7": C, "6a": REDUCTION_A, "7a": REDUCTION_B}
@@ -60,12 +85,18 @@ def v3_units(module: str) -> tuple[str, list[list[str]]]:
     return module, V3_BRANCHES.get(module, V3_BRANCHES[module[0]])
 
 
-def convert(variables: dict[str, np.ndarray], stem: dict[str, str], units: Callable[[str], tuple[str, list[list[str]]]]) -> dict:
+def convert(
+    variables: dict[str, np.ndarray],
+    stem: dict[str, str],
+    units: Callable[[str], tuple[str, list[list[str]]]],
+) -> dict:
     """slim's variables as ours. Its names inside a branch are irregular (0b and 0c for one place): their order is what counts."""
     flat: dict[tuple[str, ...], np.ndarray] = {}
     seen: dict[tuple[str, str], list[str]] = {}
     for name, value in variables.items():
-        layer, leaf = re.fullmatch(r"InceptionV\d/(.*?)/((?:depthwise_|pointwise_)?weights|biases|BatchNorm/\w+)", name).groups()  # type: ignore[union-attr]
+        layer, leaf = re.fullmatch(
+            r"InceptionV\d/(.*?)/((?:depthwise_|pointwise_)?weights|biases|BatchNorm/\w+)", name
+        ).groups()  # type: ignore[union-attr]
         if layer in stem:
             place = stem[layer]
         else:
@@ -93,16 +124,29 @@ def convert(variables: dict[str, np.ndarray], stem: dict[str, str], units: Calla
         ("inception_v3", "inception_v3", 299, V3_STEM, v3_units),
     ],
 )
-def test_logits_and_modules_equal_slims(network: str, name: str, size: int, stem: dict[str, str], units: Callable) -> None:
+def test_logits_and_modules_equal_slims(
+    network: str, name: str, size: int, stem: dict[str, str], units: Callable
+) -> None:
     images = np.random.default_rng(0).normal(size=(1, size, size, 3))
     slim = run_slim(network, images, num_classes=CLASSES)
-    model = gj.create_model(name, flavour="slim", num_classes=CLASSES, dtype="float64", param_dtype="float64")
+    model = gj.create_model(
+        name, flavour="slim", num_classes=CLASSES, dtype="float64", param_dtype="float64"
+    )
     ours = gj.endpoints(model, convert(slim.variables, stem, units), images)
     pairs = {"head": "Logits"} | ({"aux1": "AuxLogits"} if name == "inception_v3" else {})
-    pairs |= {f"inception_{units(m.removeprefix('Mixed_'))[0]}": m for m in slim.endpoints if m.startswith("Mixed_")}
+    pairs |= {
+        f"inception_{units(m.removeprefix('Mixed_'))[0]}": m
+        for m in slim.endpoints
+        if m.startswith("Mixed_")
+    }
     pairs |= {place: layer for layer, place in stem.items() if layer in slim.endpoints}
-    errors = {own: relative_error(ours[own], slim.endpoints[theirs].reshape(ours[own].shape)) for own, theirs in pairs.items()}
+    errors = {
+        own: relative_error(ours[own], slim.endpoints[theirs].reshape(ours[own].shape))
+        for own, theirs in pairs.items()
+    }
     worst = max(errors, key=errors.__getitem__)
-    print(f"{name} beside TF-slim's {network} at {size}: {len(errors)} end points, at most {errors[worst]:.1e} ({worst})")
+    print(
+        f"{name} beside TF-slim's {network} at {size}: {len(errors)} end points, at most {errors[worst]:.1e} ({worst})"
+    )
     assert len(errors) >= 14
     assert errors[worst] <= TOLERANCE, f"{worst}: {errors[worst]:.1e}"

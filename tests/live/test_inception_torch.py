@@ -34,7 +34,9 @@ def load(name: str) -> Any:
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         load.kept = library  # type: ignore[attr-defined]  # the definitions live as long as it does
     importlib.import_module(name)
-    return sys.modules[name]  # `pretrainedmodels` hides its module behind a function of the same name
+    return sys.modules[
+        name
+    ]  # `pretrainedmodels` hides its module behind a function of the same name
 
 
 def compare(theirs: nn.Module, name: str, size: int, taps: dict[str, str], **options: Any) -> None:
@@ -43,28 +45,46 @@ def compare(theirs: nn.Module, name: str, size: int, taps: dict[str, str], **opt
     randomise(theirs, 0)
     found: dict[str, torch.Tensor] = {}
     for ours, module in taps.items():
-        theirs.get_submodule(module).register_forward_hook(lambda module, inputs, output, ours=ours: found.update({ours: output}))
+        theirs.get_submodule(module).register_forward_hook(
+            lambda module, inputs, output, ours=ours: found.update({ours: output})
+        )
     images = np.random.default_rng(0).normal(size=(1, size, size, 3))
     with torch.no_grad():
         logits = theirs(torch.from_numpy(images).permute(0, 3, 1, 2))
     logits = logits[0] if isinstance(logits, tuple) else logits
-    model = gj.create_model(name, num_classes=logits.shape[-1], dtype="float64", param_dtype="float64", **options)
+    model = gj.create_model(
+        name, num_classes=logits.shape[-1], dtype="float64", param_dtype="float64", **options
+    )
     ours = gj.endpoints(model, gj.weights.from_torch(model, theirs.state_dict()), images)
     errors = {"head": relative_error(ours["head"], logits.numpy())}
-    errors |= {tap: relative_error(ours[tap], value.permute(0, 2, 3, 1).numpy()) for tap, value in found.items()}
+    errors |= {
+        tap: relative_error(ours[tap], value.permute(0, 2, 3, 1).numpy())
+        for tap, value in found.items()
+    }
     assert len(errors) == len(taps) + 1
     worst = max(errors, key=errors.__getitem__)
-    print(f"{type(theirs).__module__}: {len(errors)} activations, at most {errors[worst]:.1e} ({worst})")
+    print(
+        f"{type(theirs).__module__}: {len(errors)} activations, at most {errors[worst]:.1e} ({worst})"
+    )
     assert errors[worst] <= TOLERANCE, f"{worst}: {errors[worst]:.1e}"
 
 
-V3_MODULES = [f"{stage}{letter}" for stage, letters in (("5", "bcd"), ("6", "abcde"), ("7", "abc")) for letter in letters]
-V3_TAPS = {f"inception_{module}": f"Mixed_{module}" for module in V3_MODULES} | {"conv1a": "Conv2d_1a_3x3", "conv4a": "Conv2d_4a_3x3"}
+V3_MODULES = [
+    f"{stage}{letter}"
+    for stage, letters in (("5", "bcd"), ("6", "abcde"), ("7", "abc"))
+    for letter in letters
+]
+V3_TAPS = {f"inception_{module}": f"Mixed_{module}" for module in V3_MODULES} | {
+    "conv1a": "Conv2d_1a_3x3",
+    "conv4a": "Conv2d_4a_3x3",
+}
 
 
 def test_torchvisions_inception_v3() -> None:
     models = load("torchvision.models")
-    theirs = models.inception_v3(weights=None, init_weights=False, aux_logits=True, transform_input=True)
+    theirs = models.inception_v3(
+        weights=None, init_weights=False, aux_logits=True, transform_input=True
+    )
     compare(theirs, "inception_v3", 299, V3_TAPS, transform_input=True)
 
 
@@ -87,7 +107,16 @@ def test_pytorch_fids_network() -> None:
 
 def test_pretrainedmodels_bn_inception() -> None:
     theirs = load("pretrainedmodels.models.bninception").BNInception(num_classes=1000)
-    names = {ours: name for name, ours in reference.INCEPTIONS["bn_inception"](flavour="port").endpoint_names().items()}
-    taps = {ours: name.removesuffix("_relu") + "_bn" for ours, name in names.items() if name.endswith("_relu")}
+    names = {
+        ours: name
+        for name, ours in reference.INCEPTIONS["bn_inception"](flavour="port")
+        .endpoint_names()
+        .items()
+    }
+    taps = {
+        ours: name.removesuffix("_relu") + "_bn"
+        for ours, name in names.items()
+        if name.endswith("_relu")
+    }
     # Their rectifiers work in place, so that what the batch norm returned is what follows it.
     compare(theirs, "bn_inception", 224, taps, flavour="port")

@@ -13,8 +13,19 @@ require_slim()
 
 TOLERANCE = 1e-9
 CLASSES = 7
-STEM = {"Conv2d_1a_7x7": "conv1", "Conv2d_2b_1x1": "conv2_reduce", "Conv2d_2c_3x3": "conv2", "Logits/Conv2d_0c_1x1": "head"}
-POOLS = {"MaxPool_2a_3x3": "pool1", "MaxPool_3a_3x3": "pool2", "MaxPool_4a_3x3": "pool3", "MaxPool_5a_2x2": "pool4", "Logits": "head"}
+STEM = {
+    "Conv2d_1a_7x7": "conv1",
+    "Conv2d_2b_1x1": "conv2_reduce",
+    "Conv2d_2c_3x3": "conv2",
+    "Logits/Conv2d_0c_1x1": "head",
+}
+POOLS = {
+    "MaxPool_2a_3x3": "pool1",
+    "MaxPool_3a_3x3": "pool2",
+    "MaxPool_4a_3x3": "pool3",
+    "MaxPool_5a_2x2": "pool4",
+    "Logits": "head",
+}
 # By branch and kernel: the third branch's kernel is a 3×3 where the paper has the 5×5.
 BRANCHES = {
     ("0", "1x1"): "conv_1x1",
@@ -44,7 +55,9 @@ def variable_path(slim: str) -> tuple[str, ...]:
     if layer in STEM:
         place = (STEM[layer],)
     else:
-        module, branch, kernel = re.fullmatch(r"(Mixed_\w+)/Branch_(\d)/Conv2d_0\w_(\dx\d)", layer).groups()  # type: ignore[union-attr]
+        module, branch, kernel = re.fullmatch(
+            r"(Mixed_\w+)/Branch_(\d)/Conv2d_0\w_(\dx\d)", layer
+        ).groups()  # type: ignore[union-attr]
         place = (module_name(module), BRANCHES[branch, kernel])
     collection, *rest = LEAVES[leaf]
     return (collection, *place, *rest)
@@ -61,9 +74,13 @@ def slim(images: np.ndarray) -> SlimRun:
 
 
 def test_every_end_point_equals_slims(slim: SlimRun, images: np.ndarray) -> None:
-    model = gj.create_model("googlenet_slim", num_classes=CLASSES, dtype="float64", param_dtype="float64")
+    model = gj.create_model(
+        "googlenet_slim", num_classes=CLASSES, dtype="float64", param_dtype="float64"
+    )
     flat = {variable_path(name): value for name, value in slim.variables.items()}
-    flat["params", "head", "kernel"] = flat["params", "head", "kernel"][0, 0]  # slim's classifier is a 1×1 convolution
+    flat["params", "head", "kernel"] = flat["params", "head", "kernel"][
+        0, 0
+    ]  # slim's classifier is a 1×1 convolution
     assert len(flat) == len(slim.variables) == 57 * 4 + 2
     ours = gj.endpoints(model, traverse_util.unflatten_dict(flat), images)
     errors = {}
@@ -75,7 +92,9 @@ def test_every_end_point_equals_slims(slim: SlimRun, images: np.ndarray) -> None
         errors[name] = np.linalg.norm(ours[own] - theirs) / np.linalg.norm(theirs)
     assert len(errors) == 17
     worst = max(errors, key=errors.__getitem__)
-    print(f"googlenet_slim beside TF-slim's inception_v1: {len(errors)} end points, at most {errors[worst]:.1e} ({worst})")
+    print(
+        f"googlenet_slim beside TF-slim's inception_v1: {len(errors)} end points, at most {errors[worst]:.1e} ({worst})"
+    )
     assert errors[worst] <= TOLERANCE, f"{worst}: {errors[worst]:.1e}"
 
 

@@ -38,13 +38,37 @@ def test_parameters(name, options, expected):
 @pytest.mark.parametrize(
     ("name", "flavour", "expected"),
     [
-        ("inception_v3", "torchvision", {"num_classes": 1000, "dropout": 0.5, "bn_momentum": 0.9, "aux_heads": True}),
-        ("inception_v3", "slim", {"num_classes": 1001, "dropout": 0.2, "bn_momentum": 0.9997, "aux_heads": True}),
-        ("inception_v3", "keras", {"num_classes": 1000, "dropout": 0.0, "bn_momentum": 0.99, "aux_heads": False}),
+        (
+            "inception_v3",
+            "torchvision",
+            {"num_classes": 1000, "dropout": 0.5, "bn_momentum": 0.9, "aux_heads": True},
+        ),
+        (
+            "inception_v3",
+            "slim",
+            {"num_classes": 1001, "dropout": 0.2, "bn_momentum": 0.9997, "aux_heads": True},
+        ),
+        (
+            "inception_v3",
+            "keras",
+            {"num_classes": 1000, "dropout": 0.0, "bn_momentum": 0.99, "aux_heads": False},
+        ),
         ("inception_v3", "fid", {"num_classes": 1008, "dropout": 0.0, "aux_heads": False}),
-        ("bn_inception", "paper", {"num_classes": 1000, "pool_proj_4c": 128, "stem": "separable", "bn_epsilon": 1e-3}),
-        ("bn_inception", "port", {"num_classes": 1000, "pool_proj_4c": 128, "stem": "dense", "bn_epsilon": 1e-5}),
-        ("bn_inception", "slim", {"num_classes": 1001, "pool_proj_4c": 96, "stem": "separable", "bn_momentum": 0.9997}),
+        (
+            "bn_inception",
+            "paper",
+            {"num_classes": 1000, "pool_proj_4c": 128, "stem": "separable", "bn_epsilon": 1e-3},
+        ),
+        (
+            "bn_inception",
+            "port",
+            {"num_classes": 1000, "pool_proj_4c": 128, "stem": "dense", "bn_epsilon": 1e-5},
+        ),
+        (
+            "bn_inception",
+            "slim",
+            {"num_classes": 1001, "pool_proj_4c": 96, "stem": "separable", "bn_momentum": 0.9997},
+        ),
     ],
 )
 def test_a_flavour_sets_its_options_and_given_ones_win(name, flavour, expected):
@@ -67,7 +91,9 @@ def test_flavours_differ_in_scales_and_biases():
     assert [key for key, unit in units.items() if "bias" in unit] == [("bn_inception", "port")]
 
 
-@pytest.mark.parametrize(("aux_bn", "parts"), [(False, {"kernel", "bias"}), (True, {"kernel", "bn"})])
+@pytest.mark.parametrize(
+    ("aux_bn", "parts"), [(False, {"kernel", "bias"}), (True, {"kernel", "bn"})]
+)
 def test_batch_norm_in_v2s_auxiliary_head_is_an_option(aux_bn, parts):
     head = shapes("inception_v2", aux_bn=aux_bn)[1]["params"]["aux1"]
     assert head["conv_5x5"].keys() == parts
@@ -77,20 +103,33 @@ def test_batch_norm_in_v2s_auxiliary_head_is_an_option(aux_bn, parts):
 @pytest.mark.parametrize("name", ["inception_v2", "inception_v3"])
 def test_the_auxiliary_head_needs_299_and_says_how_to_go_without(name):
     model = gj.create_model(name, width=0.1)
-    with pytest.raises(ValueError, match="at least 299 high and wide, found 298×299; aux_heads=False takes 75 and more"):
-        jax.eval_shape(functools.partial(model.init, train=False), KEYS, jnp.zeros((1, 298, 299, 3)))
+    with pytest.raises(
+        ValueError,
+        match="at least 299 high and wide, found 298×299; aux_heads=False takes 75 and more",
+    ):
+        jax.eval_shape(
+            functools.partial(model.init, train=False), KEYS, jnp.zeros((1, 298, 299, 3))
+        )
     _, variables = shapes(name, width=0.1)
     apply = functools.partial(jax.eval_shape, functools.partial(model.apply, train=False))
-    assert apply(variables, jnp.zeros((2, 139, 75, 3))).logits.shape == (2, 1000)  # in evaluation it is not asked
+    assert apply(variables, jnp.zeros((2, 139, 75, 3))).logits.shape == (
+        2,
+        1000,
+    )  # in evaluation it is not asked
     with pytest.raises(ValueError, match="at least 75 high and wide, found 74×80"):
         apply(variables, jnp.zeros((2, 74, 80, 3)))
     with pytest.raises(ValueError, match="aux_heads=False"):
         jax.eval_shape(
-            functools.partial(model.apply, train=True, rngs=KEYS, mutable=["batch_stats"]), variables, jnp.zeros((2, 224, 224, 3))
+            functools.partial(model.apply, train=True, rngs=KEYS, mutable=["batch_stats"]),
+            variables,
+            jnp.zeros((2, 224, 224, 3)),
         )
 
 
-@pytest.mark.parametrize(("size", "fits"), [(31, True), (38, True), (39, False), (224, True), (230, True), (231, False), (256, True)])
+@pytest.mark.parametrize(
+    ("size", "fits"),
+    [(31, True), (38, True), (39, False), (224, True), (230, True), (231, False), (256, True)],
+)
 def test_the_port_takes_sizes_whose_maps_halve_evenly(size, fits):
     """PyTorch's port itself fails where a convolution and a pool round an odd map apart."""
     model = gj.create_model("bn_inception", flavour="port", width=0.05)
@@ -106,7 +145,11 @@ def test_the_port_takes_sizes_whose_maps_halve_evenly(size, fits):
     ("name", "options", "words"),
     [
         ("bn_inception", {"aux_heads": True}, "'aux_heads' must be False, found True"),
-        ("bn_inception", {"flavour": "torch"}, r"'flavour' must be one of 'paper', 'port', 'slim'.*found 'torch'"),
+        (
+            "bn_inception",
+            {"flavour": "torch"},
+            r"'flavour' must be one of 'paper', 'port', 'slim'.*found 'torch'",
+        ),
         ("inception_v3", {"flavour": "kears"}, r"\(did you mean 'keras'\?\)"),
         ("inception_v2", {"stem": "small"}, "'stem' must be one of 'factorised', 'dense'"),
         ("inception_v2", {"flavour": "slim"}, "inception_v2 has no option 'flavour'"),
@@ -120,7 +163,11 @@ def test_wrong_options_are_refused(name, options, words):
 
 def test_summary_of_v2_stands_beside_table_1(capsys):
     assert main(["summary", "inception_v2"]) == 0
-    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.strip()}
+    lines = {
+        line.split()[0]: line.split()
+        for line in capsys.readouterr().out.splitlines()
+        if line.strip()
+    }
     printed = {
         "conv1a": "149×149×32",
         "conv2a": "147×147×32",
@@ -150,12 +197,39 @@ def test_endpoints_stand_in_the_networks_order(name):
     rows = summarize(gj.create_model(name, width=0.1, **settings), size).rows
     assert [row.name for row in rows] == {
         "bn_inception": [
-            *("conv1", "pool1", "conv2_reduce", "conv2", "inception_3a", "inception_3b", "inception_3c"),
-            *("inception_4a", "inception_4b", "inception_4c", "inception_4d", "inception_4e", "inception_5a", "inception_5b"),
+            *(
+                "conv1",
+                "pool1",
+                "conv2_reduce",
+                "conv2",
+                "inception_3a",
+                "inception_3b",
+                "inception_3c",
+            ),
+            *(
+                "inception_4a",
+                "inception_4b",
+                "inception_4c",
+                "inception_4d",
+                "inception_4e",
+                "inception_5a",
+                "inception_5b",
+            ),
             *("pool5", "head"),
         ],
         "inception_v3": [
-            *("conv1a", "conv2a", "conv2b", "pool1", "conv3b", "conv4a", "pool2", "inception_5b", "inception_5c", "inception_5d"),
+            *(
+                "conv1a",
+                "conv2a",
+                "conv2b",
+                "pool1",
+                "conv3b",
+                "conv4a",
+                "pool2",
+                "inception_5b",
+                "inception_5c",
+                "inception_5d",
+            ),
             *("inception_6a", "inception_6b", "inception_6c", "inception_6d", "inception_6e"),
             *("inception_7a", "inception_7b", "inception_7c", "pool3", "head"),
         ],
@@ -165,14 +239,19 @@ def test_endpoints_stand_in_the_networks_order(name):
 @pytest.mark.parametrize("name", ["bn_inception", "inception_v3"])
 def test_bfloat16_computes_in_it_and_answers_in_float32(name):
     model, variables, images = small(name, dtype="bfloat16")
-    named = jax.eval_shape(lambda v, x: model.apply(v, x, train=False, mutable=["intermediates"]), variables, images)
+    named = jax.eval_shape(
+        lambda v, x: model.apply(v, x, train=False, mutable=["intermediates"]), variables, images
+    )
     assert named[0].logits.dtype == jnp.float32
     assert {leaf.dtype.name for leaf in jax.tree.leaves(named[1]) if leaf.ndim == 4} == {"bfloat16"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32"}
 
 
 def test_keras_keeps_the_biased_variance():
-    assert {flavour: gj.create_model("inception_v3", flavour=flavour).norm.unbiased for flavour in ("torchvision", "slim", "keras")} == {
+    assert {
+        flavour: gj.create_model("inception_v3", flavour=flavour).norm.unbiased
+        for flavour in ("torchvision", "slim", "keras")
+    } == {
         "torchvision": True,
         "slim": True,
         "keras": False,

@@ -19,7 +19,12 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 def to_torch(x: jax.Array) -> torch.Tensor:
     """`[N, H, W, C]` → `[N, C, H, W]`, of the same dtype, with gradients."""
-    return torch.tensor(np.asarray(x, np.float64)).permute(0, 3, 1, 2).to(DTYPES[x.dtype.name]).requires_grad_()
+    return (
+        torch.tensor(np.asarray(x, np.float64))
+        .permute(0, 3, 1, 2)
+        .to(DTYPES[x.dtype.name])
+        .requires_grad_()
+    )
 
 
 def from_torch(x: torch.Tensor) -> np.ndarray:
@@ -36,7 +41,9 @@ def with_gradient(f, x: jax.Array, dy=None) -> tuple[jax.Array, jax.Array]:
     return jax.jit(run)(x)
 
 
-def quantised(rng: np.random.Generator, shape: tuple[int, ...], levels: int, dtype: str) -> jax.Array:
+def quantised(
+    rng: np.random.Generator, shape: tuple[int, ...], levels: int, dtype: str
+) -> jax.Array:
     """Values of a few levels, so that windows have ties."""
     return jnp.asarray(rng.integers(0, levels, shape), dtype)
 
@@ -45,8 +52,21 @@ def quantised(rng: np.random.Generator, shape: tuple[int, ...], levels: int, dty
 def pools(draw):
     window, stride = draw(st.sampled_from([(3, 2), (2, 2), (3, 1)]))
     padding = draw(st.sampled_from([1, "ceil"] if window == 3 else ["ceil", 0]))
-    shape = (draw(st.integers(1, 2)), draw(st.integers(window, 13)), draw(st.integers(window, 13)), draw(st.integers(1, 3)))
-    return window, stride, padding, shape, draw(st.integers(1, 4)), draw(st.integers(0, 2**16)), draw(st.sampled_from(sorted(DTYPES)))
+    shape = (
+        draw(st.integers(1, 2)),
+        draw(st.integers(window, 13)),
+        draw(st.integers(window, 13)),
+        draw(st.integers(1, 3)),
+    )
+    return (
+        window,
+        stride,
+        padding,
+        shape,
+        draw(st.integers(1, 4)),
+        draw(st.integers(0, 2**16)),
+        draw(st.sampled_from(sorted(DTYPES))),
+    )
 
 
 @SETTINGS
@@ -61,16 +81,24 @@ def test_max_pool_and_its_gradient_are_pytorchs_ties_included(case):
         theirs = F.max_pool2d(theirs_in, window, stride, **pads)
         # Whole numbers: their sums are exact in every dtype.
         dy = jnp.asarray(rng.integers(-3, 4, (shape[0], *theirs.shape[2:], shape[3])), dtype)
-        ours, dx = with_gradient(lambda x: layers.max_pool(x, window, stride, padding), x, lambda _: dy)
+        ours, dx = with_gradient(
+            lambda x: layers.max_pool(x, window, stride, padding), x, lambda _: dy
+        )
         np.testing.assert_array_equal(np.asarray(ours, np.float64), from_torch(theirs))
         theirs.backward(to_torch(dy).detach())
         np.testing.assert_array_equal(np.asarray(dx, np.float64), from_torch(theirs_in.grad))
 
 
-@pytest.mark.parametrize(("window", "stride", "pads"), [(3, 2, ((0, 1), (0, 1))), (3, 1, ((1, 1), (1, 1))), (2, 2, ((0, 0), (0, 0)))])
+@pytest.mark.parametrize(
+    ("window", "stride", "pads"),
+    [(3, 2, ((0, 1), (0, 1))), (3, 1, ((1, 1), (1, 1))), (2, 2, ((0, 0), (0, 0)))],
+)
 def test_indexed_max_pool_is_the_plain_one(window, stride, pads):
     x = quantised(np.random.default_rng(0), (2, 8, 10, 3), 3, "float32")
-    forms = [functools.partial(form, window=window, stride=stride, pads=pads) for form in (ops.plain_max_pool, ops._indexed_max_pool)]
+    forms = [
+        functools.partial(form, window=window, stride=stride, pads=pads)
+        for form in (ops.plain_max_pool, ops._indexed_max_pool)
+    ]
     plain, indexed = (with_gradient(form, x) for form in forms)
     for a, b in zip(plain, indexed, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -97,7 +125,11 @@ def test_max_pool_passes_nan_on():
 def test_adaptive_average_has_pytorchs_windows(height, width, seed):
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(seed).normal(size=(1, height, width, 2)))
-        np.testing.assert_allclose(layers.adaptive_avg_pool(x, 4), from_torch(F.adaptive_avg_pool2d(to_torch(x), 4)), atol=1e-12)
+        np.testing.assert_allclose(
+            layers.adaptive_avg_pool(x, 4),
+            from_torch(F.adaptive_avg_pool2d(to_torch(x), 4)),
+            atol=1e-12,
+        )
 
 
 def test_the_papers_average_pool_differs_from_the_adaptive_one_at_14():
@@ -126,7 +158,15 @@ def test_lrn_rounds_once(dtype, rounding):
     """bfloat16 is computed in float32: one rounding of the result."""
     x = jnp.asarray(30 * np.random.default_rng(0).normal(size=(2, 3, 4, 12)), dtype)
     ours = layers.local_response_norm(x)
-    theirs = from_torch(F.local_response_norm(torch.tensor(np.asarray(x, np.float64)).permute(0, 3, 1, 2), 5, alpha=1e-4, beta=0.75, k=1.0))
+    theirs = from_torch(
+        F.local_response_norm(
+            torch.tensor(np.asarray(x, np.float64)).permute(0, 3, 1, 2),
+            5,
+            alpha=1e-4,
+            beta=0.75,
+            k=1.0,
+        )
+    )
     assert ours.dtype == dtype
     np.testing.assert_allclose(np.asarray(ours, np.float64), theirs, rtol=rounding)
 
@@ -141,7 +181,8 @@ def test_convolutions_and_their_gradients_are_the_plain_ones(size):
             kernel = jnp.asarray(rng.normal(size=(window, window, 3, 4)))
             pads = ((window // 2, window // 2),) * 2
             (plain, plain_pull), (ours, pull) = (
-                jax.vjp(lambda x, k, form=form, pads=pads: form(x, k, 1, pads), x, kernel) for form in (ops.plain_conv, ops.conv)
+                jax.vjp(lambda x, k, form=form, pads=pads: form(x, k, 1, pads), x, kernel)
+                for form in (ops.plain_conv, ops.conv)
             )
             np.testing.assert_allclose(ours, plain, rtol=1e-11)
             for a, b in zip(pull(plain), plain_pull(plain), strict=True):
@@ -155,7 +196,10 @@ def test_batch_norm_and_its_gradients_are_the_plain_ones(groups, relu):
         rng = np.random.default_rng(0)
         x, dy = (jnp.asarray(rng.normal(3, 2, size=(4, 3, 5, 2))) for _ in range(2))
         gamma, beta = jnp.asarray([1.5, -0.7]), jnp.asarray([0.3, 0.1])
-        forms = [functools.partial(form, epsilon=1e-3, groups=groups, relu=relu) for form in (ops.plain_batch_norm, _positional)]
+        forms = [
+            functools.partial(form, epsilon=1e-3, groups=groups, relu=relu)
+            for form in (ops.plain_batch_norm, _positional)
+        ]
         (plain, plain_pull), (ours, pull) = (jax.vjp(form, x, gamma, beta) for form in forms)
         for a, b in zip(ours, plain, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
@@ -196,7 +240,13 @@ def test_average_pool_without_counting_padding_is_tensorflows_same():
 
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "expected"),
-    [((1, 7), 1, "half", (9, 8)), ((7, 1), 1, "half", (9, 8)), ((3, 3), 2, 0, (4, 3)), ((3, 3), 2, "same", (5, 4)), ((3, 1), 1, 0, (7, 8))],
+    [
+        ((1, 7), 1, "half", (9, 8)),
+        ((7, 1), 1, "half", (9, 8)),
+        ((3, 3), 2, 0, (4, 3)),
+        ((3, 3), 2, "same", (5, 4)),
+        ((3, 1), 1, 0, (7, 8)),
+    ],
 )
 def test_convolution_units_take_any_kernel_and_padding(kernel, stride, padding, expected):
     unit = layers.ConvUnit(5, kernel, stride, padding, relu=False, bias_init=layers.Constant(0.0))
@@ -222,7 +272,9 @@ def test_running_variance_by_flavour(unbiased):
     _, stats = run_batch_norm(x, momentum=0.9, unbiased=unbiased)
     expected = 0.9 + 0.1 * np.var(np.asarray(x), axis=(0, 1, 2), ddof=int(unbiased))
     np.testing.assert_allclose(stats["var"], expected, rtol=1e-5)
-    np.testing.assert_allclose(stats["mean"], 0.1 * np.mean(np.asarray(x), axis=(0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(
+        stats["mean"], 0.1 * np.mean(np.asarray(x), axis=(0, 1, 2)), rtol=1e-5
+    )
 
 
 def test_the_variance_does_not_cancel_far_from_zero():

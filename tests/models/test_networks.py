@@ -34,7 +34,11 @@ def shapes(name: str, size: int = 0, **options):
     """Shapes of the variables and of the output of `init`, without any computation."""
     model = gj.create_model(name, **options)
     size = size or max(64, model.min_size)
-    return jax.eval_shape(lambda: model.init_with_output(KEYS, jnp.zeros((1, size, size, 3), model.dtype), train=False))
+    return jax.eval_shape(
+        lambda: model.init_with_output(
+            KEYS, jnp.zeros((1, size, size, 3), model.dtype), train=False
+        )
+    )
 
 
 def count(name: str, **options) -> int:
@@ -49,7 +53,13 @@ def small(name: str, **options):
     images = jnp.asarray(rng.normal(size=(2, size, size, 3)), model.dtype)
     tree = jax.eval_shape(functools.partial(model.init, train=False), KEYS, images)
     # Drawn here: compiling `init` takes longer than all else. Positive, as variances must be.
-    return model, jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.01, 0.2, leaf.shape), leaf.dtype), tree), images
+    return (
+        model,
+        jax.tree.map(
+            lambda leaf: jnp.asarray(rng.uniform(0.01, 0.2, leaf.shape), leaf.dtype), tree
+        ),
+        images,
+    )
 
 
 def run(model, variables, images, **settings):
@@ -121,15 +131,28 @@ def test_init_with_train_true_makes_the_same_parameters(name):
     settings, size = SMALL[name]
     model = gj.create_model(name, width=0.1, **settings)
     images = jnp.zeros((2, size, size, 3))
-    trees = [jax.eval_shape(functools.partial(model.init, train=train), KEYS, images) for train in (True, False)]
+    trees = [
+        jax.eval_shape(functools.partial(model.init, train=train), KEYS, images)
+        for train in (True, False)
+    ]
     chex.assert_trees_all_equal_shapes_and_dtypes(*trees)
 
 
 def test_frozen_statistics_in_training():
     model, variables, images = small("googlenet_bn", dropout=0.0, aux_dropout=0.0)
-    frozen, updated = run(model, variables, images, train=True, use_running_average=True, mutable=["batch_stats"], rngs=KEYS)
+    frozen, updated = run(
+        model,
+        variables,
+        images,
+        train=True,
+        use_running_average=True,
+        mutable=["batch_stats"],
+        rngs=KEYS,
+    )
     chex.assert_trees_all_equal(updated["batch_stats"], variables["batch_stats"])
-    chex.assert_trees_all_close(frozen.logits, run(model, variables, images, train=False).logits, rtol=1e-5)
+    chex.assert_trees_all_close(
+        frozen.logits, run(model, variables, images, train=False).logits, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
@@ -152,8 +175,14 @@ def test_the_smallest_size_works_and_smaller_ones_are_refused(name):
         size = model.min_size
         assert shapes(name, size, **options)[0].logits.shape == (1, model.num_classes)
         if size > 1:
-            with pytest.raises(ValueError, match=f"at least {size} high and wide, found {size - 1}×{size}"):
-                jax.eval_shape(functools.partial(model.init, train=False), KEYS, jnp.zeros((1, size - 1, size, 3)))
+            with pytest.raises(
+                ValueError, match=f"at least {size} high and wide, found {size - 1}×{size}"
+            ):
+                jax.eval_shape(
+                    functools.partial(model.init, train=False),
+                    KEYS,
+                    jnp.zeros((1, size - 1, size, 3)),
+                )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +190,10 @@ def test_the_smallest_size_works_and_smaller_ones_are_refused(name):
     [
         (np.zeros((1, 64, 64, 3), np.uint8), "must be normalised floats, found uint8"),
         (np.zeros((64, 64, 3), np.float32), r"must be \[N, H, W, 3\], found shape \[64, 64, 3\]"),
-        (np.zeros((1, 3, 64, 64), np.float32), r"must be \[N, H, W, 3\], found shape \[1, 3, 64, 64\]"),
+        (
+            np.zeros((1, 3, 64, 64), np.float32),
+            r"must be \[N, H, W, 3\], found shape \[1, 3, 64, 64\]",
+        ),
     ],
 )
 def test_wrong_images_are_refused(images, words):
@@ -176,14 +208,38 @@ def test_wrong_images_are_refused(images, words):
         ("googlenet_nb", {}, r"unknown model 'googlenet_nb' \(did you mean 'googlenet_bn'\?\)"),
         ("googlenet", {"drop_out": 0.1}, r"has no option 'drop_out' \(did you mean 'dropout'\?\)"),
         ("googlenet", {"dropout": 1.0}, "'dropout' must be a rate from 0 to below 1, found 1.0"),
-        ("googlenet_bn", {"stem": "separable"}, "'stem' must be one of 'dense', 'small', found 'separable'"),
-        ("googlenet", {"num_classes": 0}, "'num_classes' must be a positive whole number of at most 10,000,000, found 0"),
+        (
+            "googlenet_bn",
+            {"stem": "separable"},
+            "'stem' must be one of 'dense', 'small', found 'separable'",
+        ),
+        (
+            "googlenet",
+            {"num_classes": 0},
+            "'num_classes' must be a positive whole number of at most 10,000,000, found 0",
+        ),
         ("googlenet", {"width": float("nan")}, "'width' must be a positive number"),
         ("googlenet", {"aux_heads": "no"}, "'aux_heads' must be true or false, found 'no'"),
-        ("googlenet", {"width": 1e300}, "'width' must be a positive number of at most 64, found 1e"),
-        ("googlenet", {"num_classes": 10**30}, "'num_classes' must be a positive whole number of at most 10,000,000"),
-        ("googlenet", {"dropout": "abc"}, "'dropout' must be a rate from 0 to below 1, found 'abc'"),
-        ("googlenet", {"dtype": "int32"}, "'dtype' must be one of 'float16', 'bfloat16', 'float32', 'float64', found 'int32'"),
+        (
+            "googlenet",
+            {"width": 1e300},
+            "'width' must be a positive number of at most 64, found 1e",
+        ),
+        (
+            "googlenet",
+            {"num_classes": 10**30},
+            "'num_classes' must be a positive whole number of at most 10,000,000",
+        ),
+        (
+            "googlenet",
+            {"dropout": "abc"},
+            "'dropout' must be a rate from 0 to below 1, found 'abc'",
+        ),
+        (
+            "googlenet",
+            {"dtype": "int32"},
+            "'dtype' must be one of 'float16', 'bfloat16', 'float32', 'float64', found 'int32'",
+        ),
         ("googlenet", {"dtype": "float8_e4m3fn"}, "'dtype' must be one of 'float16'"),
         ("googlenet", {"dtype": "float64"}, "set JAX_ENABLE_X64=1"),
     ],
@@ -195,9 +251,15 @@ def test_wrong_options_are_refused(name, options, words):
 
 def test_numpys_numbers_are_options_too():
     model = gj.create_model(
-        "googlenet", num_classes=np.int64(3), width=np.float32(0.5), dropout=np.float64(0.25), aux_heads=np.bool_(False)
+        "googlenet",
+        num_classes=np.int64(3),
+        width=np.float32(0.5),
+        dropout=np.float64(0.25),
+        aux_heads=np.bool_(False),
     )
-    assert model == gj.create_model("googlenet", num_classes=3, width=0.5, dropout=0.25, aux_heads=False)
+    assert model == gj.create_model(
+        "googlenet", num_classes=3, width=0.5, dropout=0.25, aux_heads=False
+    )
     assert json.loads(json.dumps(model_options(model)))["num_classes"] == 3
 
 
@@ -226,7 +288,13 @@ def test_a_registered_network_is_created_run_and_converted(monkeypatch):
     assert "twice" in gj.list_models()
     assert gj.create_model(model_name(model), **model_options(model)) == model
     variables = model.init(KEYS, jnp.zeros((1, 8, 8, 3)), train=False)
-    assert list(gj.endpoints(model, variables, jnp.zeros((1, 8, 8, 3)))) == ["conv1", "conv2", "conv3", "pool", "head"]
+    assert list(gj.endpoints(model, variables, jnp.zeros((1, 8, 8, 3)))) == [
+        "conv1",
+        "conv2",
+        "conv3",
+        "pool",
+        "head",
+    ]
     with pytest.raises(UserError, match="its class names no PyTorch counterpart of params/conv1"):
         gj.weights.to_torch(model, variables)
     with pytest.raises(UserError, match=r"'twice' is .*Twice; choose another name"):
@@ -235,7 +303,11 @@ def test_a_registered_network_is_created_run_and_converted(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "cls", "words"),
-    [("a name", Twice, "letters, digits and underscores"), ("dense", nn.Dense, "subclass of googlenet_jax.Network"), ("x", 3, "found 3")],
+    [
+        ("a name", Twice, "letters, digits and underscores"),
+        ("dense", nn.Dense, "subclass of googlenet_jax.Network"),
+        ("x", 3, "found 3"),
+    ],
 )
 def test_what_is_no_network_is_not_registered(name, cls, words):
     with pytest.raises(UserError, match=words):
@@ -253,7 +325,10 @@ def test_blocks_are_data_fit_for_remat_and_pickle():
     remat = Rematerialised(**{field: getattr(model, field) for field in model_options(model)})
 
     def gradient(model):
-        loss = lambda v: model.apply(v, images, train=True, rngs=KEYS, mutable=["batch_stats"])[0].logits.sum()  # noqa: E731
+        def loss(v):
+            output, _ = model.apply(v, images, train=True, rngs=KEYS, mutable=["batch_stats"])
+            return output.logits.sum()
+
         return jax.eval_shape(jax.grad(loss), variables)
 
     chex.assert_trees_all_equal_shapes_and_dtypes(gradient(remat), gradient(model))
@@ -286,7 +361,10 @@ def test_a_fully_connected_head_reads_the_whole_map():
 def test_initialisation_is_caffes():
     model = gj.create_model("googlenet", num_classes=50)
     # Unoptimised: it runs once.
-    init = jax.jit(functools.partial(model.init, train=False), compiler_options={"xla_backend_optimization_level": 0})
+    init = jax.jit(
+        functools.partial(model.init, train=False),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
     params = init(KEYS, jnp.zeros((1, 32, 32, 3)))["params"]
     kernel = np.asarray(params["inception_5b"]["conv_3x3"]["kernel"])
     bound = np.sqrt(3 / (9 * 192))
@@ -301,9 +379,14 @@ def test_transform_input_turns_imagenets_normalisation_into_plus_minus_one(name)
     with_it, variables, images = small(name, transform_input=True)
     without = gj.create_model(name, num_classes=7, width=0.1, stem="small")
     pixels = jax.nn.sigmoid(images)
-    mean, std = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+    mean, std = (
+        np.array([0.485, 0.456, 0.406], np.float32),
+        np.array([0.229, 0.224, 0.225], np.float32),
+    )
     ours = run(with_it, variables, (pixels - mean) / std, train=False).logits
-    chex.assert_trees_all_close(ours, run(without, variables, pixels * 2 - 1, train=False).logits, rtol=1e-4)
+    chex.assert_trees_all_close(
+        ours, run(without, variables, pixels * 2 - 1, train=False).logits, rtol=1e-4
+    )
 
 
 def test_endpoints_stand_in_the_networks_order():
@@ -313,7 +396,9 @@ def test_endpoints_stand_in_the_networks_order():
     assert top[:7] == ["conv1", "pool1", "norm1", "conv2_reduce", "conv2", "norm2", "inception_3a"]
     assert top[-4:] == ["inception_5a", "inception_5b", "pool5", "head"]
     assert {"aux1", "aux2", "aux1/conv", "aux1/fc", "inception_4c/conv_5x5_reduce"} <= set(named)
-    chex.assert_trees_all_close(named["head"], run(model, variables, images, train=False).logits, rtol=1e-4)
+    chex.assert_trees_all_close(
+        named["head"], run(model, variables, images, train=False).logits, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("name", "papers"), [("googlenet", True), ("googlenet_bn", False)])
@@ -322,17 +407,28 @@ def test_only_the_papers_network_pools_5x5_with_stride_3_before_its_aux_heads(na
     model = gj.create_model(name, num_classes=5, width=0.1)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 224, 224, 3)), jnp.float32)
     rng = np.random.default_rng(1)
-    tree = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.01, 0.2, leaf.shape), leaf.dtype), shapes(name, num_classes=5, width=0.1)[1])
+    tree = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.uniform(0.01, 0.2, leaf.shape), leaf.dtype),
+        shapes(name, num_classes=5, width=0.1)[1],
+    )
     named = gj.endpoints(model, tree, images)
     end = 8 if papers else 7
     pooled = np.asarray(named["inception_4a"], np.float64)[:, 3:end, 3:end].mean((1, 2))
-    unit, statistics = tree["params"]["aux1"]["conv"], tree.get("batch_stats", {}).get("aux1", {}).get("conv")
+    unit, statistics = (
+        tree["params"]["aux1"]["conv"],
+        tree.get("batch_stats", {}).get("aux1", {}).get("conv"),
+    )
     expected = pooled @ np.asarray(unit["kernel"], np.float64)[0, 0]
     if papers:
         expected += unit["bias"]
     else:
-        norm = {key: np.asarray(value, np.float64) for key, value in (unit["bn"] | statistics["bn"]).items()}
-        expected = (expected - norm["mean"]) / np.sqrt(norm["var"] + model.bn_epsilon) * norm["scale"] + norm["bias"]
+        norm = {
+            key: np.asarray(value, np.float64)
+            for key, value in (unit["bn"] | statistics["bn"]).items()
+        }
+        expected = (expected - norm["mean"]) / np.sqrt(norm["var"] + model.bn_epsilon) * norm[
+            "scale"
+        ] + norm["bias"]
     np.testing.assert_allclose(named["aux1/conv"][:, 1, 1], np.maximum(expected, 0), rtol=1e-4)
 
 
@@ -365,8 +461,13 @@ def test_dropout_has_its_rate_and_scale_and_differs_by_head_and_key():
     images = jnp.ones((200, 8, 8, 3))
 
     def dropped(key: int) -> dict[str, jax.Array]:
-        watch = {"capture_intermediates": lambda module, _: type(module).__name__ == "Dropout", "mutable": ["intermediates"]}
-        _, state = run(model, variables, images, train=True, rngs={"dropout": jax.random.key(key)}, **watch)
+        watch = {
+            "capture_intermediates": lambda module, _: type(module).__name__ == "Dropout",
+            "mutable": ["intermediates"],
+        }
+        _, state = run(
+            model, variables, images, train=True, rngs={"dropout": jax.random.key(key)}, **watch
+        )
         flat = traverse_util.flatten_dict(state["intermediates"], sep="/")
         return {path: leaf[0] for path, leaf in flat.items() if path.endswith("__call__")}
 
@@ -375,10 +476,16 @@ def test_dropout_has_its_rate_and_scale_and_differs_by_head_and_key():
     clean = gj.endpoints(model, variables, images)
     kept = {}
     for path, value in first.items():
-        rate, source = (0.7, clean[path.split("/")[0] + "/fc"]) if path.startswith("aux") else (0.4, clean["pool5"])
+        rate, source = (
+            (0.7, clean[path.split("/")[0] + "/fc"])
+            if path.startswith("aux")
+            else (0.4, clean["pool5"])
+        )
         alive = np.asarray(source) > 1e-6
         kept[path] = (np.asarray(value) != 0)[alive]
-        assert kept[path].mean() == pytest.approx(1 - rate, abs=5 * np.sqrt(rate * (1 - rate) / alive.sum()))
+        assert kept[path].mean() == pytest.approx(
+            1 - rate, abs=5 * np.sqrt(rate * (1 - rate) / alive.sum())
+        )
         scaled = np.where(np.asarray(value) != 0, np.asarray(source) / (1 - rate), 0)
         np.testing.assert_allclose(np.asarray(value)[alive], scaled[alive], rtol=1e-4)
         assert (kept[path] != (np.asarray(second[path]) != 0)[alive]).mean() > 0.2

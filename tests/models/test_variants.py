@@ -18,7 +18,10 @@ X = RNG.normal(size=(2, 9, 9, 6)).astype(np.float32)
 KERNEL = RNG.normal(size=(3, 3, 6, 4)).astype(np.float32)
 BIAS, MEAN = RNG.normal(size=(2, 4)).astype(np.float32)
 VAR = RNG.uniform(0.5, 2, 4).astype(np.float32)
-CONV, BN = layers.ConvUnit(4, (3, 3), stride=2), layers.ConvUnit(4, (3, 3), norm=layers.Norm(epsilon=1e-3), use_bias=False)
+CONV, BN = (
+    layers.ConvUnit(4, (3, 3), stride=2),
+    layers.ConvUnit(4, (3, 3), norm=layers.Norm(epsilon=1e-3), use_bias=False),
+)
 NORMED = {
     "params": {"kernel": KERNEL, "bn": {"scale": np.full(4, 1.5, np.float32), "bias": BIAS}},
     "batch_stats": {"bn": {"mean": MEAN, "var": VAR}},
@@ -35,7 +38,17 @@ def weight(kernel: np.ndarray) -> torch.Tensor:
 
 def norm(x: torch.Tensor, train: bool) -> torch.Tensor:
     mean, var, bias = (torch.from_numpy(value.copy()) for value in (MEAN, VAR, BIAS))
-    return F.relu(F.batch_norm(F.conv2d(x, weight(KERNEL), padding=1), mean, var, torch.full((4,), 1.5), bias, train, eps=1e-3))
+    return F.relu(
+        F.batch_norm(
+            F.conv2d(x, weight(KERNEL), padding=1),
+            mean,
+            var,
+            torch.full((4,), 1.5),
+            bias,
+            train,
+            eps=1e-3,
+        )
+    )
 
 
 def trained(x: jax.Array) -> jax.Array:
@@ -45,9 +58,21 @@ def trained(x: jax.Array) -> jax.Array:
 Layer = Callable[..., Any]
 CASES: tuple[tuple[str, Layer, Layer], ...] = (
     ("max_pool", layers.max_pool, lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True)),
-    ("avg_pool", lambda x: layers.avg_pool(x, 3, 1, 1, count_padding=True), lambda x: F.avg_pool2d(x, 3, 1, 1)),
-    ("adaptive_avg_pool", lambda x: layers.adaptive_avg_pool(x, 4), lambda x: F.adaptive_avg_pool2d(x, 4)),
-    ("local_response_norm", lambda x: layers.local_response_norm(x, alpha=0.1), lambda x: F.local_response_norm(x, 5, alpha=0.1)),
+    (
+        "avg_pool",
+        lambda x: layers.avg_pool(x, 3, 1, 1, count_padding=True),
+        lambda x: F.avg_pool2d(x, 3, 1, 1),
+    ),
+    (
+        "adaptive_avg_pool",
+        lambda x: layers.adaptive_avg_pool(x, 4),
+        lambda x: F.adaptive_avg_pool2d(x, 4),
+    ),
+    (
+        "local_response_norm",
+        lambda x: layers.local_response_norm(x, alpha=0.1),
+        lambda x: F.local_response_norm(x, 5, alpha=0.1),
+    ),
     (
         "conv_unit",
         lambda x: CONV.apply({"params": {"kernel": KERNEL, "bias": BIAS}}, x, True),
@@ -65,10 +90,14 @@ class LayersTest(chex.TestCase):
     @parameterized.named_parameters(*CASES)
     def test_equals_pytorchs(self, ours: Layer, theirs: Layer) -> None:
         found = self.variant(ours)(jnp.asarray(X))
-        np.testing.assert_allclose(found, theirs(nchw(X)).permute(0, 2, 3, 1).numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            found, theirs(nchw(X)).permute(0, 2, 3, 1).numpy(), rtol=1e-4, atol=1e-5
+        )
 
     @chex.all_variants
     def test_dense_equals_numpys(self) -> None:
         kernel = KERNEL[0, 0]
-        found = self.variant(lambda x: layers.Dense(4).apply({"params": {"kernel": kernel, "bias": BIAS}}, x))(X[:, 0, 0])
+        found = self.variant(
+            lambda x: layers.Dense(4).apply({"params": {"kernel": kernel, "bias": BIAS}}, x)
+        )(X[:, 0, 0])
         np.testing.assert_allclose(found, X[:, 0, 0] @ kernel + BIAS, rtol=1e-5, atol=1e-6)

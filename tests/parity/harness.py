@@ -79,10 +79,14 @@ def nudge(network: nn.Module, seed: int) -> None:
     with torch.no_grad():
         for value in network.parameters():
             up = torch.rand(value.shape, generator=generator) < 0.5
-            value.copy_(torch.nextafter(value, torch.where(up, torch.inf, -torch.inf).to(value.dtype)))
+            value.copy_(
+                torch.nextafter(value, torch.where(up, torch.inf, -torch.inf).to(value.dtype))
+            )
 
 
-def make_pair(name: str, seed: int = 0, **options: Any) -> tuple[nn.Module, Network, dict[str, Any]]:
+def make_pair(
+    name: str, seed: int = 0, **options: Any
+) -> tuple[nn.Module, Network, dict[str, Any]]:
     """Returns the reference, our model of the same options and its variables, converted from the reference's state dict."""
     network = (reference.NETWORKS | reference.INCEPTIONS)[name](**options).double()
     randomise(network, seed)
@@ -91,7 +95,15 @@ def make_pair(name: str, seed: int = 0, **options: Any) -> tuple[nn.Module, Netw
         ours["fully_connected_head"] = True
     if "eps" in options:
         ours["bn_epsilon"] = options["eps"]
-    model = gj.create_model(name, **{"num_classes": network.num_classes, "dtype": "float64", "param_dtype": "float64", **ours})
+    model = gj.create_model(
+        name,
+        **{
+            "num_classes": network.num_classes,
+            "dtype": "float64",
+            "param_dtype": "float64",
+            **ours,
+        },
+    )
     return network, model, gj.weights.from_torch(model, network.state_dict())
 
 
@@ -120,13 +132,18 @@ def endpoint_errors(name: str, size: int, **options: Any) -> dict[str, float]:
     batch = images(size) / 64.0 - 1.5
     with torch.no_grad():
         theirs = reference.endpoints(network.eval(), torch.from_numpy(batch).permute(0, 3, 1, 2))
-    return compare(gj.endpoints(model, variables, jnp.asarray(batch)), {name: value.numpy() for name, value in theirs.items()})
+    return compare(
+        gj.endpoints(model, variables, jnp.asarray(batch)),
+        {name: value.numpy() for name, value in theirs.items()},
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------ training
 
 
-def recipe(name: str, size: int, options: Mapping[str, Any], changes: Mapping[str, Any]) -> ConfigDict:
+def recipe(
+    name: str, size: int, options: Mapping[str, Any], changes: Mapping[str, Any]
+) -> ConfigDict:
     """A recipe for ten steps whose every ingredient acts: decay, momentum, a stepped rate, an average that starts late."""
     config = default_config()
     config.dtype = "float64"
@@ -150,11 +167,17 @@ def recipe(name: str, size: int, options: Mapping[str, Any], changes: Mapping[st
     return resolve(config)[0]
 
 
-def _by_torch_name(model: Network, params: Any, batch_stats: Any, prefix: str) -> dict[str, np.ndarray]:
+def _by_torch_name(
+    model: Network, params: Any, batch_stats: Any, prefix: str
+) -> dict[str, np.ndarray]:
     """Our trees under PyTorch's names."""
     variables = {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
     arrays = gj.weights.to_torch(model, jax.tree.map(np.asarray, variables))
-    return {f"{prefix} {name}": value for name, value in arrays.items() if not name.endswith("num_batches_tracked")}
+    return {
+        f"{prefix} {name}": value
+        for name, value in arrays.items()
+        if not name.endswith("num_batches_tracked")
+    }
 
 
 class TenClasses(list):
@@ -170,21 +193,35 @@ class Ours:
         self.model = model
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         mesh, source = create_mesh(jax.devices()[:1]), TenClasses([None] * config.batch_size)
-        task, when = dataclasses.replace(make_task(config, mesh, source, []), model=model), in_steps(config, len(source))
+        task, when = (
+            dataclasses.replace(make_task(config, mesh, source, []), model=model),
+            in_steps(config, len(source)),
+        )
         rates = {"factor": config.schedule.factor, "every": when.decay_every}
-        schedule = create_schedule(config.schedule.name, config.schedule.learning_rate, when.total, **rates)
+        schedule = create_schedule(
+            config.schedule.name, config.schedule.learning_rate, when.total, **rates
+        )
         tx = create_optimizer(schedule, **config.optimizer.to_dict())
         # A copy of the average: the step uses its state up.
         average = jax.tree.map(np.copy, {"params": params, "batch_stats": batch_stats})
-        self.state = replicate(TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), average), mesh)
+        self.state = replicate(
+            TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), average),
+            mesh,
+        )
         average_of = {"ema_decay": config.ema.decay, "ema_start": when.ema_start}
         self.step = make_train_step(task, tx, schedule, mesh, **average_of)
         self.mesh = mesh
 
     def train(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Takes a step; returns its losses and learning rate."""
-        self.state, metrics = self.step(self.state, shard_batch(batch, self.mesh), jax.random.key(0))
-        return {name: np.asarray(value) for name, value in metrics.items() if name.startswith(("loss", "learning_rate"))}
+        self.state, metrics = self.step(
+            self.state, shard_batch(batch, self.mesh), jax.random.key(0)
+        )
+        return {
+            name: np.asarray(value)
+            for name, value in metrics.items()
+            if name.startswith(("loss", "learning_rate"))
+        }
 
     def buffers(self) -> Any:
         return optax.tree.get(self.state.opt_state, "trace")
@@ -193,8 +230,13 @@ class Ours:
         """After one step: what the momentum buffer holds, less the weight decay."""
         flat = traverse_util.flatten_dict(self.buffers())
         start = traverse_util.flatten_dict(initial)
-        plain = {path: value - weight_decay * start[path] if "kernel" in path[-1] else value for path, value in flat.items()}
-        named = _by_torch_name(self.model, traverse_util.unflatten_dict(plain), self.state.batch_stats, "gradient")
+        plain = {
+            path: value - weight_decay * start[path] if "kernel" in path[-1] else value
+            for path, value in flat.items()
+        }
+        named = _by_torch_name(
+            self.model, traverse_util.unflatten_dict(plain), self.state.batch_stats, "gradient"
+        )
         return {name: value for name, value in named.items() if ".running_" not in name}
 
     def everything(self) -> dict[str, np.ndarray]:
@@ -216,33 +258,53 @@ class Theirs:
         named = dict(network.named_parameters())
         decayed = [value for value in named.values() if value.ndim >= 2]
         # ".bn." in torchvision's names, "_bn." in the port's.
-        layer_biases = [value for name, value in named.items() if value.ndim == 1 and "bn." not in name]
+        layer_biases = [
+            value for name, value in named.items() if value.ndim == 1 and "bn." not in name
+        ]
         norms = [value for name, value in named.items() if value.ndim == 1 and "bn." in name]
         groups = [
             {"params": decayed, "weight_decay": config.optimizer.weight_decay, "multiplier": 1.0},
-            {"params": layer_biases, "weight_decay": 0.0, "multiplier": config.optimizer.bias_rate_multiplier},
+            {
+                "params": layer_biases,
+                "weight_decay": 0.0,
+                "multiplier": config.optimizer.bias_rate_multiplier,
+            },
             {"params": norms, "weight_decay": 0.0, "multiplier": 1.0},
         ]
         optimizer = config.optimizer
-        self.optimizer = torch.optim.SGD([g for g in groups if g["params"]], 1.0, optimizer.momentum, nesterov=optimizer.nesterov)
+        self.optimizer = torch.optim.SGD(
+            [g for g in groups if g["params"]], 1.0, optimizer.momentum, nesterov=optimizer.nesterov
+        )
         self.steps = 0
         self.average: dict[str, torch.Tensor] = {}
 
     def _rate(self) -> float:
         schedule = self.config.schedule
-        return schedule.learning_rate * schedule.factor ** (self.steps // int(schedule.every.split()[0]))
+        return schedule.learning_rate * schedule.factor ** (
+            self.steps // int(schedule.every.split()[0])
+        )
 
     def train(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Takes a step; returns its losses and learning rate."""
         config, rate = self.config, self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["multiplier"]
-        mean, std = (torch.tensor(config.preprocessing[field], dtype=torch.float64) for field in ("mean", "std"))
+        mean, std = (
+            torch.tensor(config.preprocessing[field], dtype=torch.float64)
+            for field in ("mean", "std")
+        )
         pixels = (torch.from_numpy(batch["image"]).double() - mean) / std
         outputs = self.network(pixels.permute(0, 3, 1, 2))
-        criterion = functools.partial(nn.functional.cross_entropy, label_smoothing=config.loss.label_smoothing)
-        losses = {name: criterion(logits, torch.from_numpy(batch["label"]).long()) for name, logits in outputs.items()}
-        loss = losses["logits"] + sum(config.loss.aux_weight * losses[name] for name in losses if name != "logits")
+        criterion = functools.partial(
+            nn.functional.cross_entropy, label_smoothing=config.loss.label_smoothing
+        )
+        losses = {
+            name: criterion(logits, torch.from_numpy(batch["label"]).long())
+            for name, logits in outputs.items()
+        }
+        loss = losses["logits"] + sum(
+            config.loss.aux_weight * losses[name] for name in losses if name != "logits"
+        )
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -253,23 +315,41 @@ class Theirs:
         return {name: value.detach().numpy() for name, value in found.items()}
 
     def _update_average(self) -> None:
-        decay = self.config.ema.decay if self.steps >= int(self.config.ema.start.split()[0]) else 0.0
+        decay = (
+            self.config.ema.decay if self.steps >= int(self.config.ema.start.split()[0]) else 0.0
+        )
         for name, value in self._values().items():
             self.average[name] = decay * self.average.get(name, 0.0) + (1 - decay) * value
 
     def _values(self) -> dict[str, torch.Tensor]:
-        return {name: value.clone() for name, value in self.network.state_dict().items() if value.is_floating_point()}
+        return {
+            name: value.clone()
+            for name, value in self.network.state_dict().items()
+            if value.is_floating_point()
+        }
 
     def gradients(self) -> dict[str, np.ndarray]:
-        return {f"gradient {name}": value.grad.numpy().copy() for name, value in self.network.named_parameters()}
+        return {
+            f"gradient {name}": value.grad.numpy().copy()
+            for name, value in self.network.named_parameters()
+        }
 
     def everything(self) -> dict[str, np.ndarray]:
-        buffers = {name: self.optimizer.state[value]["momentum_buffer"] for name, value in self.network.named_parameters()}
+        buffers = {
+            name: self.optimizer.state[value]["momentum_buffer"]
+            for name, value in self.network.named_parameters()
+        }
         kinds = {"value": self._values(), "momentum": buffers, "average": self.average}
-        return {f"{kind} {name}": value.numpy() for kind, values in kinds.items() for name, value in values.items()}
+        return {
+            f"{kind} {name}": value.numpy()
+            for kind, values in kinds.items()
+            for name, value in values.items()
+        }
 
 
-def _training_pair(name: str, size: int, changes: Mapping[str, Any]) -> tuple[nn.Module, Network, dict[str, Any], ConfigDict]:
+def _training_pair(
+    name: str, size: int, changes: Mapping[str, Any]
+) -> tuple[nn.Module, Network, dict[str, Any], ConfigDict]:
     """A reference, ours, the variables and the recipe; `changes` are the model's options and, by dotted names, fields of the recipe."""
     options = {option: value for option, value in changes.items() if "." not in option}
     fields = {field: value for field, value in changes.items() if "." in field}
@@ -285,11 +365,15 @@ def _batches(size: int, batch_size: int, steps: int) -> list[dict[str, np.ndarra
     batches = []
     for step in range(steps):
         chosen = (np.arange(batch_size) * 5 + step) % len(pictures)
-        batches.append({"image": pictures[chosen], "label": ((chosen * 7 + step) % 10).astype(np.int32)})
+        batches.append(
+            {"image": pictures[chosen], "label": ((chosen * 7 + step) % 10).astype(np.int32)}
+        )
     return batches
 
 
-def training_errors(name: str, size: int, batch_size: int = BATCH_SIZE, steps: int = 10, **changes: Any) -> dict[str, float]:
+def training_errors(
+    name: str, size: int, batch_size: int = BATCH_SIZE, steps: int = 10, **changes: Any
+) -> dict[str, float]:
     """Trains both sides on the same batches; `changes` are the model's options and, by dotted names, fields of the recipe.
 
     Returns relative errors by name: "loss_main step 3", … of every step; "gradient conv1.conv.weight", … of the first; "value …",
@@ -302,11 +386,16 @@ def training_errors(name: str, size: int, batch_size: int = BATCH_SIZE, steps: i
         mine, torchs = ours.train(batch), theirs.train(batch)
         errors |= {f"{key} step {step}": error for key, error in compare(mine, torchs).items()}
         if step == 0:
-            errors |= compare(ours.gradients(config.optimizer.weight_decay, variables["params"]), theirs.gradients())
+            errors |= compare(
+                ours.gradients(config.optimizer.weight_decay, variables["params"]),
+                theirs.gradients(),
+            )
     return errors | compare(ours.everything(), theirs.everything())
 
 
-def drift(name: str, size: int, batch_size: int = BATCH_SIZE, steps: int = 10, **changes: Any) -> list[tuple[float, float]]:
+def drift(
+    name: str, size: int, batch_size: int = BATCH_SIZE, steps: int = 10, **changes: Any
+) -> list[tuple[float, float]]:
     """How far apart two trainings are after each step; the arguments are those of `training_errors`.
 
     Returns for each step (ours, control): our distance from PyTorch, and the largest of DRIFT_CONTROLS distances of PyTorch from itself

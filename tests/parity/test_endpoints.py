@@ -49,6 +49,9 @@ def test_a_wrong_epsilon_is_no_rounding(monkeypatch) -> None:
     import googlenet_jax as gj
 
     create = gj.create_model
-    monkeypatch.setattr("tests.parity.harness.gj.create_model", lambda name, **options: create(name, bn_epsilon=0.0010001, **options))
+    monkeypatch.setattr(
+        "tests.parity.harness.gj.create_model",
+        lambda name, **options: create(name, bn_epsilon=0.0010001, **options),
+    )
     errors = endpoint_errors("googlenet_torchvision", 64, width=0.125)
     assert max(errors.values()) > 100 * TOLERANCE

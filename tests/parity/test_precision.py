@@ -27,8 +27,12 @@ def error(dtype: str, **options) -> float:
     with torch.no_grad():
         theirs = network(torch.from_numpy(batch).permute(0, 3, 1, 2))["logits"].numpy()
     model = gj.create_model("googlenet_torchvision", width=0.25, dtype=dtype, **options)
-    variables = gj.weights.from_torch(model, {name: value.float() for name, value in network.state_dict().items()})
-    return relative_error(model.apply(variables, jnp.asarray(batch, jnp.float32), train=False).logits, theirs)
+    variables = gj.weights.from_torch(
+        model, {name: value.float() for name, value in network.state_dict().items()}
+    )
+    return relative_error(
+        model.apply(variables, jnp.asarray(batch, jnp.float32), train=False).logits, theirs
+    )
 
 
 @pytest.mark.parametrize("dtype", sorted(TOLERANCE))
@@ -47,14 +51,31 @@ def unit_and_bound(dtype: str, epsilon: float) -> tuple[np.ndarray, np.ndarray, 
     """
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, 8, 8, 5)), rng.normal(size=(3, 3, 5, 4)) / 45**0.5
-    mean, var, bias = rng.normal(0, 0.2, 4), rng.uniform(0.02, 0.05, 4), rng.normal(0, 0.2, 4)  # variances where epsilon counts
-    unit = layers.ConvUnit(4, (3, 3), norm=layers.Norm(epsilon=epsilon, use_scale=False), use_bias=False, relu=False, dtype=dtype)
-    variables = {"params": {"kernel": kernel, "bn": {"bias": bias}}, "batch_stats": {"bn": {"mean": mean, "var": var}}}
+    mean, var, bias = (
+        rng.normal(0, 0.2, 4),
+        rng.uniform(0.02, 0.05, 4),
+        rng.normal(0, 0.2, 4),
+    )  # variances where epsilon counts
+    unit = layers.ConvUnit(
+        4,
+        (3, 3),
+        norm=layers.Norm(epsilon=epsilon, use_scale=False),
+        use_bias=False,
+        relu=False,
+        dtype=dtype,
+    )
+    variables = {
+        "params": {"kernel": kernel, "bn": {"bias": bias}},
+        "batch_stats": {"bn": {"mean": mean, "var": var}},
+    }
     variables = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), variables)
     found = np.asarray(unit.apply(variables, jnp.asarray(x, jnp.float32), True), np.float64)
 
     def conv(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-        x, kernel = torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(kernel).permute(3, 2, 0, 1)
+        x, kernel = (
+            torch.from_numpy(x).permute(0, 3, 1, 2),
+            torch.from_numpy(kernel).permute(3, 2, 0, 1),
+        )
         return torch.nn.functional.conv2d(x, kernel, padding=1).permute(0, 2, 3, 1).numpy()
 
     factor = 1 / np.sqrt(var + 0.001)
@@ -63,7 +84,12 @@ def unit_and_bound(dtype: str, epsilon: float) -> tuple[np.ndarray, np.ndarray, 
     u, v, n = float(jnp.finfo(dtype).eps) / 2, 2.0**-24, kernel[..., 0].size
     of_sum = (3 * u + n * v) * conv(np.abs(x), np.abs(kernel))
     # Parameters and statistics come in float32, hence one rounding more of each.
-    bound = factor * of_sum + 8 * v * (np.abs(total) + np.abs(mean)) * factor + 2 * v * np.abs(bias) + u * np.abs(expected)
+    bound = (
+        factor * of_sum
+        + 8 * v * (np.abs(total) + np.abs(mean)) * factor
+        + 2 * v * np.abs(bias)
+        + u * np.abs(expected)
+    )
     return found, expected, bound
 
 

@@ -43,5 +43,7 @@ def test_a_seeds_other_stem_width_gives_our_logits() -> None:
     batch = images(224, 1) / 64.0 - 1.5
     with torch.no_grad():
         theirs = seed(torch.from_numpy(batch).permute(0, 3, 1, 2))
-    ours = model.apply(gj.weights.from_torch(model, reference.state_dict()), np.asarray(batch), train=False).logits
+    ours = model.apply(
+        gj.weights.from_torch(model, reference.state_dict()), np.asarray(batch), train=False
+    ).logits
     assert relative_error(ours, theirs.numpy()) <= TOLERANCE

@@ -25,14 +25,24 @@ def check(errors: dict[str, float]) -> None:
 def test_ten_steps_equal_pytorchs(name: str) -> None:
     errors = training_errors(name, 64, width=0.25, **RECIPES[name])
     kinds = {error.split()[0] for error in errors}
-    assert kinds >= {"loss", "loss_main", "learning_rate", "gradient", "value", "momentum", "average"}
+    assert kinds >= {
+        "loss",
+        "loss_main",
+        "learning_rate",
+        "gradient",
+        "value",
+        "momentum",
+        "average",
+    }
     assert ("loss_aux2" in kinds) == (name not in ("googlenet_plain", "googlenet_slim"))
     check(errors)
 
 
 # 224: the gradient of the paper's 5×5/3 aux pool, which a 14×14 map alone takes; 97: odd maps, so that the ceil pools' edges count.
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "size"), [("googlenet", 224), ("googlenet_torchvision", 97), ("googlenet_slim", 97)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("googlenet", 224), ("googlenet_torchvision", 97), ("googlenet_slim", 97)]
+)
 def test_gradients_of_other_sizes_equal_pytorchs(name: str, size: int) -> None:
     check(training_errors(name, size, batch_size=6, steps=1, width=0.125))
 
@@ -48,7 +58,13 @@ def test_steps_with_the_separable_stem_equal_pytorchs() -> None:
 @pytest.mark.slow
 def test_at_a_recipes_rate_we_are_no_farther_from_pytorch_than_it_is_from_itself() -> None:
     """At 0.1, the rate of two recipes, rounding is amplified with every step: the control says what that comes to."""
-    settings = {"width": 0.125, "stem": "small", "schedule.learning_rate": 0.1, "optimizer.nesterov": True, "optimizer.weight_decay": 5e-4}
+    settings = {
+        "width": 0.125,
+        "stem": "small",
+        "schedule.learning_rate": 0.1,
+        "optimizer.nesterov": True,
+        "optimizer.weight_decay": 5e-4,
+    }
     distances = drift("googlenet_bn", 16, batch_size=6, steps=4, **settings)
     assert len(telling_steps(distances)) == 4
     for ours, control in distances:

@@ -7,7 +7,14 @@ torchvision's names, so that its state dicts load; `endpoints` records every nam
 from tests.reference.bn_inception import BNInception
 from tests.reference.endpoints import endpoints
 from tests.reference.inception_v3 import InceptionV2, InceptionV3
-from tests.reference.networks import Googlenet, GooglenetBN, GooglenetNaive, GooglenetPlain, GooglenetSlim, GooglenetTorchvision
+from tests.reference.networks import (
+    Googlenet,
+    GooglenetBN,
+    GooglenetNaive,
+    GooglenetPlain,
+    GooglenetSlim,
+    GooglenetTorchvision,
+)
 
 NETWORKS = {
     "googlenet": Googlenet,

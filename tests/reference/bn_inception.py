@@ -74,9 +74,17 @@ class BNInception(nn.Module):
         lrn: bool = False,
     ) -> None:
         super().__init__()
-        self.num_classes = {"paper": 1000, "port": 1000, "slim": 1001}[flavour] if num_classes is None else num_classes
+        self.num_classes = (
+            {"paper": 1000, "port": 1000, "slim": 1001}[flavour]
+            if num_classes is None
+            else num_classes
+        )
         self.flavour, self.width = flavour, width
-        p = {"paper": 128, "port": 128, "slim": 96}[flavour] if pool_proj_4c is None else pool_proj_4c
+        p = (
+            {"paper": 128, "port": 128, "slim": 96}[flavour]
+            if pool_proj_4c is None
+            else pool_proj_4c
+        )
         stem = stem or ("dense" if flavour == "port" else "separable")
         if stem == "separable":
             self.conv1_7x7_s2_depthwise = SameDepthwise(3, 24, 7, 2, groups=3, bias=False)
@@ -86,7 +94,9 @@ class BNInception(nn.Module):
             self.unit("conv1_7x7_s2", 3, 64, kernel, stride)
         self.pool1_3x3_s2 = self.max_pool(2)
         if lrn:
-            self.norm1, self.norm2 = (nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0) for _ in range(2))
+            self.norm1, self.norm2 = (
+                nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0) for _ in range(2)
+            )
         self.unit("conv2_3x3_reduce", 64, 64, 1)
         self.unit("conv2_3x3", 64, 192, 3)
         self.pool2_3x3_s2 = nn.Sequential() if stem == "small" else self.max_pool(2)
@@ -97,7 +107,10 @@ class BNInception(nn.Module):
             inputs = self.module(f"inception_{name}", inputs, *columns)
         self.global_pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(0.0 if dropout is None else dropout)
-        self.last_linear = nn.Linear(self.scaled(352) + self.scaled(320) + self.scaled(224) + self.scaled(128), self.num_classes)
+        self.last_linear = nn.Linear(
+            self.scaled(352) + self.scaled(320) + self.scaled(224) + self.scaled(128),
+            self.num_classes,
+        )
 
     def scaled(self, channels: int) -> int:
         return max(1, round(channels * self.width))
@@ -110,7 +123,10 @@ class BNInception(nn.Module):
     def unit(self, name: str, inputs, outputs: int, kernel: int, stride: int = 1) -> None:
         """`inputs`: in unscaled channels, or a list of such that are scaled one by one, as where branches are joined."""
         columns = inputs if isinstance(inputs, list) else [inputs]
-        given = sum(24 if name == "conv1_7x7_s2" and c == 24 else c if c == 3 else self.scaled(c) for c in columns)
+        given = sum(
+            24 if name == "conv1_7x7_s2" and c == 24 else c if c == 3 else self.scaled(c)
+            for c in columns
+        )
         biased = self.flavour == "port"
         made = (
             nn.Conv2d(given, self.scaled(outputs), kernel, stride, padding=kernel // 2)
@@ -121,7 +137,18 @@ class BNInception(nn.Module):
         setattr(self, f"{name}_bn", NORMS[self.flavour](self.scaled(outputs)))
         setattr(self, f"{name}_relu", nn.ReLU())
 
-    def module(self, name: str, inputs, one, three_reduce, three, double_reduce, double_1, double_2, projection) -> list[int]:
+    def module(
+        self,
+        name: str,
+        inputs,
+        one,
+        three_reduce,
+        three,
+        double_reduce,
+        double_1,
+        double_2,
+        projection,
+    ) -> list[int]:
         stride = 2 if one is None else 1
         if one is not None:
             self.unit(f"{name}_1x1", inputs, one, 1)
@@ -133,7 +160,9 @@ class BNInception(nn.Module):
         if projection is None:
             pool, passed = self.max_pool(2), inputs
         else:
-            pool = self.max_pool(1) if name == "inception_5b" else average_pool(self.flavour == "port")
+            pool = (
+                self.max_pool(1) if name == "inception_5b" else average_pool(self.flavour == "port")
+            )
             self.unit(f"{name}_pool_proj", inputs, projection, 1)
             passed = projection
         setattr(self, f"{name}_pool", pool)
@@ -152,7 +181,9 @@ class BNInception(nn.Module):
         double = self.run(f"{name}_double_3x3_1", self.run(f"{name}_double_3x3_reduce", x))
         branches.append(self.run(f"{name}_double_3x3_2", double))
         pooled = getattr(self, f"{name}_pool")(x)
-        branches.append(self.run(f"{name}_pool_proj", pooled) if hasattr(self, f"{name}_pool_proj") else pooled)
+        branches.append(
+            self.run(f"{name}_pool_proj", pooled) if hasattr(self, f"{name}_pool_proj") else pooled
+        )
         return getattr(self, f"{name}_output")(torch.cat(branches, 1))
 
     def forward(self, x: Tensor, aux: bool | None = None) -> dict[str, Tensor]:
@@ -169,9 +200,17 @@ class BNInception(nn.Module):
 
     def endpoint_names(self) -> dict[str, str]:
         """{module's name here: endpoint's name}."""
-        names = {name: ours for name, ours in _OTHERS.items() if hasattr(self, name) and not (self.small and ours == "pool2")}
+        names = {
+            name: ours
+            for name, ours in _OTHERS.items()
+            if hasattr(self, name) and not (self.small and ours == "pool2")
+        }
         for module in MODULES:
             prefix = f"inception_{module}"
             names[f"{prefix}_output"] = prefix
-            names |= {f"{prefix}_{unit}_relu": f"{prefix}/{ours}" for unit, ours in _UNITS.items() if hasattr(self, f"{prefix}_{unit}")}
+            names |= {
+                f"{prefix}_{unit}_relu": f"{prefix}/{ours}"
+                for unit, ours in _UNITS.items()
+                if hasattr(self, f"{prefix}_{unit}")
+            }
         return names

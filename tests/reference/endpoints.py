@@ -25,7 +25,9 @@ def endpoint_names(network: nn.Module) -> dict[str, str]:
         if name.startswith("inception"):
             ours = "inception_" + name.removeprefix("inception")
             branches = _BRANCHES if "branch2.1" in inside else _NAIVE_BRANCHES
-            names |= {name: ours} | {f"{name}.{branch}": f"{ours}/{unit}" for branch, unit in branches.items()}
+            names |= {name: ours} | {
+                f"{name}.{branch}": f"{ours}/{unit}" for branch, unit in branches.items()
+            }
         elif name.startswith("aux"):
             names |= {name: name, f"{name}.conv": f"{name}/conv", f"{name}.relu": f"{name}/fc"}
         elif name != "dropout":

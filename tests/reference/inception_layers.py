@@ -27,7 +27,9 @@ class Unit(nn.Module):
     Without `norm` the convolution has a bias and no batch norm follows.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel, stride: int = 1, padding=0, *, norm) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel, stride: int = 1, padding=0, *, norm
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=norm is None)
         if norm is not None:

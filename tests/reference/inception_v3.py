@@ -18,7 +18,15 @@ Scale = Callable[[int], int]
 class ModuleA(nn.Module):
     """35×35: 1×1 64 | 48 → 5×5 64 (v2: 3×3) | 64 → 3×3 96 → 3×3 96 | average → `projection`."""
 
-    def __init__(self, inputs: int, projection: int, unit: Callable, scaled: Scale, pool: nn.Module, five: int = 5) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        projection: int,
+        unit: Callable,
+        scaled: Scale,
+        pool: nn.Module,
+        five: int = 5,
+    ) -> None:
         super().__init__()
         s = scaled
         self.branch1x1 = unit(inputs, s(64), 1)
@@ -33,9 +41,14 @@ class ModuleA(nn.Module):
         self.outputs = s(64) + s(64) + s(96) + s(projection)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, second = getattr(self, f"branch{self.five}x{self.five}_1"), getattr(self, f"branch{self.five}x{self.five}_2")
+        first, second = (
+            getattr(self, f"branch{self.five}x{self.five}_1"),
+            getattr(self, f"branch{self.five}x{self.five}_2"),
+        )
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return concatenate(self.branch1x1(x), second(first(x)), double, self.branch_pool(self.pool(x)))
+        return concatenate(
+            self.branch1x1(x), second(first(x)), double, self.branch_pool(self.pool(x))
+        )
 
 
 class ReductionA(nn.Module):
@@ -52,7 +65,11 @@ class ReductionA(nn.Module):
         self.outputs = s(384) + s(96) + inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        return concatenate(self.branch3x3(x), self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))), self.pool(x))
+        return concatenate(
+            self.branch3x3(x),
+            self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
+            self.pool(x),
+        )
 
 
 class ModuleB(nn.Module):
@@ -123,14 +140,21 @@ class ModuleC(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         single, double = self.branch3x3_1(x), self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        spread = [self.branch3x3_2a(single), self.branch3x3_2b(single), self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)]
+        spread = [
+            self.branch3x3_2a(single),
+            self.branch3x3_2b(single),
+            self.branch3x3dbl_3a(double),
+            self.branch3x3dbl_3b(double),
+        ]
         return concatenate(self.branch1x1(x), *spread, self.branch_pool(self.pool(x)))
 
 
 class AuxHead(nn.Module):
     """After the last module B: average 5×5/3, 1×1 128, 5×5 768, mean over what is left, linear. At 299 the 17×17 map ends as 1×1."""
 
-    def __init__(self, inputs: int, classes: int, unit: Callable, scaled: Scale, last: Callable | None = None) -> None:
+    def __init__(
+        self, inputs: int, classes: int, unit: Callable, scaled: Scale, last: Callable | None = None
+    ) -> None:
         super().__init__()
         self.pool = nn.AvgPool2d(5, 3)
         self.conv0 = unit(inputs, scaled(128), 1)
@@ -141,29 +165,60 @@ class AuxHead(nn.Module):
         return self.fc(self.conv1(self.conv0(self.pool(x))).mean((2, 3)))
 
 
-_STEM = {"Conv2d_1a_3x3": "conv1a", "Conv2d_2a_3x3": "conv2a", "Conv2d_2b_3x3": "conv2b", "Conv2d_1a_7x7": "conv1"}
-_STEM |= {"Conv2d_3b_1x1": "conv3b", "Conv2d_3b_3x3": "conv3b", "Conv2d_4a_3x3": "conv4a", "Conv2d_4b_3x3": "conv4b"}
+_STEM = {
+    "Conv2d_1a_3x3": "conv1a",
+    "Conv2d_2a_3x3": "conv2a",
+    "Conv2d_2b_3x3": "conv2b",
+    "Conv2d_1a_7x7": "conv1",
+}
+_STEM |= {
+    "Conv2d_3b_1x1": "conv3b",
+    "Conv2d_3b_3x3": "conv3b",
+    "Conv2d_4a_3x3": "conv4a",
+    "Conv2d_4b_3x3": "conv4b",
+}
 _STEM |= {"maxpool1": "pool1", "maxpool2": "pool2", "AuxLogits": "aux1", "fc": "head"}
 _UNITS = {
-    ModuleA: {"branch5x5_1": "conv_5x5_reduce", "branch5x5_2": "conv_5x5", "branch3x3_1": "conv_3x3_reduce", "branch3x3_2": "conv_3x3"},
+    ModuleA: {
+        "branch5x5_1": "conv_5x5_reduce",
+        "branch5x5_2": "conv_5x5",
+        "branch3x3_1": "conv_3x3_reduce",
+        "branch3x3_2": "conv_3x3",
+    },
     ReductionA: {"branch3x3": "conv_3x3"},
     ModuleB: {
         **{"branch7x7_1": "conv_7x7_reduce", "branch7x7_2": "conv_1x7", "branch7x7_3": "conv_7x1"},
-        **{"branch7x7dbl_1": "conv_double_7x7_reduce", "branch7x7dbl_2": "conv_double_7x1_1", "branch7x7dbl_3": "conv_double_1x7_1"},
+        **{
+            "branch7x7dbl_1": "conv_double_7x7_reduce",
+            "branch7x7dbl_2": "conv_double_7x1_1",
+            "branch7x7dbl_3": "conv_double_1x7_1",
+        },
         **{"branch7x7dbl_4": "conv_double_7x1_2", "branch7x7dbl_5": "conv_double_1x7_2"},
     },
     ReductionB: {
         **{"branch3x3_1": "conv_3x3_reduce", "branch3x3_2": "conv_3x3"},
-        **{"branch7x7x3_1": "conv_7x7_reduce", "branch7x7x3_2": "conv_1x7", "branch7x7x3_3": "conv_7x1", "branch7x7x3_4": "conv_7x7_3x3"},
+        **{
+            "branch7x7x3_1": "conv_7x7_reduce",
+            "branch7x7x3_2": "conv_1x7",
+            "branch7x7x3_3": "conv_7x1",
+            "branch7x7x3_4": "conv_7x7_3x3",
+        },
     },
     ModuleC: {
-        **{"branch3x3_1": "conv_3x3_reduce", "branch3x3_2a": "conv_1x3", "branch3x3_2b": "conv_3x1"},
+        **{
+            "branch3x3_1": "conv_3x3_reduce",
+            "branch3x3_2a": "conv_1x3",
+            "branch3x3_2b": "conv_3x1",
+        },
         **{"branch3x3dbl_1": "conv_double_3x3_reduce", "branch3x3dbl_2": "conv_double_3x3"},
         **{"branch3x3dbl_3a": "conv_double_1x3", "branch3x3dbl_3b": "conv_double_3x1"},
     },
 }
 for _kind in (ModuleA, ReductionA):
-    _UNITS[_kind] |= {"branch3x3dbl_1": "conv_double_3x3_reduce", "branch3x3dbl_2": "conv_double_3x3_1"}
+    _UNITS[_kind] |= {
+        "branch3x3dbl_1": "conv_double_3x3_reduce",
+        "branch3x3dbl_2": "conv_double_3x3_1",
+    }
     _UNITS[_kind] |= {"branch3x3dbl_3": "conv_double_3x3_2"}
 for _kind in (ModuleA, ModuleB, ModuleC):
     _UNITS[_kind] |= {"branch1x1": "conv_1x1", "branch_pool": "pool_proj"}
@@ -189,14 +244,22 @@ class Rethought(nn.Module):
         self.order.append(name)
 
     def add_head(self, inputs: int, dropout: float) -> None:
-        self.avgpool, self.dropout, self.fc = nn.AdaptiveAvgPool2d(1), nn.Dropout(dropout), nn.Linear(inputs, self.num_classes)
+        self.avgpool, self.dropout, self.fc = (
+            nn.AdaptiveAvgPool2d(1),
+            nn.Dropout(dropout),
+            nn.Linear(inputs, self.num_classes),
+        )
 
     def forward(self, x: Tensor, aux: bool | None = None) -> dict[str, Tensor]:
         """[N, 3, H, W] → "logits" and, in training or with `aux`, "aux1"."""
         outputs = {}
         for name in self.order:
             x = getattr(self, name)(x)
-            if name == self.aux_after and (self.training if aux is None else aux) and hasattr(self, "AuxLogits"):
+            if (
+                name == self.aux_after
+                and (self.training if aux is None else aux)
+                and hasattr(self, "AuxLogits")
+            ):
                 outputs["aux1"] = self.AuxLogits(x)
         outputs["logits"] = self.fc(self.dropout(torch.flatten(self.avgpool(x), 1)))
         return outputs
@@ -205,12 +268,24 @@ class Rethought(nn.Module):
         """{module's name here: endpoint's name}."""
         names = {"avgpool": self.last_pool}
         for name, module in self.named_children():
-            ours = "inception_" + name.removeprefix("Mixed_") if name.startswith("Mixed_") else _STEM.get(name)
+            ours = (
+                "inception_" + name.removeprefix("Mixed_")
+                if name.startswith("Mixed_")
+                else _STEM.get(name)
+            )
             if ours is None:
                 continue
             names[name] = ours
-            units = {"conv0": "conv", "conv1": "conv_5x5"} if name == "AuxLogits" else _UNITS.get(type(module), {})
-            names |= {f"{name}.{unit}": f"{ours}/{units[unit]}" for unit, _ in module.named_children() if unit in units}
+            units = (
+                {"conv0": "conv", "conv1": "conv_5x5"}
+                if name == "AuxLogits"
+                else _UNITS.get(type(module), {})
+            )
+            names |= {
+                f"{name}.{unit}": f"{ours}/{units[unit]}"
+                for unit, _ in module.named_children()
+                if unit in units
+            }
         return names
 
 
@@ -245,9 +320,15 @@ class InceptionV3(Rethought):
         inputs = s(192)
         last_pool = nn.MaxPool2d(3, 1, padding=1) if flavour == "fid" else pool()
         for name, make in (
-            *((f"5{letter}", partial(ModuleA, projection=p, pool=pool())) for letter, p in (("b", 32), ("c", 64), ("d", 64))),
+            *(
+                (f"5{letter}", partial(ModuleA, projection=p, pool=pool()))
+                for letter, p in (("b", 32), ("c", 64), ("d", 64))
+            ),
             ("6a", ReductionA),
-            *((f"6{letter}", partial(ModuleB, c=c, pool=pool())) for letter, c in zip("bcde", (128, 160, 160, 192), strict=True)),
+            *(
+                (f"6{letter}", partial(ModuleB, c=c, pool=pool()))
+                for letter, c in zip("bcde", (128, 160, 160, 192), strict=True)
+            ),
             ("7a", ReductionB),
             ("7b", partial(ModuleC, pool=pool())),
             ("7c", partial(ModuleC, pool=last_pool)),
@@ -255,9 +336,16 @@ class InceptionV3(Rethought):
             module = make(inputs, unit=unit, scaled=s)
             self.add(f"Mixed_{name}", module)
             inputs = module.outputs
-            if name == "6e" and (flavour in ("torchvision", "slim") if aux_heads is None else aux_heads):
+            if name == "6e" and (
+                flavour in ("torchvision", "slim") if aux_heads is None else aux_heads
+            ):
                 self.AuxLogits = AuxHead(inputs, self.num_classes, unit, s)
-        self.add_head(inputs, {"torchvision": 0.5, "slim": 0.2, "keras": 0.0, "fid": 0.0}[flavour] if dropout is None else dropout)
+        self.add_head(
+            inputs,
+            {"torchvision": 0.5, "slim": 0.2, "keras": 0.0, "fid": 0.0}[flavour]
+            if dropout is None
+            else dropout,
+        )
 
     def forward(self, x: Tensor, aux: bool | None = None) -> dict[str, Tensor]:
         if self.transform_input:  # from ImageNet's mean and deviation to (x − 0.5) / 0.5
@@ -302,9 +390,15 @@ class InceptionV2(Rethought):
         self.add("Conv2d_4b_3x3", unit(s(192), s(288), 3, padding=1))
         inputs = s(288)
         for name, make in (
-            *((f"5{letter}", partial(ModuleA, projection=64, pool=pool(), five=3)) for letter in "bcd"),
+            *(
+                (f"5{letter}", partial(ModuleA, projection=64, pool=pool(), five=3))
+                for letter in "bcd"
+            ),
             ("6a", ReductionA),
-            *((f"6{letter}", partial(ModuleB, c=c, pool=pool())) for letter, c in zip("bcdef", self.middles, strict=True)),
+            *(
+                (f"6{letter}", partial(ModuleB, c=c, pool=pool()))
+                for letter, c in zip("bcdef", self.middles, strict=True)
+            ),
             ("7a", ReductionB),
             *((f"7{letter}", partial(ModuleC, pool=pool())) for letter in "bc"),
         ):
@@ -312,5 +406,7 @@ class InceptionV2(Rethought):
             self.add(f"Mixed_{name}", module)
             inputs = module.outputs
             if name == "6f" and aux_heads:
-                self.AuxLogits = AuxHead(inputs, num_classes, unit, s, unit if aux_bn else partial(Unit, norm=None))
+                self.AuxLogits = AuxHead(
+                    inputs, num_classes, unit, s, unit if aux_bn else partial(Unit, norm=None)
+                )
         self.add_head(inputs, dropout)

@@ -44,7 +44,9 @@ class SameMaxPool2d(nn.Module):
         self.kernel, self.stride = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(same_padding(x, self.kernel, self.stride, -torch.inf), self.kernel, self.stride)
+        return F.max_pool2d(
+            same_padding(x, self.kernel, self.stride, -torch.inf), self.kernel, self.stride
+        )
 
 
 class ShiftBatchNorm2d(nn.BatchNorm2d):
@@ -74,7 +76,9 @@ class Unit(nn.Module):
     ) -> None:
         super().__init__()
         padding = {} if same else {"padding": kernel // 2}
-        self.conv = (SameConv2d if same else nn.Conv2d)(inputs, outputs, kernel, stride, bias=norm is None, **padding)
+        self.conv = (SameConv2d if same else nn.Conv2d)(
+            inputs, outputs, kernel, stride, bias=norm is None, **padding
+        )
         if norm is not None:
             self.bn = norm(outputs)
         self.relu = relu
@@ -101,7 +105,14 @@ class SeparableUnit(nn.Module):
 class Inception(nn.Module):
     """Four branches, concatenated in the order 1×1, 3×3, 5×5, pool. `five` is the "5×5" branch's true kernel size."""
 
-    def __init__(self, inputs: int, columns: tuple[int, ...], unit: Callable[..., nn.Module], pool: nn.Module, five: int = 5) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        columns: tuple[int, ...],
+        unit: Callable[..., nn.Module],
+        pool: nn.Module,
+        five: int = 5,
+    ) -> None:
         super().__init__()
         one, three_reduce, three, five_reduce, fives, projection = columns
         self.branch1 = unit(inputs, one, 1)
@@ -117,10 +128,16 @@ class Inception(nn.Module):
 class NaiveInception(nn.Module):
     """The paper's Fig. 2a: 1×1, 3×3 and 5×5 on the input itself, and the pooled input passed on whole."""
 
-    def __init__(self, inputs: int, columns: tuple[int, ...], unit: Callable[..., nn.Module], pool: nn.Module) -> None:
+    def __init__(
+        self, inputs: int, columns: tuple[int, ...], unit: Callable[..., nn.Module], pool: nn.Module
+    ) -> None:
         super().__init__()
         one, _, three, _, fives, _ = columns
-        self.branch1, self.branch2, self.branch3 = unit(inputs, one, 1), unit(inputs, three, 3), unit(inputs, fives, 5)
+        self.branch1, self.branch2, self.branch3 = (
+            unit(inputs, one, 1),
+            unit(inputs, three, 3),
+            unit(inputs, fives, 5),
+        )
         self.branch4 = pool
         self.outputs = one + three + fives + inputs
 

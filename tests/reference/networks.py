@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from tests.reference import layers
-from tests.reference.layers import MODULES, AuxHead, Inception, NaiveInception, PaperAuxPool, SeparableUnit, Unit
+from tests.reference.layers import (
+    MODULES,
+    AuxHead,
+    Inception,
+    NaiveInception,
+    PaperAuxPool,
+    SeparableUnit,
+    Unit,
+)
 
 _ORDER = (
     *("conv1", "pool1", "norm1", "conv2", "conv3", "norm2", "pool2"),
@@ -25,7 +33,9 @@ _AUX_AFTER = {"inception4a": "aux1", "inception4d": "aux2"}
 class Network(nn.Module):
     """GoogLeNet's order of layers; a network that lacks a layer has no attribute of that name."""
 
-    def __init__(self, num_classes: int, width: float, stem: str, side: int, dropout: float) -> None:
+    def __init__(
+        self, num_classes: int, width: float, stem: str, side: int, dropout: float
+    ) -> None:
         super().__init__()
         self.num_classes, self.width, self.stem, self.side = num_classes, width, stem, side
         self.dropout = nn.Dropout(dropout)
@@ -45,7 +55,9 @@ class Network(nn.Module):
     def scaled(self, channels: int) -> int:
         return round(channels * self.width)
 
-    def add_first(self, unit: Callable[..., nn.Module], pool: nn.Module, channels: int = 64, **options) -> None:
+    def add_first(
+        self, unit: Callable[..., nn.Module], pool: nn.Module, channels: int = 64, **options
+    ) -> None:
         kernel, stride = (3, 1) if self.stem == "small" else (7, 2)
         self.conv1, self.pool1 = unit(3, self.scaled(channels), kernel, stride, **options), pool
 
@@ -64,9 +76,18 @@ class Network(nn.Module):
         self.pool5 = nn.Identity() if self.side else nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(inputs * max(self.side, 1) ** 2, self.num_classes)
 
-    def add_aux(self, unit: Callable[..., nn.Module], pool: nn.Module, dropout: tuple[float, float]) -> None:
+    def add_aux(
+        self, unit: Callable[..., nn.Module], pool: nn.Module, dropout: tuple[float, float]
+    ) -> None:
         for name, after in (("aux1", self.inception4a), ("aux2", self.inception4d)):
-            head = AuxHead(after.outputs, self.num_classes, unit, pool, dropout, (self.scaled(128), self.scaled(1024)))
+            head = AuxHead(
+                after.outputs,
+                self.num_classes,
+                unit,
+                pool,
+                dropout,
+                (self.scaled(128), self.scaled(1024)),
+            )
             setattr(self, name, head)
 
 
@@ -142,7 +163,9 @@ class GooglenetBN(Network):
         self.conv2 = unit(self.scaled(64), self.scaled(64), 1)
         self.conv3 = unit(self.scaled(64), self.scaled(192), 3)
         self.add_pools(_padded_pool(), _padded_pool(), _padded_pool())
-        self.add_modules(192, lambda inputs, columns: Inception(inputs, columns, unit, _module_pool()))
+        self.add_modules(
+            192, lambda inputs, columns: Inception(inputs, columns, unit, _module_pool())
+        )
         if aux_heads:
             self.add_aux(unit, nn.AdaptiveAvgPool2d(4), (aux_dropout, aux_dropout))
 
@@ -169,7 +192,9 @@ class GooglenetTorchvision(Network):
         self.conv2 = unit(self.scaled(64), self.scaled(64), 1)
         self.conv3 = unit(self.scaled(64), self.scaled(192), 3)
         self.add_pools(_ceil_pool(), _ceil_pool(), nn.MaxPool2d(2, 2, ceil_mode=True))
-        self.add_modules(192, lambda inputs, columns: Inception(inputs, columns, unit, _module_pool(), five=3))
+        self.add_modules(
+            192, lambda inputs, columns: Inception(inputs, columns, unit, _module_pool(), five=3)
+        )
         if aux_heads:
             self.add_aux(unit, nn.AdaptiveAvgPool2d(4), (0.0, aux_dropout))
 
@@ -186,25 +211,44 @@ class GooglenetSlim(Network):
     Its running variance is TensorFlow's fused batch norm's, which is unbiased as PyTorch's is. Its last pool is 2×2/2.
     """
 
-    def __init__(self, num_classes: int = 1000, width: float = 1.0, stem: str = "dense", side: int = 0, dropout: float = 0.2) -> None:
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        width: float = 1.0,
+        stem: str = "dense",
+        side: int = 0,
+        dropout: float = 0.2,
+    ) -> None:
         super().__init__(num_classes, width, stem, side, dropout)
-        unit = partial(Unit, norm=partial(layers.ShiftBatchNorm2d, eps=0.001, momentum=0.0003), same=True)
+        unit = partial(
+            Unit, norm=partial(layers.ShiftBatchNorm2d, eps=0.001, momentum=0.0003), same=True
+        )
         pool = layers.SameMaxPool2d
         self.add_first(unit, pool(3, 2))
         self.conv2 = unit(self.scaled(64), self.scaled(64), 1)
         self.conv3 = unit(self.scaled(64), self.scaled(192), 3)
         self.add_pools(pool(3, 2), pool(3, 2), pool(2, 2))
-        self.add_modules(192, lambda inputs, columns: Inception(inputs, columns, unit, pool(3, 1), five=3))
+        self.add_modules(
+            192, lambda inputs, columns: Inception(inputs, columns, unit, pool(3, 1), five=3)
+        )
 
 
 class GooglenetPlain(Network):
     """The network of seeds 000 to 002 repaired: no norm, no aux, no ReLU in the stem and no 1×1 there; `base_dim` sets the stem alone."""
 
     def __init__(
-        self, num_classes: int = 2, base_dim: int = 64, width: float = 1.0, stem: str = "dense", side: int = 0, dropout: float = 0.4
+        self,
+        num_classes: int = 2,
+        base_dim: int = 64,
+        width: float = 1.0,
+        stem: str = "dense",
+        side: int = 0,
+        dropout: float = 0.4,
     ) -> None:
         super().__init__(num_classes, width, stem, side, dropout)
         self.add_first(Unit, _padded_pool(), base_dim, relu=False)
         self.conv3 = Unit(self.scaled(base_dim), self.scaled(3 * base_dim), 3, relu=False)
         self.add_pools(_padded_pool(), _padded_pool(), _padded_pool())
-        self.add_modules(3 * base_dim, lambda inputs, columns: Inception(inputs, columns, Unit, _module_pool()))
+        self.add_modules(
+            3 * base_dim, lambda inputs, columns: Inception(inputs, columns, Unit, _module_pool())
+        )

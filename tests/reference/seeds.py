@@ -29,7 +29,11 @@ def _plain_conv(inputs: int, outputs: int, size: int) -> list[nn.Module]:
 
 
 def _bn_conv(inputs: int, outputs: int, size: int, stride: int = 1) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs, eps=0.01), nn.ReLU()]
+    return [
+        nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False),
+        nn.BatchNorm2d(outputs, eps=0.01),
+        nn.ReLU(),
+    ]
 
 
 def _module(conv, inputs: int, a: int, b0: int, b: int, c0: int, c: int, d: int) -> nn.Module:
@@ -97,18 +101,27 @@ class seed_003(nn.Module):
         super().__init__()
         stages = _stages(_bn_conv, 192)
         self.to_4a = nn.Sequential(
-            *_bn_conv(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1), *_bn_conv(64, 64, 1), *_bn_conv(64, 192, 3), nn.MaxPool2d(3, 2, 1), *stages[:4]
+            *_bn_conv(3, 64, 7, 2),
+            nn.MaxPool2d(3, 2, 1),
+            *_bn_conv(64, 64, 1),
+            *_bn_conv(64, 192, 3),
+            nn.MaxPool2d(3, 2, 1),
+            *stages[:4],
         )
         self.to_4d = nn.Sequential(*stages[4:7])
         self.to_5b = nn.Sequential(*stages[7:])
-        self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.4), nn.Linear(1024, num_classes))
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.4), nn.Linear(1024, num_classes)
+        )
         aux = partial(self._aux, classes=num_classes)
         self.aux1, self.aux2 = aux(512), aux(528)
 
     @staticmethod
     def _aux(inputs: int, classes: int) -> nn.Module:
         pooled = [nn.AdaptiveAvgPool2d(4), *_bn_conv(inputs, 128, 1), nn.Dropout(0.4), nn.Flatten()]
-        return nn.Sequential(*pooled, nn.Linear(2048, 1024), nn.ReLU(), nn.Dropout(0.4), nn.Linear(1024, classes))
+        return nn.Sequential(
+            *pooled, nn.Linear(2048, 1024), nn.ReLU(), nn.Dropout(0.4), nn.Linear(1024, classes)
+        )
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         after_4a = self.to_4a(x)

@@ -29,11 +29,15 @@ def make_state(seed: int = 0):
 
     def bits(shape, dtype):
         width = np.dtype(dtype).itemsize
-        return jnp.asarray(rng.integers(0, 256, (*shape, width), dtype=np.uint8).view(np.dtype(dtype))[..., 0])
+        return jnp.asarray(
+            rng.integers(0, 256, (*shape, width), dtype=np.uint8).view(np.dtype(dtype))[..., 0]
+        )
 
     return {
         "step": jnp.int32(seed),
-        "params": {"conv1": {"kernel": bits((3, 3, 2, 4), np.float32), "bias": bits((4,), jnp.bfloat16)}},
+        "params": {
+            "conv1": {"kernel": bits((3, 3, 2, 4), np.float32), "bias": bits((4,), jnp.bfloat16)}
+        },
         "batch_stats": {"conv1": {"mean": bits((4,), np.float16)}},
         "opt_state": (bits((5,), np.uint32), (), jnp.array([True, False])),
         "ema": None,
@@ -47,7 +51,9 @@ def bits_of(state):
 def write(workdir, steps, keep=3, description=DESCRIPTION, top1=None):
     checkpoints = Checkpoints(workdir, description, keep)
     for step in steps:
-        checkpoints.save(step, make_state(step), metric=(top1 or {}).get(step), interval={"steps": step})
+        checkpoints.save(
+            step, make_state(step), metric=(top1 or {}).get(step), interval={"steps": step}
+        )
     checkpoints.close()
 
 
@@ -85,7 +91,9 @@ def test_restored_arrays_have_the_shardings_asked_for(tmp_path):
     write(tmp_path, [1])
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec())
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), make_state(1))
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), make_state(1)
+    )
     assert all(x.sharding == sharding for x in jax.tree.leaves(restore(tmp_path, abstract).state))
 
 
@@ -112,12 +120,23 @@ def test_the_last_and_the_best_are_kept_over_restarts(tmp_path):
 def test_load_run_takes_any_step_raw_or_ema(tmp_path):
     checkpoints = Checkpoints(tmp_path, DESCRIPTION, keep=3)
     for step in (1, 2):
-        variables = {"params": {"head": {"kernel": jnp.full((2,), step)}}, "batch_stats": {"bn": {"mean": jnp.full((1,), step)}}}
-        state = {**variables, "ema": jax.tree.map(lambda x: x + 10, variables), "opt_state": jnp.zeros(3)}
+        variables = {
+            "params": {"head": {"kernel": jnp.full((2,), step)}},
+            "batch_stats": {"bn": {"mean": jnp.full((1,), step)}},
+        }
+        state = {
+            **variables,
+            "ema": jax.tree.map(lambda x: x + 10, variables),
+            "opt_state": jnp.zeros(3),
+        }
         checkpoints.save(step, state, metric={1: 0.9, 2: 0.1}[step], interval={})
     checkpoints.close()
     run = read_run(tmp_path)
-    assert (run.step, run.weights, run.description) == (2, "ema", RunDescription.from_json(DESCRIPTION.to_json()))
+    assert (run.step, run.weights, run.description) == (
+        2,
+        "ema",
+        RunDescription.from_json(DESCRIPTION.to_json()),
+    )
     assert jax.tree.map(lambda x: x.tolist(), run.variables) == {
         "params": {"head": {"kernel": [12, 12]}},
         "batch_stats": {"bn": {"mean": [12]}},
@@ -144,7 +163,10 @@ def test_every_kind_of_damage_gives_the_exact_state_or_the_one_before(tmp_path, 
     """Each file of the newest checkpoint in turn is truncated, emptied, deleted, or has a byte flipped: a wrong state never comes back."""
     write(tmp_path / "whole", [1, 2])
     fell_back = set()
-    names = [p.relative_to(tmp_path / "whole") for p in files_of(tmp_path / "whole" / "checkpoints" / "2")]
+    names = [
+        p.relative_to(tmp_path / "whole")
+        for p in files_of(tmp_path / "whole" / "checkpoints" / "2")
+    ]
     for name in names:
         for damage in ("truncate", "delete", "flip"):
             shutil.copytree(tmp_path / "whole", tmp_path / "run")
@@ -156,7 +178,9 @@ def test_every_kind_of_damage_gives_the_exact_state_or_the_one_before(tmp_path, 
                 path.write_bytes(content[: len(content) // 2])
             else:
                 middle = len(content) // 2
-                path.write_bytes(content[:middle] + bytes([content[middle] ^ 0x10]) + content[middle + 1 :])
+                path.write_bytes(
+                    content[:middle] + bytes([content[middle] ^ 0x10]) + content[middle + 1 :]
+                )
             restored = restore(tmp_path / "run")
             message = capsys.readouterr().err
             assert bits_of(restored.state) == bits_of(make_state(restored.step)), (name, damage)
@@ -165,8 +189,12 @@ def test_every_kind_of_damage_gives_the_exact_state_or_the_one_before(tmp_path, 
                 assert "checkpoints/2 is damaged" in message, (name, damage)
                 assert (tmp_path / "run" / "checkpoints" / "damaged-2").is_dir()
             shutil.rmtree(tmp_path / "run")
-    assert {("checkpoints/2/metadata/metadata", damage) for damage in ("truncate", "delete", "flip")} <= fell_back
-    assert {("checkpoints/2/state/manifest.ocdbt", damage) for damage in ("truncate", "delete", "flip")} <= fell_back
+    assert {
+        ("checkpoints/2/metadata/metadata", damage) for damage in ("truncate", "delete", "flip")
+    } <= fell_back
+    assert {
+        ("checkpoints/2/state/manifest.ocdbt", damage) for damage in ("truncate", "delete", "flip")
+    } <= fell_back
 
 
 def test_flipped_byte_in_an_array_is_found_and_named(tmp_path, capsys):
@@ -174,7 +202,9 @@ def test_flipped_byte_in_an_array_is_found_and_named(tmp_path, capsys):
     values = np.random.default_rng(0).integers(0, 2**31, 100_000, dtype=np.int32)
     checkpoints = Checkpoints(tmp_path, DESCRIPTION, keep=3)
     for step in (1, 2):
-        checkpoints.save(step, {"params": {"kernel": jnp.asarray(values + step)}}, metric=None, interval={})
+        checkpoints.save(
+            step, {"params": {"kernel": jnp.asarray(values + step)}}, metric=None, interval={}
+        )
     checkpoints.close()
     largest = max(files_of(tmp_path / "checkpoints" / "2"), key=lambda p: p.stat().st_size)
     content = bytearray(largest.read_bytes())
@@ -182,7 +212,10 @@ def test_flipped_byte_in_an_array_is_found_and_named(tmp_path, capsys):
     largest.write_bytes(content)
     restored = restore(tmp_path, {"params": {"kernel": jnp.asarray(values)}})
     np.testing.assert_array_equal(restored.state["params"]["kernel"], values + 1)
-    assert "checkpoints/2 is damaged (params/kernel does not have the checksum" in capsys.readouterr().err
+    assert (
+        "checkpoints/2 is damaged (params/kernel does not have the checksum"
+        in capsys.readouterr().err
+    )
 
 
 def test_all_damaged_is_an_error_and_nothing_is_overwritten(tmp_path):
@@ -198,7 +231,9 @@ def test_all_damaged_is_an_error_and_nothing_is_overwritten(tmp_path):
 def test_damaged_metrics_stop_neither_resuming_nor_reading(tmp_path, capsys, content):
     write(tmp_path, [1, 2], top1={1: 0.5, 2: 0.6})
     (tmp_path / "checkpoints" / "2" / "metrics" / "metrics").write_text(content)
-    with pytest.raises(UserError, match=r"checkpoints/2: the checkpoint is damaged .its metrics can't be read"):
+    with pytest.raises(
+        UserError, match=r"checkpoints/2: the checkpoint is damaged .its metrics can't be read"
+    ):
         read_run(tmp_path, weights="raw")
     assert restore(tmp_path).step == 1
     assert "checkpoints/2 is damaged (its metrics can't be read" in capsys.readouterr().err
@@ -211,7 +246,10 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monke
         raise ValueError("PERMISSION_DENIED: opening checkpoints/2/state")
 
     monkeypatch.setattr("orbax.checkpoint.CheckpointManager.restore", refuse)
-    with pytest.raises(UserError, match=r"can't be read: .*PERMISSION_DENIED.*; free memory or mend the permissions"):
+    with pytest.raises(
+        UserError,
+        match=r"can't be read: .*PERMISSION_DENIED.*; free memory or mend the permissions",
+    ):
         restore(tmp_path)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
 
@@ -228,9 +266,13 @@ def test_a_damaged_step_can_be_saved_again(tmp_path, capsys):
 
 def test_a_folder_left_by_a_killed_save_is_named_and_not_used(tmp_path, capsys):
     write(tmp_path, [1])
-    shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp")
+    shutil.copytree(
+        tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    )
     assert restore(tmp_path).step == 1
-    assert "2.orbax-checkpoint-tmp is a checkpoint that was never finished" in capsys.readouterr().err
+    assert (
+        "2.orbax-checkpoint-tmp is a checkpoint that was never finished" in capsys.readouterr().err
+    )
     write(tmp_path, [2])
     assert restore(tmp_path).step == 2
 
@@ -255,7 +297,10 @@ def test_missing_misshapen_and_left_over_parameters_are_named(tmp_path):
     without_arrays(tmp_path)
     state = make_state()
     state["params"]["conv1"]["kernel"] = jnp.zeros((3, 3, 2, 5))
-    with pytest.raises(UserError, match=r"params/conv1/kernel is float32 \[3, 3, 2, 4\], expected float32 \[3, 3, 2, 5\]"):
+    with pytest.raises(
+        UserError,
+        match=r"params/conv1/kernel is float32 \[3, 3, 2, 4\], expected float32 \[3, 3, 2, 5\]",
+    ):
         restore(tmp_path, state)
     state = make_state()
     state["params"]["conv2"] = {"kernel": jnp.zeros(1)}
@@ -270,7 +315,10 @@ def test_missing_misshapen_and_left_over_parameters_are_named(tmp_path):
 def test_an_option_that_an_older_checkpoint_lacks_has_its_default(tmp_path):
     write(tmp_path, [1])
     whole = {**model_options(create_model("googlenet")), **DESCRIPTION.model_options}
-    assert restore(tmp_path, description=dataclasses.replace(DESCRIPTION, model_options=whole)).step == 1
+    assert (
+        restore(tmp_path, description=dataclasses.replace(DESCRIPTION, model_options=whole)).step
+        == 1
+    )
     other = {**whole, "dropout": 0.1}
     with pytest.raises(UserError, match=r"dropout=0\.4 \(now 0\.1\)"):
         restore(tmp_path, description=dataclasses.replace(DESCRIPTION, model_options=other))

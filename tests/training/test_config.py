@@ -5,7 +5,15 @@ from flax.traverse_util import flatten_dict
 
 from googlenet_jax.errors import UserError
 from googlenet_jax.training.classification import build_model
-from googlenet_jax.training.config import MAY_CHANGE, changed_fields, default_config, in_steps, period, resolve, steps
+from googlenet_jax.training.config import (
+    MAY_CHANGE,
+    changed_fields,
+    default_config,
+    in_steps,
+    period,
+    resolve,
+    steps,
+)
 from googlenet_jax.training.loop import is_due
 
 DEFAULTS = default_config().to_dict()
@@ -28,7 +36,14 @@ def test_default_recipe_is_valid():
 
 
 def test_whole_numbers_count_as_numbers_and_lists_as_tuples():
-    resolve(changed(optimizer__momentum=0, schedule__power=1, augment__area=[0.5, 1], data__eval_splits=["a", "b"]))
+    resolve(
+        changed(
+            optimizer__momentum=0,
+            schedule__power=1,
+            augment__area=[0.5, 1],
+            data__eval_splits=["a", "b"],
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,7 +76,7 @@ def test_whole_numbers_count_as_numbers_and_lists_as_tuples():
         ({"preprocessing__mean": (1, 1)}, r"^preprocessing.mean: "),
         ({"preprocessing__channel_order": "gbr"}, r"^preprocessing.channel_order: "),
         ({"preprocessing__resize": 200}, r"^preprocessing.resize: "),
-        ({"model__name": "googlenet", "preprocessing__size": 16}, r"^preprocessing.size: googlenet .*at least \d+ pixels, found 16"),
+        ({"model__name": "googlenet", "preprocessing__size": 16}, r"^preprocessing.size: googlenet .*at least \d+ high and wide, found 16"),
         ({"optimizer__momentum": 1.0}, r"^optimizer.momentum: .*below 1, found 1.0"),
         ({"optimizer__weight_decay": -1e-4}, r"^optimizer.weight_decay: "),
         ({"optimizer__nesterov": True, "optimizer__momentum": 0}, r"^optimizer.nesterov: "),
@@ -101,9 +116,17 @@ def test_error_names_the_field(fields, error):
 
 def test_a_field_that_an_older_recipe_lacks_has_its_default():
     old = json.loads(json.dumps(default_config().to_dict()))
-    del old["task"], old["metrics"], old["optimizer"]["name"], old["checkpoint"]["best"], old["augment"]["mixup"]
+    del (
+        old["task"],
+        old["metrics"],
+        old["optimizer"]["name"],
+        old["checkpoint"]["best"],
+        old["augment"]["mixup"],
+    )
     config, _ = resolve(old)
-    assert json.loads(json.dumps(config.to_dict())) == json.loads(json.dumps(default_config().to_dict()))
+    assert json.loads(json.dumps(config.to_dict())) == json.loads(
+        json.dumps(default_config().to_dict())
+    )
     assert changed_fields(old, config.to_dict(), DEFAULTS) == []
 
 
@@ -136,7 +159,10 @@ def test_part_of_a_step_is_rounded():
     assert steps("3 epochs", steps_per_epoch=1437 / 64) == 67
 
 
-@pytest.mark.parametrize("duration", ["", "10", "epochs", "1.5 steps", "ten epochs", "1 epochs ", "1e3 steps", "nan epochs"])
+@pytest.mark.parametrize(
+    "duration",
+    ["", "10", "epochs", "1.5 steps", "ten epochs", "1 epochs ", "1e3 steps", "nan epochs"],
+)
 def test_duration_that_does_not_parse(duration):
     with pytest.raises(UserError, match="expected a duration"):
         steps(duration, steps_per_epoch=10)
@@ -144,7 +170,12 @@ def test_duration_that_does_not_parse(duration):
 
 def test_built_model_has_the_recipes_types():
     model = build_model(changed(dtype="bfloat16", model__options={"width": 0.5}), num_classes=7)
-    assert (model.num_classes, model.width, model.dtype, model.param_dtype) == (7, 0.5, "bfloat16", "float32")
+    assert (model.num_classes, model.width, model.dtype, model.param_dtype) == (
+        7,
+        0.5,
+        "bfloat16",
+        "float32",
+    )
 
 
 def test_json_changes_nothing():
@@ -153,7 +184,10 @@ def test_json_changes_nothing():
 
 
 def test_changes_are_listed_by_name():
-    old, new = changed(model__options={"width": 0.5}).to_dict(), changed(batch_size=64, augment__area=(0.5, 1.0)).to_dict()
+    old, new = (
+        changed(model__options={"width": 0.5}).to_dict(),
+        changed(batch_size=64, augment__area=(0.5, 1.0)).to_dict(),
+    )
     assert changed_fields(old, new, DEFAULTS) == [
         "augment.area: [0.08, 1.0] → [0.5, 1.0]",
         "batch_size: 256 → 64",
@@ -162,7 +196,14 @@ def test_changes_are_listed_by_name():
 
 
 def test_what_never_reaches_the_parameters_may_change():
-    new = changed(log_every="1 step", eval_every="9 steps", checkpoint_every="2 steps", eval_batch_size=7, data__dir="x", data__threads=1)
+    new = changed(
+        log_every="1 step",
+        eval_every="9 steps",
+        checkpoint_every="2 steps",
+        eval_batch_size=7,
+        data__dir="x",
+        data__threads=1,
+    )
     assert changed_fields(DEFAULTS, new.to_dict(), DEFAULTS) == []
     assert flatten_dict(default_config().to_dict(), sep=".").keys() >= MAY_CHANGE
 
@@ -173,7 +214,10 @@ def test_duration_may_change_only_where_the_schedule_does_not_depend_on_it():
         ("cosine", ["duration: '90 epochs' → '9 epochs'"]),
         ("polynomial", ["duration: '90 epochs' → '9 epochs'"]),
     ):
-        old, new = changed(schedule__name=schedule), changed(schedule__name=schedule, duration="9 epochs")
+        old, new = (
+            changed(schedule__name=schedule),
+            changed(schedule__name=schedule, duration="9 epochs"),
+        )
         assert changed_fields(old.to_dict(), new.to_dict(), DEFAULTS) == refused
 
 
@@ -183,14 +227,22 @@ def test_each_multiple_of_a_duration_is_counted_by_itself():
     when = in_steps(changed(batch_size=64, duration="10 epochs", **every), 1437)
     evaluations = [step for step in range(when.total + 1) if is_due(when.eval_every, step)]
     assert evaluations == [22, 45, 67, 90, 112, 135, 157, 180, 202, 225] and when.total == 225
-    assert [step for step in range(when.total + 1) if is_due(when.checkpoint_every, step)] == evaluations[1::2]
+    assert [
+        step for step in range(when.total + 1) if is_due(when.checkpoint_every, step)
+    ] == evaluations[1::2]
     assert [step for step in range(when.total + 1) if is_due(when.log_every, step)] == [100, 200]
 
 
 def test_a_period_is_a_step_at_least():
-    assert period("0.001 epochs", 10) == 1.0 and all(is_due(1.0, step) for step in range(1, 5)) and not is_due(1.0, 0)
+    assert (
+        period("0.001 epochs", 10) == 1.0
+        and all(is_due(1.0, step) for step in range(1, 5))
+        and not is_due(1.0, 0)
+    )
 
 
 def test_warmup_as_long_as_the_run_is_refused():
-    with pytest.raises(UserError, match=r"^schedule.warmup: '20 steps' is 20 steps, .*the run's 20"):
+    with pytest.raises(
+        UserError, match=r"^schedule.warmup: '20 steps' is 20 steps, .*the run's 20"
+    ):
         in_steps(changed(duration="2 epochs", batch_size=10, schedule__warmup="20 steps"), 100)

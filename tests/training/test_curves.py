@@ -23,28 +23,44 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     figures: list[Figure] = []
     save = matplotlib.figure.Figure.savefig
     monkeypatch.setattr(
-        matplotlib.figure.Figure, "savefig", lambda self, *args, **named: (figures.append(self), save(self, *args, **named))
+        matplotlib.figure.Figure,
+        "savefig",
+        lambda self, *args, **named: (figures.append(self), save(self, *args, **named)),
     )
     return figures
 
 
-@pytest.mark.parametrize("lines", [[json.loads(line) for line in CIFAR10.read_text().splitlines()], LINES], ids=["CIFAR-10", "one decade"])
-def test_tick_labels_are_inside_the_picture(tmp_path: Path, drawn: list[Figure], lines: list[dict]) -> None:
+@pytest.mark.parametrize(
+    "lines",
+    [[json.loads(line) for line in CIFAR10.read_text().splitlines()], LINES],
+    ids=["CIFAR-10", "one decade"],
+)
+def test_tick_labels_are_inside_the_picture(
+    tmp_path: Path, drawn: list[Figure], lines: list[dict]
+) -> None:
     draw_curves({"run": lines}, tmp_path / "curves.png")
     (figure,) = drawn
     right, top = figure.canvas.get_width_height()
     for axes in figure.axes:
         renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-        shown = [label for label in (*axes.get_yticklabels(), *axes.get_yticklabels(minor=True)) if label.get_text()]
+        shown = [
+            label
+            for label in (*axes.get_yticklabels(), *axes.get_yticklabels(minor=True))
+            if label.get_text()
+        ]
         assert len(shown) >= 2
         for label in shown:
             box = label.get_window_extent(renderer)
-            if axes.bbox.y0 <= (box.y0 + box.y1) / 2 <= axes.bbox.y1:  # a tick beyond the axis is not drawn
+            if (
+                axes.bbox.y0 <= (box.y0 + box.y1) / 2 <= axes.bbox.y1
+            ):  # a tick beyond the axis is not drawn
                 assert box.x0 >= 0 and box.x1 <= right and box.y1 <= top, label.get_text()
 
 
 @pytest.mark.parametrize("names", [("cost$1", "cost$2"), ("$x_{", "$"), ("_hidden", "b")])
-def test_names_stand_as_they_are(tmp_path: Path, drawn: list[Figure], names: tuple[str, str]) -> None:
+def test_names_stand_as_they_are(
+    tmp_path: Path, drawn: list[Figure], names: tuple[str, str]
+) -> None:
     both = {name + "$" if "$" in name else name: LINES for name in names}
     draw_curves(both, tmp_path / "curves.png")
     texts = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]

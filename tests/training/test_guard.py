@@ -26,15 +26,24 @@ ROOT = Path(__file__).parents[2]
 
 def lines_of(workdir):
     lines = read_metrics(workdir / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+    return [
+        {name: value for name, value in line.items() if name != "images_per_second"}
+        for line in lines
+    ]
 
 
 def final_bits(workdir):
-    return [np.asarray(leaf).tobytes() for leaf in _leaves(load_run(workdir, weights="raw").variables)]
+    return [
+        np.asarray(leaf).tobytes() for leaf in _leaves(load_run(workdir, weights="raw").variables)
+    ]
 
 
 def _leaves(tree):
-    return [leaf for value in tree.values() for leaf in (_leaves(value) if isinstance(value, dict) else [value])]
+    return [
+        leaf
+        for value in tree.values()
+        for leaf in (_leaves(value) if isinstance(value, dict) else [value])
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +98,13 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize(("signum", "ending"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize(
+    ("signum", "ending"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_signal_stops_the_run_saved_and_it_goes_on_exactly(tmp_path, data_dir, whole, capsys, moment, signum, ending):
+def test_a_signal_stops_the_run_saved_and_it_goes_on_exactly(
+    tmp_path, data_dir, whole, capsys, moment, signum, ending
+):
     when, step = MOMENTS[moment]
     config = disturbed(data_dir, f"{tmp_path}", signum=signum, **when)
     handler = signal.getsignal(signum)
@@ -100,15 +113,26 @@ def test_a_signal_stops_the_run_saved_and_it_goes_on_exactly(tmp_path, data_dir,
     assert getattr(stopped.value, "code", 0) == 0
     assert signal.getsignal(signum) == handler
     name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
-    assert f"stopped by {name} after step {step} of 24, which is saved; the same command goes on" in capsys.readouterr().err
+    assert (
+        f"stopped by {name} after step {step} of 24, which is saved; the same command goes on"
+        in capsys.readouterr().err
+    )
     assert load_run(tmp_path).step == step
     train(config, tmp_path)
     assert lines_of(tmp_path) == lines_of(whole)
     assert final_bits(tmp_path) == final_bits(whole)
     # The evaluation that was made up for counts for the best checkpoint.
-    metrics = {path.parent.parent.name: path.read_text() for path in (tmp_path / "checkpoints").glob("*/metrics/metrics")}
-    theirs = {path.parent.parent.name: path.read_text() for path in (whole / "checkpoints").glob("*/metrics/metrics")}
-    assert {step: metrics.get(step) for step in theirs if int(step) >= 16} == {s: v for s, v in theirs.items() if int(s) >= 16}
+    metrics = {
+        path.parent.parent.name: path.read_text()
+        for path in (tmp_path / "checkpoints").glob("*/metrics/metrics")
+    }
+    theirs = {
+        path.parent.parent.name: path.read_text()
+        for path in (whole / "checkpoints").glob("*/metrics/metrics")
+    }
+    assert {step: metrics.get(step) for step in theirs if int(step) >= 16} == {
+        s: v for s, v in theirs.items() if int(s) >= 16
+    }
     assert not list((tmp_path / "checkpoints").glob("unevaluated-*"))
 
 
@@ -121,11 +145,19 @@ def test_a_replacement_that_was_cut_short_is_settled(tmp_path, data_dir, whole):
     assert load_run(tmp_path / "run").step == 24
     shutil.copytree(folder / "24", folder / "unevaluated-24")
     train(tiny_config(data_dir), tmp_path / "run")
-    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in (whole / "checkpoints").iterdir())
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        path.name for path in (whole / "checkpoints").iterdir()
+    )
 
 
 def run_script(code, *arguments):
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+    )
 
 
 IN_NO_STATE = """
@@ -161,10 +193,15 @@ except UserError as error:
 """
 
 
-@pytest.mark.parametrize(("signum", "status", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 0, "SIGTERM")])
+@pytest.mark.parametrize(
+    ("signum", "status", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 0, "SIGTERM")]
+)
 def test_before_there_is_a_state_a_signal_ends_the_process_in_one_line(signum, status, name):
     done = run_script(IN_NO_STATE, int(signum))
-    assert (done.returncode, done.stderr.strip()) == (status, f"googlenet-jax: stopped by {name} before anything was trained")
+    assert (done.returncode, done.stderr.strip()) == (
+        status,
+        f"googlenet-jax: stopped by {name} before anything was trained",
+    )
 
 
 def test_a_second_signal_ends_the_process_at_once():
@@ -180,14 +217,18 @@ with catching_signals() as stop:
 """
     done = run_script(code)
     assert (done.returncode, done.stdout) == (130, "")
-    assert "stopped at once by a second signal, Ctrl-C; the last good checkpoint stands" in done.stderr
+    assert (
+        "stopped at once by a second signal, Ctrl-C; the last good checkpoint stands" in done.stderr
+    )
 
 
 @contextlib.contextmanager
 def holder(workdir):
     """Another process that holds the folder's lock."""
     command = [sys.executable, "-c", HOLD, str(workdir)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
     assert process.stdout.readline() == "held\n"
     try:
         yield process
@@ -196,15 +237,26 @@ def holder(workdir):
         process.communicate()
 
 
-def test_a_second_run_in_the_folder_refuses_and_a_killed_ones_lock_does_not_block(tmp_path, data_dir, whole):
+def test_a_second_run_in_the_folder_refuses_and_a_killed_ones_lock_does_not_block(
+    tmp_path, data_dir, whole
+):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
-    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file() and path.name != ".lock"}
+    before = {
+        path: path.read_bytes()
+        for path in workdir.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
     (workdir / "checkpoints" / "99.orbax-checkpoint-tmp").mkdir()
     with holder(workdir) as process:
-        with pytest.raises(UserError, match=rf"process {process.pid} on .* is training in this folder; wait for it or stop it"):
+        with pytest.raises(
+            UserError,
+            match=rf"process {process.pid} on .* is training in this folder; wait for it or stop it",
+        ):
             train(tiny_config(data_dir), workdir)
-        assert (workdir / "checkpoints" / "99.orbax-checkpoint-tmp").exists()  # the other's unfinished save
+        assert (
+            workdir / "checkpoints" / "99.orbax-checkpoint-tmp"
+        ).exists()  # the other's unfinished save
         assert load_run(workdir).step == 24  # readers need no lock
         assert {path: path.read_bytes() for path in before} == before
         process.kill()
@@ -213,11 +265,15 @@ def test_a_second_run_in_the_folder_refuses_and_a_killed_ones_lock_does_not_bloc
         pass
 
 
-@pytest.mark.parametrize("largest", [6_000, 1_000])  # bytes: config.json is written with the first, not with the second
+@pytest.mark.parametrize(
+    "largest", [6_000, 1_000]
+)  # bytes: config.json is written with the first, not with the second
 def test_a_disk_that_refuses_is_one_line(tmp_path, data_dir, largest):
     """By a limit on the size of files: the error's way through Orbax is that of a full disk."""
     done = run_script(TRAIN_WITH_SMALL_FILES, data_dir, tmp_path / "run", largest)
-    assert "can't be written: File too large; raise the limit on the size of files" in done.stdout, done.stdout + done.stderr
+    assert (
+        "can't be written: File too large; raise the limit on the size of files" in done.stdout
+    ), done.stdout + done.stderr
     assert done.stdout.count("\n") == 1
     assert "Traceback" not in done.stderr, done.stderr
 
@@ -225,9 +281,9 @@ def test_a_disk_that_refuses_is_one_line(tmp_path, data_dir, largest):
 def test_what_a_disk_refuses_is_found_inside_other_errors():
     from googlenet_jax.files import disk_reason
 
-    assert disk_reason(ValueError("INTERNAL: writing foo: No space left on device [os_error=28]")).startswith(
-        "No space left on device; free"
-    )
+    assert disk_reason(
+        ValueError("INTERNAL: writing foo: No space left on device [os_error=28]")
+    ).startswith("No space left on device; free")
     try:
         try:
             raise OSError(28, os.strerror(28))

@@ -39,7 +39,10 @@ def metrics_of(workdir):
 
 
 def without_speed(lines):
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+    return [
+        {name: value for name, value in line.items() if name != "images_per_second"}
+        for line in lines
+    ]
 
 
 def bits(variables):
@@ -62,7 +65,9 @@ def test_the_folder_of_a_run(finished, data_dir):
         "curves.png",
         ".lock",
     }
-    assert json.loads((finished / "config.json").read_text()) == json.loads(json.dumps(tiny_config(data_dir).to_dict()))
+    assert json.loads((finished / "config.json").read_text()) == json.loads(
+        json.dumps(tiny_config(data_dir).to_dict())
+    )
     steps = [int(path.name) for path in (finished / "checkpoints").iterdir()]
     assert {16, 20, 24} <= set(steps) and len(steps) <= 4
 
@@ -73,20 +78,35 @@ def test_lines_have_the_documented_fields(finished):
     for line in lines:
         assert line["epoch"] == line["step"] / 4
         if line["split"] == "train":
-            assert set(line) == common | {"loss_main", "loss_aux1", "learning_rate", "images_per_second", "grad_norm"}
+            assert set(line) == common | {
+                "loss_main",
+                "loss_aux1",
+                "learning_rate",
+                "images_per_second",
+                "grad_norm",
+            }
             assert line["images_per_second"] > 0
         else:
             assert set(line) == common | {"examples", "weights"}
             assert line["examples"] == {"test[:100]": 100, "train[:50]": 50}[line["split"]]
     keys = [(line["step"], line["split"], line.get("weights")) for line in lines]
     evaluations = [
-        (step, split, weights) for step in range(4, 25, 4) for split in ("test[:100]", "train[:50]") for weights in ("raw", "ema")
+        (step, split, weights)
+        for step in range(4, 25, 4)
+        for split in ("test[:100]", "train[:50]")
+        for weights in ("raw", "ema")
     ]
-    assert sorted(keys, key=str) == sorted([*((step, "train", None) for step in range(3, 25, 3)), *evaluations], key=str)
+    assert sorted(keys, key=str) == sorted(
+        [*((step, "train", None) for step in range(3, 25, 3)), *evaluations], key=str
+    )
 
 
 def test_it_learns(finished):
-    evaluations = [line for line in metrics_of(finished) if line["split"] == "test[:100]" and line["weights"] == "raw"]
+    evaluations = [
+        line
+        for line in metrics_of(finished)
+        if line["split"] == "test[:100]" and line["weights"] == "raw"
+    ]
     assert evaluations[-1]["top1"] > 0.4 and evaluations[-1]["loss"] < evaluations[0]["loss"]
 
 
@@ -101,7 +121,9 @@ def test_training_lines_are_means_over_their_interval(finished, copy, data_dir, 
         if line["split"] == "train":
             step = line["step"]
             for name in ("loss", "loss_main", "loss_aux1", "top1", "grad_norm"):
-                assert line[name] == pytest.approx(np.mean([single[step - k][name] for k in range(3)]))
+                assert line[name] == pytest.approx(
+                    np.mean([single[step - k][name] for k in range(3)])
+                )
             assert line["learning_rate"] == single[step]["learning_rate"]
 
 
@@ -113,9 +135,17 @@ def record_events(workdir, events):
 
     def note(event):
         folder = workdir / "checkpoints"
-        saved = sorted({int(path.name.split(".")[0]) for path in folder.iterdir() if path.name[0].isdigit()})
+        saved = sorted(
+            {int(path.name.split(".")[0]) for path in folder.iterdir() if path.name[0].isdigit()}
+        )
         lines = metrics_of(workdir) if (workdir / "metrics.jsonl").exists() else []
-        events.append((event, saved, max((line["step"] for line in lines if line["split"] == "train"), default=0)))
+        events.append(
+            (
+                event,
+                saved,
+                max((line["step"] for line in lines if line["split"] == "train"), default=0),
+            )
+        )
 
     def open_recorded(config, mesh):
         task = CLASSIFICATION.open(config, mesh)
@@ -128,10 +158,15 @@ def record_events(workdir, events):
         def recorded(split, evaluate):
             return lambda *arguments: note(f"evaluate {split}") or evaluate(*arguments)
 
-        evaluations = {split: recorded(split, evaluate) for split, evaluate in task.evaluations.items()}
+        evaluations = {
+            split: recorded(split, evaluate) for split, evaluate in task.evaluations.items()
+        }
         return dataclasses.replace(task, batches=batches, evaluations=evaluations)
 
-    register_task(f"recorded {workdir}", TaskKind(CLASSIFICATION.defaults, CLASSIFICATION.check, open_recorded))
+    register_task(
+        f"recorded {workdir}",
+        TaskKind(CLASSIFICATION.defaults, CLASSIFICATION.check, open_recorded),
+    )
     return f"recorded {workdir}"
 
 
@@ -139,18 +174,33 @@ def test_the_order_is_evaluate_save_next_batch_step(tmp_path, data_dir):
     events = []
     config = tiny_config(data_dir)
     config.task = record_events(tmp_path, events)
-    config.duration, config.checkpoint_every, config.log_every, config.ema.decay = "5 steps", "2 steps", "1 step", 0.0
+    config.duration, config.checkpoint_every, config.log_every, config.ema.decay = (
+        "5 steps",
+        "2 steps",
+        "1 step",
+        0.0,
+    )
     config.data.eval_splits = ("test[:100]",)
     train(config, tmp_path)
     assert [event for event, _, _ in events] == [
-        *("batch 0", "batch 1", "batch 2", "batch 3", "evaluate test[:100]", "batch 4", "evaluate test[:100]"),
+        *(
+            "batch 0",
+            "batch 1",
+            "batch 2",
+            "batch 3",
+            "evaluate test[:100]",
+            "batch 4",
+            "evaluate test[:100]",
+        ),
     ]
     # A step that has been evaluated or saved is done: its line stands. A line is written while the next batch is computed on.
     assert [saved for _, saved, _ in events] == [[], [], [2], [2], [2], [2, 4], [2, 4]]
     assert [step for event, _, step in events if event.startswith("evaluate")] == [4, 5]
 
 
-@pytest.mark.parametrize("step", [16, 20])  # 16 lies inside an interval of the training lines, which end at 15 and 18
+@pytest.mark.parametrize(
+    "step", [16, 20]
+)  # 16 lies inside an interval of the training lines, which end at 15 and 18
 def test_resuming_is_bit_exact_and_each_line_stands_once(finished, copy, data_dir, step):
     rewind(copy, step)
     with (copy / "metrics.jsonl").open("a") as file:
@@ -187,7 +237,9 @@ def test_a_finished_run_says_so_and_stays_as_it_is(copy, data_dir, capsys):
     assert (copy / "curves.png").exists()
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(finished, copy, data_dir, capsys):
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
+    finished, copy, data_dir, capsys
+):
     shutil.rmtree(copy / "checkpoints" / "24" / "state" / "d")
     train(tiny_config(data_dir), copy)
     messages = capsys.readouterr().err
@@ -241,7 +293,10 @@ def test_a_workdir_that_is_a_file_is_named(tmp_path, data_dir):
 def test_metrics_without_the_checkpoints_folder_are_not_started_anew(copy, data_dir):
     lines = (copy / "metrics.jsonl").read_bytes()
     shutil.move(copy / "checkpoints", copy / "elsewhere")
-    with pytest.raises(UserError, match=r"holds metrics\.jsonl of a run, but no 'checkpoints'; put the checkpoints back, or remove"):
+    with pytest.raises(
+        UserError,
+        match=r"holds metrics\.jsonl of a run, but no 'checkpoints'; put the checkpoints back, or remove",
+    ):
         train(tiny_config(data_dir), copy)
     assert (copy / "metrics.jsonl").read_bytes() == lines
 
@@ -251,7 +306,10 @@ def test_a_finished_run_says_so(tmp_path, data_dir, capsys):
     config.duration = "2 steps"
     train(config, tmp_path)
     last = metrics_of(tmp_path)[1]  # the first split's average decides
-    assert f"finished all 2 steps; top1 {last['top1']:.4f}, curves in {tmp_path / 'curves.png'}" in capsys.readouterr().err
+    assert (
+        f"finished all 2 steps; top1 {last['top1']:.4f}, curves in {tmp_path / 'curves.png'}"
+        in capsys.readouterr().err
+    )
 
 
 def spoil(monkeypatch, step, **spoilt):
@@ -265,7 +323,9 @@ def spoil(monkeypatch, step, **spoilt):
             number = int(state.step) + 1
             state, metrics = train_step(state, batch, key)
             if number == step and "params" in spoilt:
-                state = state.replace(params=jax.tree.map(lambda x: x * spoilt["params"], state.params))
+                state = state.replace(
+                    params=jax.tree.map(lambda x: x * spoilt["params"], state.params)
+                )
             wrong = {name: jnp.float32(value) for name, value in spoilt.items() if name != "params"}
             return state, metrics | (wrong if number == step else {})
 
@@ -274,11 +334,15 @@ def spoil(monkeypatch, step, **spoilt):
     monkeypatch.setattr(loop, "make_train_step", make_spoilt)
 
 
-@pytest.mark.parametrize(("name", "value"), [("loss", np.nan), ("loss", np.inf), ("grad_norm", np.inf), ("loss_aux1", np.nan)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("loss", np.nan), ("loss", np.inf), ("grad_norm", np.inf), ("loss_aux1", np.nan)],
+)
 def test_a_metric_that_is_not_finite_stops_the_run(tmp_path, data_dir, monkeypatch, name, value):
     spoil(monkeypatch, 10, **{name: value})
     with pytest.raises(
-        UserError, match=rf"step 10: the {name} is {value}, at learning rate 0\.06\d+; the last good checkpoint is .*checkpoints/8; "
+        UserError,
+        match=rf"step 10: the {name} is {value}, at learning rate 0\.06\d+; the last good checkpoint is .*checkpoints/8; ",
     ):
         train(tiny_config(data_dir), tmp_path)
     assert load_run(tmp_path).step == 8
@@ -297,7 +361,8 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path, data_dir, monk
     config = tiny_config(data_dir)
     config.checkpoint_every = "2 steps"
     with pytest.raises(
-        UserError, match=r"step 2: the parameters or statistics are not finite, at learning rate [0-9.e-]+; there is no good checkpoint yet"
+        UserError,
+        match=r"step 2: the parameters or statistics are not finite, at learning rate [0-9.e-]+; there is no good checkpoint yet",
     ):
         train(config, tmp_path)
     assert list((tmp_path / "checkpoints").iterdir()) == []
@@ -316,7 +381,14 @@ def test_a_run_of_an_older_version_goes_on_and_ends_in_the_same_bits(finished, c
     """Its config.json lacks the fields that have come since."""
     rewind(copy, 20)
     config = json.loads((copy / "config.json").read_text())
-    for path in ("task", "metrics", "loss.name", "optimizer.clip_norm", "augment.cutmix", "checkpoint.best_mode"):
+    for path in (
+        "task",
+        "metrics",
+        "loss.name",
+        "optimizer.clip_norm",
+        "augment.cutmix",
+        "checkpoint.best_mode",
+    ):
         *groups, field = path.split(".")
         del (config[groups[0]] if groups else config)[field]
     (copy / "config.json").write_text(json.dumps(config))
@@ -330,7 +402,11 @@ def test_the_metric_that_decides_which_is_best_is_the_recipes(tmp_path, data_dir
     config.checkpoint.update(keep=1, best="loss", best_mode="min")
     config.metrics = ("top1",)
     train(config, tmp_path)
-    lines = [line for line in metrics_of(tmp_path) if (line["split"], line.get("weights")) == ("test[:100]", "ema")]
+    lines = [
+        line
+        for line in metrics_of(tmp_path)
+        if (line["split"], line.get("weights")) == ("test[:100]", "ema")
+    ]
     assert {"top1"} == set(lines[0]) & {"top1", "top5"}
     best = min(lines, key=lambda line: line["loss"])["step"]
     assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {best, 24}

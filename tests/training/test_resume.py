@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(workdir, data_dir, compiled_dir):
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled_dir), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(compiled_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     command = [sys.executable, "-m", "tests.training.tiny_run", str(workdir), str(data_dir)]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | cache, stderr=subprocess.DEVNULL)
 
@@ -33,12 +36,16 @@ def past_the_middle(workdir):
 
 def final_state(workdir):
     path = workdir / "checkpoints" / "24" / "state"
-    return {name: np.asarray(array) for name, array in ocp.PyTreeCheckpointer().restore(path.absolute()).items()}
+    return {
+        name: np.asarray(array)
+        for name, array in ocp.PyTreeCheckpointer().restore(path.absolute()).items()
+    }
 
 
 def lines_of(workdir):
     return [
-        {name: value for name, value in line.items() if name != "images_per_second"} for line in read_metrics(workdir / "metrics.jsonl")
+        {name: value for name, value in line.items() if name != "images_per_second"}
+        for line in read_metrics(workdir / "metrics.jsonl")
     ]
 
 
@@ -56,6 +63,10 @@ def test_a_killed_run_ends_as_one_never_killed(tmp_path, data_dir, compiled_dir)
     assert start(killed, data_dir, compiled_dir).wait() == 0
 
     ours, theirs = final_state(killed), final_state(whole)
-    assert ours.keys() == theirs.keys() and "opt_state/1/trace/head/kernel" in ours and "ema/batch_stats/bn/mean" in ours
+    assert (
+        ours.keys() == theirs.keys()
+        and "opt_state/1/trace/head/kernel" in ours
+        and "ema/batch_stats/bn/mean" in ours
+    )
     assert [name for name in ours if ours[name].tobytes() != theirs[name].tobytes()] == []
     assert lines_of(killed) == lines_of(whole)

@@ -50,7 +50,11 @@ class Tiny(nn.Module):
         x = BatchNorm(groups=self.bn_groups, dtype=self.dtype, name="bn")(x, not train, relu=True)
         x = max_pool(x, 3, 1, 1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
-        aux = {"aux1": nn.Dense(self.num_classes, name="aux1")(x)} if train or self.is_initializing() else {}
+        aux = (
+            {"aux1": nn.Dense(self.num_classes, name="aux1")(x)}
+            if train or self.is_initializing()
+            else {}
+        )
         return Output(nn.Dense(self.num_classes, name="head")(x), aux)
 
 
@@ -63,10 +67,22 @@ def batch_of(examples, classes=6, seed=0):
 class Run:
     """A model, its state and its compiled step, as classification trains it."""
 
-    def __init__(self, model=None, mesh=None, *, rate=0.01, ema_decay=0.0, ema_start=0, prepare=None, **augment):
+    def __init__(
+        self,
+        model=None,
+        mesh=None,
+        *,
+        rate=0.01,
+        ema_decay=0.0,
+        ema_start=0,
+        prepare=None,
+        **augment,
+    ):
         self.model, self.mesh = model or Tiny(), mesh or create_mesh()
         classes = self.model.num_classes
-        transforms = device_transforms(PREPROCESSING, dtype=self.model.dtype, num_classes=classes, **augment)
+        transforms = device_transforms(
+            PREPROCESSING, dtype=self.model.dtype, num_classes=classes, **augment
+        )
         images = jnp.zeros((1, 8, 8, 3), self.model.dtype)
         task = Task(
             model=self.model,
@@ -82,15 +98,22 @@ class Run:
         )
         schedule = create_schedule("step", rate, 100, every=100)
         tx = create_optimizer(schedule)
-        self.state = replicate(make_create_state(self.model, tx, (images,), average=ema_decay > 0)(KEY), self.mesh)
-        self.compiled = make_train_step(task, tx, schedule, self.mesh, ema_decay=ema_decay, ema_start=ema_start)
+        self.state = replicate(
+            make_create_state(self.model, tx, (images,), average=ema_decay > 0)(KEY), self.mesh
+        )
+        self.compiled = make_train_step(
+            task, tx, schedule, self.mesh, ema_decay=ema_decay, ema_start=ema_start
+        )
 
     def step(self, batch, key=KEY):
         self.state, metrics = self.compiled(self.state, shard_batch(batch, self.mesh), key)
         return {name: float(value) for name, value in metrics.items()}
 
     def params(self):
-        return {name: np.array(value) for name, value in flatten_dict(self.state.params, sep=".").items()}
+        return {
+            name: np.array(value)
+            for name, value in flatten_dict(self.state.params, sep=".").items()
+        }
 
 
 def test_metrics_are_those_of_the_batch_before_the_step():
@@ -99,9 +122,21 @@ def test_metrics_are_those_of_the_batch_before_the_step():
     images = normalize(jnp.asarray(batch["image"]), PREPROCESSING)
     output, _ = run.model.apply(variables, images, train=True, mutable=["batch_stats"])
     metrics = run.step(batch)
-    assert metrics.keys() == {"loss", "loss_main", "loss_aux1", "top1", "top5", "learning_rate", "grad_norm"}
-    np.testing.assert_allclose(metrics["loss_main"], cross_entropy(output.logits, batch["label"]).mean(), rtol=1e-6)
-    np.testing.assert_allclose(metrics["loss"], metrics["loss_main"] + 0.3 * metrics["loss_aux1"], rtol=1e-6)
+    assert metrics.keys() == {
+        "loss",
+        "loss_main",
+        "loss_aux1",
+        "top1",
+        "top5",
+        "learning_rate",
+        "grad_norm",
+    }
+    np.testing.assert_allclose(
+        metrics["loss_main"], cross_entropy(output.logits, batch["label"]).mean(), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        metrics["loss"], metrics["loss_main"] + 0.3 * metrics["loss_aux1"], rtol=1e-6
+    )
     assert metrics["top1"] == np.mean(output.logits.argmax(-1) == batch["label"])
     np.testing.assert_allclose(metrics["learning_rate"], 0.01)
 
@@ -113,14 +148,19 @@ def test_training_fits_the_batch():
     assert last["top1"] == 1
     assert int(run.state.step) == 30
     assert all(
-        np.any(np.array(statistic) != start) for statistic, start in zip(jax.tree.leaves(run.state.batch_stats), (0, 1), strict=True)
+        np.any(np.array(statistic) != start)
+        for statistic, start in zip(jax.tree.leaves(run.state.batch_stats), (0, 1), strict=True)
     )
 
 
 def test_a_step_is_traced_once_and_another_batch_size_would_not_pass_unseen():
     # The assertion stands inside the step, since chex refuses what is jitted: a second trace would be a second compilation.
     transforms = device_transforms(PREPROCESSING, dtype=jnp.float32, num_classes=6)
-    run = Run(prepare=chex.assert_max_traces(lambda batch, key: apply_transforms(transforms, batch, key), n=1))
+    run = Run(
+        prepare=chex.assert_max_traces(
+            lambda batch, key: apply_transforms(transforms, batch, key), n=1
+        )
+    )
     for seed in range(3):
         run.step(batch_of(16, seed=seed), key=jax.random.key(seed))
     with pytest.raises(AssertionError, match="traced > 1 times"):
@@ -150,14 +190,21 @@ def test_randomness_is_a_function_of_key_and_step():
         run.state = start
         return two
 
-    for options in ({"model": Tiny(dropout=0.5)}, {"mirror": True}, {"mixup": 0.5}, {"cutmix": 1.0}):
+    for options in (
+        {"model": Tiny(dropout=0.5)},
+        {"mirror": True},
+        {"mixup": 0.5},
+        {"cutmix": 1.0},
+    ):
         run = Run(rate=1e-30, **options)
         first, second = losses(run, KEY)
         assert losses(run, KEY) == [first, second]
         assert first != second
         assert losses(run, jax.random.key(8))[0] != first
     run = Run(rate=1e-30)
-    assert losses(run, KEY) == losses(run, jax.random.key(8)), "without dropout and flips nothing is random"
+    assert losses(run, KEY) == losses(run, jax.random.key(8)), (
+        "without dropout and flips nothing is random"
+    )
 
 
 def test_bfloat16_keeps_float32_parameters_and_statistics():
@@ -177,7 +224,9 @@ def test_average_starts_as_a_copy_and_then_follows():
         jax.tree.map(np.testing.assert_array_equal, raw, average)
     for (_, before), (raw, average) in itertools.pairwise(history[1:]):
         expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, before, raw)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), average, expected)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), average, expected
+        )
     assert history[-1][1].keys() == {"params", "batch_stats"}
 
 
@@ -193,10 +242,14 @@ def test_evaluation_counts_examples_and_no_padding():
     run, batch = Run(), batch_of(12)
     weight = np.array([1] * 7 + [0] * 5, np.float32)
     eval_step = make_eval_step(run.model, PREPROCESSING, run.mesh)
-    sums = eval_step(eval_variables(run.state, "raw"), shard_batch({**batch, "weight": weight}, run.mesh))
+    sums = eval_step(
+        eval_variables(run.state, "raw"), shard_batch({**batch, "weight": weight}, run.mesh)
+    )
 
     logits = run.model.apply(
-        eval_variables(run.state, "raw"), normalize(jnp.asarray(batch["image"][:7]), PREPROCESSING), train=False
+        eval_variables(run.state, "raw"),
+        normalize(jnp.asarray(batch["image"][:7]), PREPROCESSING),
+        train=False,
     ).logits
     ranks = np.argsort(np.argsort(-logits, axis=1), axis=1)[np.arange(7), batch["label"][:7]]
     assert {name: int(value) for name, value in sums.items() if name != "loss"} == {
@@ -204,7 +257,9 @@ def test_evaluation_counts_examples_and_no_padding():
         "top1": np.sum(ranks < 1),
         "top5": np.sum(ranks < 5),
     }
-    np.testing.assert_allclose(sums["loss"], cross_entropy(logits, batch["label"][:7]).sum(), rtol=1e-6)
+    np.testing.assert_allclose(
+        sums["loss"], cross_entropy(logits, batch["label"][:7]).sum(), rtol=1e-6
+    )
 
 
 def trained_on_every_device():
@@ -216,7 +271,11 @@ def trained_on_every_device():
     for groups in (1, 2):
         run = Run(Tiny(dropout=0.5, bn_groups=groups), mirror=True, ema_decay=0.9)
         losses = [run.step(batch_of(16, seed=step))["loss"] for step in range(3)]
-        arrays = {"losses": np.array(losses), **run.params(), "var": np.array(run.state.batch_stats["bn"]["var"])}
+        arrays = {
+            "losses": np.array(losses),
+            **run.params(),
+            "var": np.array(run.state.batch_stats["bn"]["var"]),
+        }
         results |= {f"{name}, {groups} groups": array for name, array in arrays.items()}
     return results
 
@@ -231,7 +290,9 @@ def test_eight_devices_train_as_one(tmp_path):
     for name, expected in one.items():
         if name in ("rows", "mesh size"):
             continue
-        assert np.linalg.norm(eight[name] - expected) <= 1e-4 * np.linalg.norm(expected) + 1e-7, name
+        assert np.linalg.norm(eight[name] - expected) <= 1e-4 * np.linalg.norm(expected) + 1e-7, (
+            name
+        )
 
 
 if __name__ == "__main__":

@@ -14,11 +14,27 @@ from googlenet_jax.training.writers import create_writer, cut_back, read_metrics
 
 def train_line(step, **more):
     parts = {"loss_main": 1.0, "learning_rate": 0.1, "images_per_second": 10.0}
-    return {"step": step, "epoch": step / 10, "split": "train", "loss": 1.5, "top1": 0.25, **parts, **more}
+    return {
+        "step": step,
+        "epoch": step / 10,
+        "split": "train",
+        "loss": 1.5,
+        "top1": 0.25,
+        **parts,
+        **more,
+    }
 
 
 def eval_line(step, weights="raw"):
-    return {"step": step, "epoch": step / 10, "split": "test", "loss": 1.25, "top1": 0.5, "examples": 360, "weights": weights}
+    return {
+        "step": step,
+        "epoch": step / 10,
+        "split": "test",
+        "loss": 1.25,
+        "top1": 0.5,
+        "examples": 360,
+        "weights": weights,
+    }
 
 
 LINES = [train_line(5), eval_line(5), eval_line(5, "ema"), train_line(10), eval_line(10)]
@@ -49,7 +65,9 @@ def test_curves_and_events_are_written(tmp_path):
     write(tmp_path, LINES)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     scalars = read_events(tmp_path / "tensorboard")
-    assert len(scalars) == 2 * 5 + 3 * 2  # five fields a training line, loss and top1 an evaluation line
+    assert (
+        len(scalars) == 2 * 5 + 3 * 2
+    )  # five fields a training line, loss and top1 an evaluation line
     assert {
         ("learning_rate/train", 5, 0.1),
         ("learning_rate/train", 10, 0.1),
@@ -67,7 +85,10 @@ def read_events(folder):
         while content:
             length = int.from_bytes(content[:8], "little")
             event = Event.FromString(content[12 : 12 + length])
-            scalars += [(value.tag, event.step, round(value.simple_value, 6)) for value in event.summary.value]
+            scalars += [
+                (value.tag, event.step, round(value.simple_value, 6))
+                for value in event.summary.value
+            ]
             content = content[16 + length :]
     return scalars
 
@@ -75,7 +96,11 @@ def read_events(folder):
 @pytest.mark.parametrize(("seconds", "drawn"), [(0, [2, 3, 5, 5]), (3600, [2, 5])])
 def test_curves_are_drawn_at_evaluations_and_at_the_end(tmp_path, monkeypatch, seconds, drawn):
     lengths = []
-    monkeypatch.setattr(writers, "draw_curves", lambda runs, path: lengths.append(len(runs[tmp_path.name])) or path.write_bytes(b""))
+    monkeypatch.setattr(
+        writers,
+        "draw_curves",
+        lambda runs, path: lengths.append(len(runs[tmp_path.name])) or path.write_bytes(b""),
+    )
     monkeypatch.setattr(writers, "SECONDS_BETWEEN_CURVES", seconds)
     write(tmp_path, LINES)
     assert lengths == drawn
@@ -92,7 +117,9 @@ def test_cut_back_keeps_exactly_the_lines_up_to_the_step(tmp_path_factory, steps
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
     cut_back(path, step)
     assert read_metrics(path) == [line for line in lines if line["step"] <= step]
-    assert path.read_text() == "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step)
+    assert path.read_text() == "".join(
+        json.dumps(line) + "\n" for line in lines if line["step"] <= step
+    )
 
 
 def test_cut_back_leaves_the_old_file_when_it_cannot_finish(tmp_path, monkeypatch):

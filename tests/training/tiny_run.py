@@ -22,9 +22,15 @@ class Tiny(Network):
     @nn.compact
     def __call__(self, images, train, **_):
         x = nn.Conv(round(8 * self.width), (3, 3), strides=2, name="conv1")(images)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, name="bn")(x)).reshape(len(x), -1)
+        x = nn.relu(
+            nn.BatchNorm(use_running_average=not train, momentum=0.9, name="bn")(x)
+        ).reshape(len(x), -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        aux = {"aux1": nn.Dense(self.num_classes, name="aux1")(x)} if train or self.is_initializing() else {}
+        aux = (
+            {"aux1": nn.Dense(self.num_classes, name="aux1")(x)}
+            if train or self.is_initializing()
+            else {}
+        )
         return Output(nn.Dense(self.num_classes, name="head")(x), aux)
 
 
@@ -35,10 +41,21 @@ def tiny_config(data_dir: Path) -> ConfigDict:
     prepare_digits(data_dir)
     config = default_config()
     config.model.name = "tiny"
-    config.data.update(name="digits", dir=str(data_dir), train_split="train[:400]", eval_splits=("test[:100]", "train[:50]"), threads=2)
+    config.data.update(
+        name="digits",
+        dir=str(data_dir),
+        train_split="train[:400]",
+        eval_splits=("test[:100]", "train[:50]"),
+        threads=2,
+    )
     config.preprocessing.update(size=8, resize=8, mean=(77.8, 77.8, 77.8), std=(95.9, 95.9, 95.9))
     config.update(
-        batch_size=100, eval_batch_size=64, duration="6 epochs", eval_every="1 epoch", checkpoint_every="4 steps", log_every="3 steps"
+        batch_size=100,
+        eval_batch_size=64,
+        duration="6 epochs",
+        eval_every="1 epoch",
+        checkpoint_every="4 steps",
+        log_every="3 steps",
     )
     config.ema.decay = 0.9
     return config

@@ -73,7 +73,13 @@ def test_googlenet_rows_follow_the_paper() -> None:
     assert outputs["inception_5b"] == (7, 7, 1024)
     assert outputs["head"] == (1000,)
     depths = {row.name: row.depth for row in summary.rows}
-    assert (depths["conv1"], depths["pool1"], depths["inception_3a"], depths["aux1"], depths["head"]) == (1, 0, 2, 3, 1)
+    assert (
+        depths["conv1"],
+        depths["pool1"],
+        depths["inception_3a"],
+        depths["aux1"],
+        depths["head"],
+    ) == (1, 0, 2, 3, 1)
 
 
 def test_without_aux_heads_there_are_no_rows_of_them() -> None:
@@ -83,14 +89,20 @@ def test_without_aux_heads_there_are_no_rows_of_them() -> None:
 
 
 def test_torchvision_multiply_adds() -> None:
-    assert summarize(create_model("googlenet_torchvision")).totals(aux=False)["multiply_adds"] == pytest.approx(1.498e9, abs=0.0005e9)
+    assert summarize(create_model("googlenet_torchvision")).totals(aux=False)[
+        "multiply_adds"
+    ] == pytest.approx(1.498e9, abs=0.0005e9)
 
 
 @pytest.mark.parametrize("name", list_models())
 def test_every_parameter_stands_in_one_row(name: str) -> None:
     model = create_model(name, num_classes=10, width=0.25)
     size = max(64, model.min_size)
-    variables = jax.eval_shape(lambda: model.init({"params": jax.random.key(0)}, jnp.zeros((1, size, size, 3)), train=False))
+    variables = jax.eval_shape(
+        lambda: model.init(
+            {"params": jax.random.key(0)}, jnp.zeros((1, size, size, 3)), train=False
+        )
+    )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     summary = summarize(model, size)
     assert summary.totals(aux=True)["parameters"] == parameters
@@ -108,10 +120,14 @@ class Forms(Network):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool, aux: bool = False) -> Output:
         x = nn.Conv(6, (3, 3), strides=2, feature_group_count=3, name="grouped")(images)
-        x = jnp.einsum("ih,nhwc->niwc", jnp.ones((2, x.shape[1])), x)  # an average pool is no product with weights
+        x = jnp.einsum(
+            "ih,nhwc->niwc", jnp.ones((2, x.shape[1])), x
+        )  # an average pool is no product with weights
         self.sow("intermediates", "pooled", x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         x = PerPlatform(name="per_platform")(x)
-        x = jnp.einsum("nhwc,nhwd->nhwcd", x, x).mean((1, 2)).reshape(len(x), -1)  # both sides from the images
+        x = (
+            jnp.einsum("nhwc,nhwd->nhwcd", x, x).mean((1, 2)).reshape(len(x), -1)
+        )  # both sides from the images
         return Output(nn.Dense(7, name="head")(x), {})
 
 
@@ -122,9 +138,13 @@ class PerPlatform(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.ones, (x.shape[-1], 5))
         product = jax.custom_vjp(lambda x, kernel: x @ kernel)
-        product.defvjp(lambda x, kernel: (x @ kernel, None), lambda _, gradient: (gradient, gradient))
+        product.defvjp(
+            lambda x, kernel: (x @ kernel, None), lambda _, gradient: (gradient, gradient)
+        )
         x, kernel = jax.lax.optimization_barrier((x, kernel))
-        return jax.lax.platform_dependent(x, kernel, cpu=jax.jit(product), default=lambda x, kernel: x @ kernel)
+        return jax.lax.platform_dependent(
+            x, kernel, cpu=jax.jit(product), default=lambda x, kernel: x @ kernel
+        )
 
 
 def test_products_count_once_and_only_those_of_weights_with_images() -> None:

@@ -27,17 +27,28 @@ MODEL = gj.create_model("googlenet_bn", **OPTIONS)
 def variables() -> dict[str, Any]:
     key = jax.random.key(0)
     images = np.zeros((1, 32, 32, 3), np.float32)
-    return jax.tree.map(np.asarray, jax.jit(lambda: MODEL.init({"params": key, "dropout": key}, images, train=False))())
+    return jax.tree.map(
+        np.asarray,
+        jax.jit(lambda: MODEL.init({"params": key, "dropout": key}, images, train=False))(),
+    )
 
 
 @pytest.fixture
 def path(tmp_path: Path, variables: dict[str, Any]) -> Path:
-    gj.save_weights(tmp_path / "model.safetensors", MODEL, variables, {"size": 32, "mean": [1.5, 2, 3]}, ["ant", "bee", "cat"])
+    gj.save_weights(
+        tmp_path / "model.safetensors",
+        MODEL,
+        variables,
+        {"size": 32, "mean": [1.5, 2, 3]},
+        ["ant", "bee", "cat"],
+    )
     return tmp_path / "model.safetensors"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
-def test_what_is_saved_is_loaded_to_the_bit(tmp_path: Path, variables: dict[str, Any], dtype: Any) -> None:
+def test_what_is_saved_is_loaded_to_the_bit(
+    tmp_path: Path, variables: dict[str, Any], dtype: Any
+) -> None:
     # Transposed views: the file must hold their values, not their memory.
     saved = jax.tree.map(lambda x: np.asfortranarray(x.astype(dtype)), variables)
     gj.save_weights(tmp_path / "w", MODEL, saved)
@@ -59,7 +70,9 @@ def test_the_header_tells_the_model(path: Path) -> None:
 
 
 def test_pytorchs_counters_survive(tmp_path: Path, variables: dict[str, Any]) -> None:
-    state_dict = gj.weights.to_torch(MODEL, variables) | {"conv1.bn.num_batches_tracked": np.int64(12)}
+    state_dict = gj.weights.to_torch(MODEL, variables) | {
+        "conv1.bn.num_batches_tracked": np.int64(12)
+    }
     gj.save_weights(tmp_path / "w", MODEL, gj.weights.from_torch(MODEL, state_dict))
     model, loaded = gj.load_weights(tmp_path / "w")
     assert gj.weights.to_torch(model, loaded)["conv1.bn.num_batches_tracked"] == 12
@@ -67,11 +80,19 @@ def test_pytorchs_counters_survive(tmp_path: Path, variables: dict[str, Any]) ->
 
 def test_the_same_weights_make_the_same_file(path: Path, tmp_path: Path) -> None:
     model, variables = gj.load_weights(path)
-    gj.save_weights(tmp_path / "again", model, variables, {"size": 32, "mean": [1.5, 2, 3]}, ["ant", "bee", "cat"])
+    gj.save_weights(
+        tmp_path / "again",
+        model,
+        variables,
+        {"size": 32, "mean": [1.5, 2, 3]},
+        ["ant", "bee", "cat"],
+    )
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(path: Path, variables: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(
+    path: Path, variables: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = path.read_bytes()
 
     def full(file: int) -> None:
@@ -94,20 +115,33 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(path: Path, variable
         ({"class_names": ["ant", "bee", "\ud800"]}, "class_names must be a list of strings"),
         ({"class_names": 3}, "class_names must be a list of strings"),
         ({"preprocessing": [224]}, r"preprocessing: expected an object with fields, found \[224\]"),
-        ({"preprocessing": {"mean": float("nan")}}, r"preprocessing\.mean: expected three finite numbers"),
+        (
+            {"preprocessing": {"mean": float("nan")}},
+            r"preprocessing\.mean: expected three finite numbers",
+        ),
         ({"preprocessing": {"sise": 3}}, "did you mean 'size'"),
         ({"preprocessing": {"size": 300}}, r"preprocessing\.resize"),
     ],
 )
-def test_metadata_that_cannot_be_kept_is_refused(tmp_path: Path, variables: dict[str, Any], arguments: dict, message: str) -> None:
+def test_metadata_that_cannot_be_kept_is_refused(
+    tmp_path: Path, variables: dict[str, Any], arguments: dict, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         gj.save_weights(tmp_path / "w", MODEL, variables, **arguments)
     assert not any(tmp_path.iterdir())
 
 
-def test_metadata_of_numpys_types_is_kept_as_plain_values(tmp_path: Path, variables: dict[str, Any]) -> None:
-    preprocessing = {"size": np.int64(32), "mean": np.array([1, 2.5, 3], np.float32), "std": (1, 2, 3)}
-    gj.save_weights(tmp_path / "w", MODEL, variables, preprocessing, np.array(["ant", "bee", "cat"]))  # type: ignore[arg-type]
+def test_metadata_of_numpys_types_is_kept_as_plain_values(
+    tmp_path: Path, variables: dict[str, Any]
+) -> None:
+    preprocessing = {
+        "size": np.int64(32),
+        "mean": np.array([1, 2.5, 3], np.float32),
+        "std": (1, 2, 3),
+    }
+    gj.save_weights(
+        tmp_path / "w", MODEL, variables, preprocessing, np.array(["ant", "bee", "cat"])
+    )  # type: ignore[arg-type]
     gj.load_weights(tmp_path / "w")
     metadata = read_metadata(tmp_path / "w")
     assert metadata["preprocessing"] == {"size": 32, "mean": [1, 2.5, 3], "std": [1, 2, 3]}
@@ -115,13 +149,19 @@ def test_metadata_of_numpys_types_is_kept_as_plain_values(tmp_path: Path, variab
 
 
 def with_bias(variables: dict[str, Any], bias: Any) -> dict[str, Any]:
-    return {**variables, "params": {**variables["params"], "head": {**variables["params"]["head"], "bias": bias}}}
+    return {
+        **variables,
+        "params": {**variables["params"], "head": {**variables["params"]["head"], "bias": bias}},
+    }
 
 
 @pytest.mark.parametrize(
     ("bias", "message"),
     [
-        (np.zeros(3, ml_dtypes.float8_e4m3fn), "has dtype float8_e4m3fn, expected one of float64, float32, float16, bfloat16"),
+        (
+            np.zeros(3, ml_dtypes.float8_e4m3fn),
+            "has dtype float8_e4m3fn, expected one of float64, float32, float16, bfloat16",
+        ),
         (np.zeros(3, np.longdouble), f"has dtype {np.dtype(np.longdouble)}, expected one of"),
         (np.zeros(3, np.complex64), "must hold floats"),
         ([[1.0], [2.0, 3.0]], "must be an array of floats, found list"),
@@ -130,22 +170,36 @@ def with_bias(variables: dict[str, Any], bias: Any) -> dict[str, Any]:
     ],
     ids=["float8", "longdouble", "complex", "ragged", "objects", "keys"],
 )
-def test_arrays_that_cannot_be_kept_are_refused(tmp_path: Path, variables: dict[str, Any], bias: Any, message: str) -> None:
+def test_arrays_that_cannot_be_kept_are_refused(
+    tmp_path: Path, variables: dict[str, Any], bias: Any, message: str
+) -> None:
     with pytest.raises(UserError, match="'params/head/bias' " + message) as raised:
         gj.save_weights(tmp_path / "w", MODEL, with_bias(variables, bias))
     assert "\n" not in str(raised.value)
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("bias", [[1.0, 2.0, 3.0], np.arange(3, dtype=">f4"), jax.numpy.arange(3.0)], ids=["list", "big-endian", "jax"])
-def test_arrays_of_other_kinds_are_kept(tmp_path: Path, variables: dict[str, Any], bias: Any) -> None:
+@pytest.mark.parametrize(
+    "bias",
+    [[1.0, 2.0, 3.0], np.arange(3, dtype=">f4"), jax.numpy.arange(3.0)],
+    ids=["list", "big-endian", "jax"],
+)
+def test_arrays_of_other_kinds_are_kept(
+    tmp_path: Path, variables: dict[str, Any], bias: Any
+) -> None:
     gj.save_weights(tmp_path / "w", MODEL, with_bias(variables, bias))
     _, loaded = gj.load_weights(tmp_path / "w")
     np.testing.assert_array_equal(loaded["params"]["head"]["bias"], np.asarray(bias))
 
 
-@pytest.mark.parametrize("counter", [np.zeros(1000), np.float32(3), np.zeros(2, np.int64)], ids=["floats", "float", "two"])
-def test_a_counter_is_one_whole_number(tmp_path: Path, path: Path, variables: dict[str, Any], counter: Any) -> None:
+@pytest.mark.parametrize(
+    "counter",
+    [np.zeros(1000), np.float32(3), np.zeros(2, np.int64)],
+    ids=["floats", "float", "two"],
+)
+def test_a_counter_is_one_whole_number(
+    tmp_path: Path, path: Path, variables: dict[str, Any], counter: Any
+) -> None:
     counted = {**variables, "num_batches_tracked": {"conv1": {"bn": {"count": counter}}}}
     message = "'num_batches_tracked/conv1/bn/count' must be one whole number"
     with pytest.raises(UserError, match=message):
@@ -165,7 +219,10 @@ def test_a_name_that_is_no_files_is_refused(variables: dict[str, Any], name: str
 
 
 def test_variables_of_another_model_are_refused(tmp_path: Path, variables: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"'batch_stats/conv1/bn/mean' must have shape \[8\] for googlenet_bn, found \[4\]"):
+    with pytest.raises(
+        UserError,
+        match=r"'batch_stats/conv1/bn/mean' must have shape \[8\] for googlenet_bn, found \[4\]",
+    ):
         gj.save_weights(tmp_path / "w", MODEL.clone(width=0.125), variables)
     with pytest.raises(UserError, match="lacks"):
         gj.save_weights(tmp_path / "w", MODEL.clone(aux_heads=True), variables)
@@ -208,7 +265,10 @@ def good_header(path: Path) -> dict[str, Any]:
     [
         ({"version": 2}, "format version must be 1, found 2"),
         ({"version": True}, "format version"),
-        ({"model": "googlenet_bm"}, r"unknown model 'googlenet_bm' \(did you mean 'googlenet_bn'\?\)"),
+        (
+            {"model": "googlenet_bm"},
+            r"unknown model 'googlenet_bm' \(did you mean 'googlenet_bn'\?\)",
+        ),
         ({"model": ["googlenet_bn"]}, "'model' must be a name"),
         ({"options": {"stem": ["dense"]}}, "'options' must be an object of plain values"),
         ({"options": {"widht": 1}}, "has no option 'widht'"),
@@ -217,11 +277,20 @@ def good_header(path: Path) -> dict[str, Any]:
         ({"options": {"num_classes": 10**30}}, ""),
         ({"class_names": "abc"}, "'class_names' must be a list of names"),
         ({"class_names": ["ant"]}, "class_names must be 3 names, one a class, found 1"),
-        ({"class_names": [f"class {i}" for i in range(100)]}, "class_names must be 3 names, one a class, found 100"),
+        (
+            {"class_names": [f"class {i}" for i in range(100)]},
+            "class_names must be 3 names, one a class, found 100",
+        ),
         ({"preprocessing": [1]}, "'preprocessing' must be an object"),
         ({"preprocessing": {"size": -1}}, r"preprocessing\.size: expected a whole number"),
-        ({"preprocessing": {"size": 10**30, "resize": 10**30}}, r"preprocessing\.size: expected a whole number"),
-        ({"preprocessing": {"mean": [10**400, 0, 0]}}, r"preprocessing\.mean: expected three finite numbers"),
+        (
+            {"preprocessing": {"size": 10**30, "resize": 10**30}},
+            r"preprocessing\.size: expected a whole number",
+        ),
+        (
+            {"preprocessing": {"mean": [10**400, 0, 0]}},
+            r"preprocessing\.mean: expected three finite numbers",
+        ),
         ({"preprocessing": {"std": [1, 0, 1]}}, r"preprocessing\.std"),
         ({"preprocessing": {"channel_order": ["rgb"]}}, r"preprocessing\.channel_order"),
     ],
@@ -261,9 +330,13 @@ def test_missing_misshapen_and_integer_tensors_are_named(path: Path) -> None:
         assert f"unexpected 1 entry: '{stray}'" in error_of(path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(position=st.integers(0, 3000), byte=st.integers(0, 255))
-def test_a_changed_header_byte_is_an_error_or_harmless(path: Path, position: int, byte: int) -> None:
+def test_a_changed_header_byte_is_an_error_or_harmless(
+    path: Path, position: int, byte: int
+) -> None:
     whole = bytearray(path.read_bytes())
     damaged = bytearray(whole)
     damaged[position] = byte

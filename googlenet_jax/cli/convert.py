@@ -1,0 +1,154 @@
+"""`googlenet-jax convert`: weights of one framework as those of another."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the subcommand's arguments."""
+    parser = subparsers.add_parser(
+        "convert",
+        help="weights from and to PyTorch, Keras, TF-slim, Caffe and safetensors",
+        description="Reads a weight file of any kind that is known and writes it as another. Nothing in a file is run.",
+    )
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="a weight file (for TensorFlow the checkpoint's prefix) or a run's folder",
+    )
+    parser.add_argument(
+        "goal", metavar="DST", help=".safetensors (this project's), .pth or .weights.h5"
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="what the weights are of; this project's files and runs say it themselves",
+    )
+    parser.add_argument(
+        "--flavour",
+        metavar="F",
+        help="of the model, where it has several (default: the file kind's)",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another option of the model, such as width=0.5",
+    )
+    parser.add_argument(
+        "--from", dest="kind", metavar="KIND", help="where the content does not say what it is"
+    )
+    parser.add_argument(
+        "--to",
+        metavar="KIND",
+        help="where DST's ending does not say; safetensors is PyTorch's names in that format",
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="take the averaged weights where the file has both"
+    )
+    parser.add_argument(
+        "--background",
+        choices=("keep", "drop"),
+        default="keep",
+        help="the first of TF-slim's 1,001 classes",
+    )
+    parser.add_argument(
+        "--preprocessing",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="such as size=192; carried in DST",
+    )
+    parser.add_argument(
+        "--class-names", metavar="FILE", help="one a line, in the order of the logits"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converts and prints what was written; returns 0."""
+    from googlenet_jax.models.registry import model_name, model_options
+    from googlenet_jax.weights.convert import convert
+    from googlenet_jax.weights.tree import flatten
+
+    changes = {
+        "to": args.to,
+        "preprocessing": _fields("--preprocessing", args.preprocessing),
+        "class_names": _names(args.class_names),
+    }
+    options = _fields("--option", args.option) | ({"flavour": args.flavour} if args.flavour else {})
+    reading: dict[str, Any] = {
+        "options": options,
+        "kind": args.kind,
+        "ema": args.ema,
+        "background": args.background,
+    }
+    source: Any = _of_run(args) if Path(args.source).is_dir() else args.source
+    weights = convert(source, args.goal, args.model, **changes, **reading)
+    arrays = flatten(weights.variables)
+    result = {
+        "source": args.source,
+        "written": args.goal,
+        "model": model_name(weights.model),
+        "options": model_options(weights.model),
+        "tensors": len(arrays),
+        "parameters": sum(array.size for path, array in arrays.items() if path[0] == "params"),
+        "preprocessing": weights.preprocessing.to_dict() if weights.preprocessing else None,
+        "class_names": len(weights.class_names) if weights.class_names else None,
+        "notes": list(weights.notes),
+    }
+    if args.json:
+        print(json.dumps(result, indent=2))
+        return 0
+    print(
+        f"wrote {args.goal}: {result['model']}, {result['parameters']:,} parameters in {result['tensors']} tensors"
+    )
+    for note in weights.notes:
+        print(f"  {note}")
+    return 0
+
+
+def _of_run(args: argparse.Namespace) -> Any:
+    """The weights of a run's folder: with --ema the average, else what the run's best use is."""
+    from googlenet_jax.errors import UserError
+    from googlenet_jax.training.run import load_run
+    from googlenet_jax.weights.bundle import Weights
+
+    if args.model or args.option or args.flavour or args.kind:
+        raise UserError(
+            f"{args.source}: a run names its model itself; leave out --model, --flavour, --option and --from"
+        )
+    run = load_run(args.source, weights="ema" if args.ema else None)
+    return Weights(run.model, run.variables, run.preprocessing, tuple(run.class_names))
+
+
+def _fields(flag: str, pairs: list[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs; a value is JSON where it can be, else a text."""
+    from googlenet_jax.errors import UserError
+
+    fields: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"{flag}: expected NAME=VALUE, found {pair!r}")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
+
+
+def _names(path: str | None) -> list[str] | None:
+    from googlenet_jax.errors import UserError
+
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--class-names: {path} can't be read as text, one name a line: {error}"
+        ) from None
