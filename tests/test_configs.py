@@ -94,7 +94,11 @@ class TenClasses(list):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [path for path in RECIPES if get_config(path).task == "classification"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in RECIPES if get_config(path).task == "classification"],
+    ids=lambda path: path.stem,
+)
 def test_one_step_at_the_smallest_size(path):
     config, _ = resolve(get_config(path))
     config.model.options.width = 0.05

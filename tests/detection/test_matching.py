@@ -53,8 +53,8 @@ def test_locations_decide_where_confidences_are_equal():
 def test_gradient_pulls_the_matched_prediction_alone():
     locations = np.array([[0.1, 0.1, 0.2, 0.2], [0.7, 0.7, 0.8, 0.8]], np.float32)
     objects = np.array([[0.6, 0.7, 0.8, 0.8]], np.float32)
-    gradient = jax.grad(
-        lambda x: matching_loss(x, np.zeros(2, np.float32), objects, np.ones(1, bool))[0]
+    gradient = jax.jit(
+        jax.grad(lambda x: matching_loss(x, np.zeros(2, np.float32), objects, np.ones(1, bool))[0])
     )
     np.testing.assert_allclose(gradient(locations), [[0, 0, 0, 0], [0.03, 0, 0, 0]], atol=1e-6)
 

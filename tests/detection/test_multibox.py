@@ -1,5 +1,6 @@
 """MultiBox as a task: crops with their boxes, the network, and what it proposes."""
 
+import functools
 import json
 
 import jax
@@ -62,6 +63,7 @@ def test_boxes_move_with_the_crop_and_the_mirror(seed, mirror):
         np.testing.assert_allclose(found, box[0], atol=0.06)
 
 
+@functools.cache  # compiled once for all examples
 def prepare(mirror):
     return jax.jit(lambda batch, key: _prepare(PLAIN, jnp.float32, mirror, (0.6, 1.0), batch, key))
 
@@ -88,8 +90,8 @@ def test_an_untrained_network_predicts_near_its_priors():
     network = MultiBox(trunk, 3, priors)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    variables = network.init(keys, images, train=False)
-    output = network.apply(variables, images, train=False)
+    variables = jax.jit(lambda: network.init(keys, images, train=False))()
+    output = jax.jit(lambda variables: network.apply(variables, images, train=False))(variables)
     assert output.boxes.shape == (2, 3, 4) and output.logits.shape == (2, 3)
     assert np.abs(output.boxes - priors).max() < 0.2
     np.testing.assert_array_equal(variables["batch_stats"]["multibox"]["priors"], priors)
