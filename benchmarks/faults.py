@@ -19,6 +19,11 @@ PIPELINE, PREPROCESSING, SOURCES = (
 EVALUATE, PREDICT, PICTURES = (
     f"googlenet_jax/evaluation/{name}.py" for name in ("evaluate", "predict", "pictures")
 )
+CROPS, T_CROPS = "googlenet_jax/evaluation/crops.py", ("tests/evaluation/test_crops.py",)
+ENSEMBLE, T_ENSEMBLE = (
+    "googlenet_jax/evaluation/ensemble.py",
+    ("tests/evaluation/test_ensemble.py",),
+)
 LAYERS, OPS, NETWORK, GOOGLENET = (
     f"googlenet_jax/models/{name}.py" for name in ("layers", "ops", "network", "googlenet")
 )
@@ -292,12 +297,46 @@ FAULTS = (
         T_PICTURES,
     ),
     Fault("black stands behind what is transparent", PICTURES, '"white"', '"black"', T_PICTURES),
+    # Crops and ensembles.
+    Fault(
+        "an image's last square is its first",
+        CROPS,
+        "0, round(slack / 2), slack",
+        "0, round(slack / 2), 0",
+        T_CROPS,
+    ),
+    Fault(
+        "no crop is mirrored",
+        CROPS,
+        "mirrored=True",
+        "mirrored=False",
+        T_CROPS,
+    ),
+    Fault(
+        "an ensemble's images without a picture lose their place",
+        ENSEMBLE,
+        """                shape = (0, len(self.members), len(self.crops), len(self.class_names))
+                yield about""",
+        """                continue
+                shape = (0, len(self.members), len(self.crops), len(self.class_names))
+                yield about""",
+        T_ENSEMBLE,
+    ),
     # Weights.
     Fault(
         "kernels come in with height and width swapped",
         TORCH,
         "array = array.transpose(2, 3, 1, 0)",
         "array = array.transpose(3, 2, 1, 0)",
+        T_TORCH,
+    ),
+    Fault(
+        "a flattened map is read channels last",
+        TORCH,
+        """array.reshape(outputs, channels, side, side)
+            .transpose(2, 3, 1, 0)""",
+        """array.reshape(outputs, side, side, channels)
+            .transpose(1, 2, 3, 0)""",
         T_TORCH,
     ),
     Fault(
@@ -492,6 +531,15 @@ FAULTS = (
         STEP,
         "jax.random.fold_in(key, state.step)",
         "key",
+        T_STEP,
+    ),
+    Fault(
+        "the average follows the old parameters",
+        STEP,
+        """optax.incremental_update(
+                new, ema,""",
+        """optax.incremental_update(
+                old, ema,""",
         T_STEP,
     ),
     Fault(

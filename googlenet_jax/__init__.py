@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from googlenet_jax.data.augment import register_augmentation
     from googlenet_jax.evaluation.metrics import register_metric
     from googlenet_jax.models.endpoints import endpoints
+    from googlenet_jax.models.folding import fold_batch_norm
     from googlenet_jax.models.network import Network, Output
     from googlenet_jax.models.registry import create_model, list_models, register_model
     from googlenet_jax.training.loop import train
@@ -29,6 +30,7 @@ _HOMES = {
     "list_models": "googlenet_jax.models.registry",
     "register_model": "googlenet_jax.models.registry",
     "endpoints": "googlenet_jax.models.endpoints",
+    "fold_batch_norm": "googlenet_jax.models.folding",
     "save_weights": "googlenet_jax.weights.safetensors",
     "load_pretrained": "googlenet_jax.weights.pretrained",
     "load_weights": "googlenet_jax.weights.safetensors",
@@ -46,6 +48,7 @@ __all__ = [
     "Output",
     "create_model",
     "endpoints",
+    "fold_batch_norm",
     "list_models",
     "load_pretrained",
     "load_run",

@@ -1,6 +1,11 @@
 """Digits and compiled code, made once for all tests of a session."""
 
+import os
 from pathlib import Path
+
+# Workers side by side share the processors: with a thread for each processor in each, they wait for each other.
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
 import pytest
@@ -12,10 +17,12 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tensorflow_datasets")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def compiled_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """JAX's compilation cache: most runs in these tests compile the same steps."""
-    folder = tmp_path_factory.mktemp("compiled")
+    """JAX's compilation cache, shared by the workers: many of these tests compile the same steps."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder.mkdir(exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     return folder

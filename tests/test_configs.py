@@ -93,11 +93,18 @@ class TenClasses(list):
         return 10_000
 
 
+# The slowest to compile; test_family_recipes.py trains v3's with the rest of its steps.
+FURTHER = ("imagenet_inception_v2", "imagenet_inception_v3")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
-    [path for path in RECIPES if get_config(path).task == "classification"],
-    ids=lambda path: path.stem,
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.exhaustive] * (path.stem in FURTHER))
+        for path in RECIPES
+        if get_config(path).task == "classification"
+    ],
 )
 def test_one_step_at_the_smallest_size(path):
     config, _ = resolve(get_config(path))

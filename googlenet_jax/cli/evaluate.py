@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.evaluation.records import evaluate_ensemble
     from googlenet_jax.evaluation.report import write_report
     from googlenet_jax.evaluation.results import summarize
+    from googlenet_jax.training.process import prepare, say_settings
 
+    prepare()
     loaded = load_members(args)
     config = loaded[0].config
     source = _open(args, config)
@@ -70,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         class_names=source.class_names,
         images_at_most=len(source),
     )
+    say_settings()
     records = evaluate_ensemble(
         ensemble,
         source,

@@ -16,9 +16,11 @@ from collections.abc import Sequence
 
 from googlenet_jax import __version__
 from googlenet_jax.cli import (
+    bench,
     convert,
     detect,
     evaluate,
+    export,
     plot,
     predict,
     prepare,
@@ -36,6 +38,8 @@ SUBCOMMANDS = {
     "predict": predict,
     "convert": convert,
     "plot": plot,
+    "bench": bench,
+    "export": export,
     "proposals": proposals,
     "detect": detect,
 }

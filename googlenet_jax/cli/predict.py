@@ -60,11 +60,13 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.data.mesh import create_mesh
     from googlenet_jax.evaluation.ensemble import Ensemble
     from googlenet_jax.evaluation.pictures import check_grid_path, draw_grid
+    from googlenet_jax.training.process import prepare, say_settings
 
     if args.top < 1:
         raise UserError(f"--top: expected at least 1, found {args.top}")
     if args.grid:
         check_grid_path(args.grid)
+    prepare()
     pictures, count = _pictures(args.images)
     ensemble = Ensemble(
         [each.member for each in load_members(args)],
@@ -73,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         mesh=create_mesh(),
         images_at_most=count,
     )
+    say_settings()
     grid: list[tuple[np.ndarray, str, list[Prediction]]] = []
     failed = 0
     for name, crop, top in _predict(ensemble, pictures, args.top, bool(args.grid)):

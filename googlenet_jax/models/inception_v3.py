@@ -107,9 +107,10 @@ class InceptionV3(Rethought):
         return STYLES[self.flavour]
 
     @property
-    def norm(self) -> Norm:
-        """The batch norms."""
-        return dataclasses.replace(super().norm, unbiased=self.style.unbiased)
+    def norm(self) -> Norm | None:
+        """The batch norms, unless they are folded."""
+        norm = super().norm
+        return norm and dataclasses.replace(norm, unbiased=self.style.unbiased)
 
     @nn.compact
     def __call__(

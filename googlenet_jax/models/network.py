@@ -325,15 +325,19 @@ class NormedNetwork(Network):
     Attributes:
       bn_epsilon, bn_momentum: of every batch norm; see `layers.BatchNorm`.
       bn_groups: equal parts of a training batch that have statistics of their own.
+      bn_folded: whether the convolutions have biases in place of batch norms; see `fold_batch_norm`.
     """
 
     bn_epsilon: float = 1e-3
     bn_momentum: float = 0.9
     bn_groups: int = 1
+    bn_folded: bool = False
 
     @property
-    def norm(self) -> Norm:
-        """The batch norms."""
+    def norm(self) -> Norm | None:
+        """The batch norms, unless they are folded."""
+        if self.bn_folded:
+            return None
         scale = self.style.norm_scale
         return Norm(self.bn_momentum, self.bn_epsilon, use_scale=scale, groups=self.bn_groups)
 

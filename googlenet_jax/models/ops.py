@@ -1,12 +1,11 @@
 """The forms that XLA compiles best, chosen here and nowhere else; beside each stands the plain form that the tests compare it with.
 
-On a CPU the gradients that XLA derives for pooling and convolution are slow (`benchmarks/train_speed.py` measures the sum of it), so they
-are written out, and elsewhere the plain forms are used. Batch norm's gradient and 1×1 convolutions as products serve every platform. Every
-form computes the same mathematics, ties in pooling included.
+On a CPU the gradients that XLA derives for pooling and for 1×1 convolutions are slow, so they
+are written out, and elsewhere the plain forms are used. Batch norm's gradient serves every
+platform. Every form computes the same mathematics, ties in pooling included.
 """
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -74,25 +73,38 @@ def _max_along_forward(
 def _max_along_backward(
     axis: int, window: int, stride: int, residuals: tuple[Array, Array], dy: Array
 ) -> tuple[Array]:
+    """For each place of the input the sum over the windows that it is the maximum of.
+
+    Place `stride · q + phase` is offset `phase + stride · k` of window `q − k`.
+    """
     index, sized = residuals
-    zero = jnp.zeros((), dy.dtype)
-    reach = -(-window // stride)
+    size, zero = sized.shape[1], jnp.zeros((), dy.dtype)
+    reach = -(-window // stride)  # windows over one place
+    places = -(-size // stride)  # of each phase
 
-    def shifted(i: int) -> Array:
-        pads = [(0, 0, 0)] * dy.ndim
-        pads[axis] = (i // stride, reach - 1 - i // stride, 0)
-        return lax.pad(jnp.where(index == i, dy, zero), zero, pads)
+    # Both are padded once and read at shifts: padding each shift wrote it to memory.
+    def padded(x: Array, value: Array) -> Array:
+        pads = [(0, 0, 0)] * x.ndim
+        pads[axis] = (reach - 1, max(places - x.shape[axis], 0), 0)
+        return lax.pad(x, value, pads)
 
-    # The places of the input, by their remainder modulo the stride, each the sum of the offsets with that remainder.
+    dy, index = padded(dy, zero), padded(index, jnp.int8(-1))
+
+    def from_offset(i: int) -> Array:
+        start = reach - 1 - i // stride
+        shift = functools.partial(
+            lax.slice_in_dim, start_index=start, limit_index=start + places, axis=axis
+        )
+        return jnp.where(shift(index) == i, shift(dy), zero)
+
     phases = [
-        functools.reduce(jnp.add, [shifted(i) for i in range(phase, window, stride)])
+        functools.reduce(jnp.add, map(from_offset, range(phase, window, stride)))
         for phase in range(stride)
     ]
-    shape = (*dy.shape[:axis], phases[0].shape[axis] * stride, *dy.shape[axis + 1 :])
-    dx = phases[0] if stride == 1 else jnp.stack(phases, axis + 1).reshape(shape)
-    pads = [(0, 0, 0)] * dy.ndim
-    pads[axis] = (0, sized.shape[1] - shape[axis], 0)
-    return (lax.pad(dx, zero, pads),)
+    if stride == 1:
+        return (phases[0],)
+    shape = (*dy.shape[:axis], places * stride, *dy.shape[axis + 1 :])
+    return (lax.slice_in_dim(jnp.stack(phases, axis + 1).reshape(shape), 0, size, axis=axis),)
 
 
 _max_along.defvjp(_max_along_forward, _max_along_backward)
@@ -108,51 +120,39 @@ def plain_conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1
 
 
 def conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1) -> Array:
-    """`plain_conv`, where a 1×1 is a matrix product and the weight gradient of a 3×3 on a large map is made of products on a CPU."""
+    """`plain_conv`, where a 1×1 is a matrix product."""
     if kernel.shape[:2] == (1, 1) and stride == 1 and groups == 1 and pads == ((0, 0), (0, 0)):
-        return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
-    plain = functools.partial(plain_conv, stride=stride, pads=pads, groups=groups)
-    # On small maps XLA's own weight gradient is the faster one.
-    if kernel.shape[:2] == (3, 3) and stride == 1 and groups == 1 and x.shape[1] * x.shape[2] > 400:
-        return lax.platform_dependent(
-            x, kernel, cpu=functools.partial(_conv_with_dots, pads=pads), default=plain
-        )
-    return plain(x, kernel)
+        return lax.platform_dependent(x, kernel[0, 0], cpu=_flat_product, default=_product)
+    return plain_conv(x, kernel, stride, pads, groups)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv_with_dots(x: Array, kernel: Array, pads: Pads) -> Array:
-    return plain_conv(x, kernel, 1, pads)
+def _product(x: Array, kernel: Array) -> Array:
+    """`[N, H, W, C]` times `[C, O]`."""
+    return lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
 
 
-def _conv_forward(x: Array, kernel: Array, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
-    return plain_conv(x, kernel, 1, pads), (x, kernel)
+@jax.custom_vjp
+def _flat_product(x: Array, kernel: Array) -> Array:
+    """`_product` of matrices: in the gradients of more dimensions XLA transposes copies of them."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:3], kernel.shape[1])
 
 
-def _conv_backward(pads: Pads, residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+def _flat_product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _flat_product(x, kernel), (x, kernel)
+
+
+def _flat_product_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    (dx,) = jax.linear_transpose(lambda x: plain_conv(x, kernel, 1, pads), x)(dy)
-    return dx, _weight_gradient(x, dy, kernel.shape, pads)
+    rows, dy_rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    dx = lax.dot_general(dy_rows, kernel, (((1,), (1,)), ((), ()))).reshape(x.shape)
+    # One product of long columns and a small result is computed by one core; two are by two.
+    parts = 2 if len(rows) >= _SPLIT_ROWS and len(rows) % 2 == 0 else 1
+    rows, dy_rows = (v.reshape(parts, -1, v.shape[-1]) for v in (rows, dy_rows))
+    return dx, lax.dot_general(rows, dy_rows, (((1,), (1,)), ((0,), (0,)))).sum(0)
 
 
-def _weight_gradient(x: Array, dy: Array, shape: Sequence[int], pads: Pads) -> Array:
-    """The gradient of a stride-1 convolution's kernel: for each row offset one product of dy with the column shifts side by side."""
-    height, width, features = dy.shape[1:]
-    window_h, window_w, channels, _ = shape
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    columns = jnp.concatenate(
-        [lax.slice_in_dim(padded, j, j + width, axis=2) for j in range(window_w)], axis=3
-    )
-    # dy on the left: it is what XLA transposes, once for all row offsets.
-    contract = (((0, 1, 2), (0, 1, 2)), ((), ()))
-    rows = [
-        lax.dot_general(dy, lax.slice_in_dim(columns, i, i + height, axis=1), contract)
-        for i in range(window_h)
-    ]
-    return jnp.stack(rows).reshape(window_h, features, window_w, channels).transpose(0, 2, 3, 1)
-
-
-_conv_with_dots.defvjp(_conv_forward, _conv_backward)
+_flat_product.defvjp(_flat_product_forward, _flat_product_backward)
+_SPLIT_ROWS = 4096  # at 7×7 and batch 32, 1568 rows, the split costs a third more
 
 # --------------------------------------------------------------------------------------------------------------- batch norm
 

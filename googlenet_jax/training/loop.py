@@ -31,7 +31,7 @@ from googlenet_jax.training.folder import check_folder, write_config
 from googlenet_jax.training.guard import catching_signals, end, locked
 from googlenet_jax.training.optimizer import create_optimizer, create_schedule
 from googlenet_jax.training.patterns import Frozen, check_patterns, parse_multipliers
-from googlenet_jax.training.process import is_first, make_deterministic, say
+from googlenet_jax.training.process import is_first, make_deterministic, say, say_settings
 from googlenet_jax.training.state import TrainState, eval_variables, is_finite, make_create_state
 from googlenet_jax.training.step import make_train_step
 from googlenet_jax.training.task import Task
@@ -134,6 +134,7 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
                 draw_if_stale(workdir)
             say(f"{workdir}: this run is finished, all {when.total} steps are done")
             return
+        say_settings()
         if restored:
             say(f"{workdir}: going on after step {start}")
             state = restored.state

@@ -50,7 +50,8 @@ def make_create_state(
 def is_finite(tree: Any) -> jax.Array:
     """Whether every float of a tree of arrays is finite; a bool scalar."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
+    # As one array: a reduction for each of hundreds takes four times as long to compile.
+    return jnp.isfinite(jnp.concatenate([leaf.ravel() for leaf in floats])).all()
 
 
 def eval_variables(state: TrainState, weights: str) -> dict[str, Any]:

@@ -301,9 +301,9 @@ def test_closing_ends_the_threads(digits):
     before = set(threading.enumerate())
     batches = training(digits, threads=3)
     next(batches)
-    assert set(threading.enumerate()) > before
+    assert set(threading.enumerate()) - before
     batches.close()
     deadline = time.monotonic() + 30
-    while set(threading.enumerate()) > before and time.monotonic() < deadline:
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert set(threading.enumerate()) <= before
+    assert not set(threading.enumerate()) - before

@@ -171,13 +171,13 @@ def test_lrn_rounds_once(dtype, rounding):
     np.testing.assert_allclose(np.asarray(ours, np.float64), theirs, rtol=rounding)
 
 
-@pytest.mark.parametrize("size", [7, 24])
-def test_convolutions_and_their_gradients_are_the_plain_ones(size):
-    """24 is above the size from which the weight gradient is made of products, 7 below."""
+@pytest.mark.parametrize(("batch", "size"), [(2, 7), (8, 24), (3, 39)])
+def test_convolutions_and_their_gradients_are_the_plain_ones(batch, size):
+    """8·24² and 3·39² rows are above where a product is split, the second odd; 2·7² below."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
-        x = jnp.asarray(rng.normal(size=(2, size, size, 3)))
-        for window in (1, 3, 5):
+        x = jnp.asarray(rng.normal(size=(batch, size, size, 3)))
+        for window in (1, 3):
             kernel = jnp.asarray(rng.normal(size=(window, window, 3, 4)))
             pads = ((window // 2, window // 2),) * 2
             (plain, plain_pull), (ours, pull) = (
@@ -186,7 +186,7 @@ def test_convolutions_and_their_gradients_are_the_plain_ones(size):
             )
             np.testing.assert_allclose(ours, plain, rtol=1e-11)
             for a, b in zip(pull(plain), plain_pull(plain), strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+                np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-9)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -228,6 +228,16 @@ def test_average_pool_counts_what_is_padded_or_does_not(size, count_padding):
         theirs = F.avg_pool2d(to_torch(x), 3, 1, 1, count_include_pad=count_padding)
         assert ours.shape == from_torch(theirs).shape
         np.testing.assert_allclose(ours, from_torch(theirs), rtol=1e-12, atol=1e-14)
+
+
+def test_tensorflows_same_puts_what_is_left_over_behind():
+    """Windows of 3 with a stride of 2 over 1 2 3 4 are 1 2 3 and 3 4 ·; put before they would be · 1 2 and 2 3 4."""
+    x = jnp.arange(1.0, 5.0).reshape(1, 4, 1, 1) * jnp.ones((1, 1, 4, 1))
+    np.testing.assert_array_equal(layers.max_pool(x, 3, 2, "same")[0, :, 0, 0], [3, 4])
+    unit = layers.ConvUnit(1, (3, 3), 2, "same", relu=False, bias_init=layers.Constant(0.0))
+    params = {"kernel": jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1.0), "bias": jnp.zeros(1)}
+    first = unit.apply({"params": params}, x, True)
+    np.testing.assert_array_equal(first[0, :, 0, 0], [1, 3])
 
 
 def test_average_pool_without_counting_padding_is_tensorflows_same():

@@ -15,9 +15,15 @@ def check(name: str, size: int, **options) -> None:
 
 # The even and odd maps of these sizes tell ceil, floor and SAME pooling apart; 224 alone has the 14×14 map of the paper's aux pool.
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [224, 225, 231, 97])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "size"), [*((name, 97) for name in NETWORKS), ("googlenet", 224)])
 def test_every_endpoint_equals_pytorchs(name: str, size: int) -> None:
+    check(name, size, width=0.25)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("size", [224, 225, 231])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_endpoint_of_further_sizes_equals_pytorchs(name: str, size: int) -> None:
     check(name, size, width=0.25)
 
 
@@ -38,7 +44,7 @@ def test_options_equal_pytorchs(name: str, size: int, options: dict) -> None:
     check(name, size, width=0.25, num_classes=7, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["googlenet", "googlenet_torchvision"])
 def test_full_width_equals_pytorchs(name: str) -> None:
     check(name, 224)

@@ -1,5 +1,7 @@
 """Ten steps of the project's own train step beside PyTorch's SGD in float64: losses, gradients, parameters, momenta, averages."""
 
+from typing import Any
+
 import pytest
 
 from tests.parity.harness import DRIFT_FACTOR, TOLERANCE, drift, telling_steps, training_errors
@@ -13,6 +15,12 @@ RECIPES = {
     "googlenet_slim": {},
     "googlenet_torchvision": {"transform_input": True},
 }
+FURTHER = ("googlenet_naive", "googlenet_plain", "googlenet_slim")
+
+
+def further(*case: Any) -> Any:
+    """A case of `pytest -m exhaustive` alone."""
+    return pytest.param(*case, marks=pytest.mark.exhaustive)
 
 
 def check(errors: dict[str, float]) -> None:
@@ -21,7 +29,7 @@ def check(errors: dict[str, float]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [further(name) if name in FURTHER else name for name in RECIPES])
 def test_ten_steps_equal_pytorchs(name: str) -> None:
     errors = training_errors(name, 64, width=0.25, **RECIPES[name])
     kinds = {error.split()[0] for error in errors}
@@ -41,7 +49,8 @@ def test_ten_steps_equal_pytorchs(name: str) -> None:
 # 224: the gradient of the paper's 5×5/3 aux pool, which a 14×14 map alone takes; 97: odd maps, so that the ceil pools' edges count.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "size"), [("googlenet", 224), ("googlenet_torchvision", 97), ("googlenet_slim", 97)]
+    ("name", "size"),
+    [("googlenet", 224), further("googlenet_torchvision", 97), ("googlenet_slim", 97)],
 )
 def test_gradients_of_other_sizes_equal_pytorchs(name: str, size: int) -> None:
     check(training_errors(name, size, batch_size=6, steps=1, width=0.125))

@@ -17,7 +17,8 @@ class BiasedBatchNorm2d(ShiftBatchNorm2d):
         y = super().forward(x)
         if self.training:
             biased = x.detach().var((0, 2, 3), unbiased=False)
-            self.running_var.copy_(before + self.momentum * (biased - before))
+            # A new tensor: the gradient still needs the one that PyTorch's own update wrote.
+            self.running_var = before + self.momentum * (biased - before)
         return y
 
 

@@ -76,7 +76,7 @@ def test_whole_numbers_count_as_numbers_and_lists_as_tuples():
         ({"preprocessing__mean": (1, 1)}, r"^preprocessing.mean: "),
         ({"preprocessing__channel_order": "gbr"}, r"^preprocessing.channel_order: "),
         ({"preprocessing__resize": 200}, r"^preprocessing.resize: "),
-        ({"model__name": "googlenet", "preprocessing__size": 16}, r"^preprocessing.size: googlenet .*at least \d+ high and wide, found 16"),
+        ({"model__name": "googlenet", "preprocessing__size": 16}, r"^preprocessing.size: googlenet: .*at least \d+ high and wide"),
         ({"optimizer__momentum": 1.0}, r"^optimizer.momentum: .*below 1, found 1.0"),
         ({"optimizer__weight_decay": -1e-4}, r"^optimizer.weight_decay: "),
         ({"optimizer__nesterov": True, "optimizer__momentum": 0}, r"^optimizer.nesterov: "),

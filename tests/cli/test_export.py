@@ -1,0 +1,107 @@
+"""`export`: what is written runs without this project."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import googlenet_jax as gj
+from googlenet_jax.cli.main import main
+from googlenet_jax.data.preprocessing import Preprocessing, normalize
+
+PREPROCESSING = Preprocessing(
+    size=16, resize=18, channel_order="bgr", mean=(100, 110, 120), std=(50, 60, 70)
+)
+CLASSES = ["zero", "one", "two"]
+# What a user of the artifact writes.
+RUN = """
+import sys, pathlib, numpy
+from jax import export
+artifact = export.deserialize(bytearray(pathlib.Path(sys.argv[1]).read_bytes()))
+print(sorted(artifact.platforms))
+images = numpy.load(sys.argv[2])
+for count in (1, 5):
+    numpy.save(f"{sys.argv[3]}/{count}.npy", artifact.call(images[:count]))
+print("googlenet_jax" in sys.modules, "flax" in sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = gj.create_model("googlenet_bn", num_classes=3, width=0.1, stem="small")
+    rng = np.random.default_rng(0)
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(
+        lambda: model.init({"params": key, "dropout": key}, jnp.zeros((1, 16, 16, 3)), train=False)
+    )
+    variables = jax.tree.map(
+        lambda leaf: rng.uniform(0.05, 0.4, leaf.shape).astype(leaf.dtype), shapes
+    )
+    path = tmp_path_factory.mktemp("weights") / "bn.safetensors"
+    gj.save_weights(path, model, variables, PREPROCESSING.to_dict(), CLASSES)
+    return path
+
+
+def test_the_artifact_gives_the_networks_logits_without_this_project(weights, tmp_path, capsys):
+    out = tmp_path / "bn.stablehlo"
+    assert (
+        main(["export", "googlenet_bn", "--weights", str(weights), "--output", str(out), "--json"])
+        == 0
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert report["bytes"] == out.stat().st_size and report["largest_difference"] < 1e-4
+
+    images = np.random.default_rng(1).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    command = [
+        sys.executable,
+        "-I",
+        "-c",
+        RUN,
+        str(out),
+        str(tmp_path / "images.npy"),
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.splitlines() == ["['cpu', 'cuda', 'tpu']", "False False"], done.stderr
+    model, variables = gj.load_weights(weights)
+    expected = model.apply(variables, normalize(images, PREPROCESSING), train=False).logits
+    for count in (1, 5):  # a batch of any size
+        np.testing.assert_allclose(np.load(tmp_path / f"{count}.npy"), expected[:count], rtol=1e-4)
+
+    about = json.loads(out.with_suffix(".json").read_text())
+    assert about["class_names"] == CLASSES and about["input"]["shape"] == ["b", 16, 16, 3]
+    assert Preprocessing.from_dict(about["preprocessing"]) == PREPROCESSING
+
+
+def test_an_artifact_that_differs_is_not_written(weights, tmp_path, capsys, monkeypatch):
+    from googlenet_jax.evaluation import export
+
+    monkeypatch.setattr(export, "export_model", lambda *_: b"damaged")
+    out = tmp_path / "bn.stablehlo"
+    out.write_bytes(b"the old one")
+    assert main(["export", "googlenet_bn", "--weights", str(weights), "--output", str(out)]) == 1
+    assert "does not run by itself" in capsys.readouterr().err
+    assert out.read_bytes() == b"the old one" and [file.name for file in tmp_path.iterdir()] == [
+        "bn.stablehlo"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["googlenet", "--weights", "{}"], "expected weights of googlenet, found googlenet_bn's"),
+        (["googlenet_bn", "--weights", "{},{}"], "--weights: expected one model, found 2"),
+        (["googlenet_bn", "--weights", "nowhere"], "found no 'nowhere'"),
+        (["googlenet_bn", "--weights", "{}", "--output", "x.json"], "another ending than .json"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(weights, capsys, arguments, message):
+    assert main(["export", *(argument.replace("{}", str(weights)) for argument in arguments)]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
