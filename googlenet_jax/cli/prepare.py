@@ -208,8 +208,7 @@ def download(name: str, folder: Path, manual_dir: Path | None = None) -> None:
 
     Raises:
         UserError: if TFDS doesn't know the name, the set is for neither classification nor
-            detection, a package is
-            missing or the download fails.
+            detection, a package is missing or the download fails.
     """
     import tensorflow_datasets as tfds
 

@@ -130,9 +130,8 @@ def _strokes(digit: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     """A digit at a random size, cut to its strokes: their cover, float32 [h, w], 0 to 1."""
     side = round(SMALLEST * (LARGEST / SMALLEST) ** rng.random_sample())
     grey = cv2.resize(digit.astype(np.float32) / 255, (side, side), interpolation=cv2.INTER_CUBIC)
-    coverage = np.clip(
-        (grey - 0.3) / 0.15, 0, 1
-    )  # a sharp edge, wherever the enlarged grey is soft
+    # A sharp edge, wherever the enlarged grey is soft.
+    coverage = np.clip((grey - 0.3) / 0.15, 0, 1)
     rows, columns = (np.flatnonzero((coverage >= 0.5).any(axis=axis)) for axis in (1, 0))
     return coverage[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 

@@ -130,27 +130,13 @@ def open_task(config: ConfigDict, mesh: Mesh) -> Task:
     dtype = jnp.dtype(config.dtype)
     network = build_model(config, source.num_classes + 1)
     example = {"image": jnp.zeros((1, preprocessing.size, preprocessing.size, 3), dtype)}
-    windows = training_windows(source, config.proposals.names, config.proposals.most)
-    objects, skipped = object_windows(windows)
-    if skipped:
-        say(f"{source.name} {source.split}: {skipped} images without background passed over")
-    if not len(objects):
-        raise UserError(f"{source.name} {source.split}: no image has an object and a background")
-    options = dict(canvas=config.regions.canvas, background=config.regions.background)
-    read = functools.partial(_read, source, windows, objects, **options)
+    examples, batches = _batches(config, source)
     return Task(
         model=network,
         inputs=lambda batch: (batch["image"],),
         example=example,
-        examples=len(objects),
-        batches=functools.partial(
-            numbered_batches,
-            read,
-            examples=len(objects),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            threads=data.threads,
-        ),
+        examples=examples,
+        batches=batches,
         prepare=functools.partial(_prepare, preprocessing, dtype, config.augment.flip),
         loss=create_loss(**config.loss.to_dict()),
         metrics={"top1": top1},
@@ -161,6 +147,26 @@ def open_task(config: ConfigDict, mesh: Mesh) -> Task:
             "class_names": (*source.class_names, BACKGROUND_NAME),
             "preprocessing": preprocessing.to_dict(),
         },
+    )
+
+
+def _batches(config: ConfigDict, source: DetectionSource) -> tuple[int, Callable[..., Any]]:
+    """How many object windows the split has, and what yields batches of them from a step on."""
+    windows = training_windows(source, config.proposals.names, config.proposals.most)
+    objects, skipped = object_windows(windows)
+    if skipped:
+        say(f"{source.name} {source.split}: {skipped} images without background passed over")
+    if not len(objects):
+        raise UserError(f"{source.name} {source.split}: no image has an object and a background")
+    options = dict(canvas=config.regions.canvas, background=config.regions.background)
+    read = functools.partial(_read, source, windows, objects, **options)
+    return len(objects), functools.partial(
+        numbered_batches,
+        read,
+        examples=len(objects),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        threads=config.data.threads,
     )
 
 

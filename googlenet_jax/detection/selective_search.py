@@ -6,6 +6,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from googlenet_jax.errors import UserError
+
 # R-CNN's fast mode: the segmentation's k, which is also its smallest region in pixels.
 FAST_K = (50, 100)
 SIGMA = 0.8  # of the blur before the segmentation
@@ -35,6 +37,8 @@ def selective_search(
     Returns:
       float32 [P, 4], (top, left, bottom, right) in the image's pixels, without duplicates, those
       that are more likely to be an object first.
+    Raises:
+      UserError: OpenCV is not its contrib build.
     """
     scale = width / image.shape[1] if width else 1.0
     if scale != 1:
@@ -57,7 +61,14 @@ def selective_search(
 
 
 def _search(image: np.ndarray, superpixel_scale: float) -> Any:
-    module: Any = cv2.ximgproc.segmentation  # type: ignore[attr-defined]
+    # Another package's OpenCV, installed later, takes the place of the contrib build.
+    module: Any = getattr(getattr(cv2, "ximgproc", None), "segmentation", None)
+    if module is None:
+        raise UserError(
+            "selective search: the OpenCV installed lacks ximgproc; run: pip uninstall -y "
+            "opencv-python opencv-python-headless opencv-contrib-python-headless, then: "
+            "pip install opencv-contrib-python-headless"
+        )
     search = module.createSelectiveSearchSegmentation()
     for space in (cv2.COLOR_RGB2HSV, cv2.COLOR_RGB2Lab):
         search.addImage(cv2.cvtColor(image, space))

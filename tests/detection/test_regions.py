@@ -64,9 +64,8 @@ def test_scales_as_opencv_does_on_the_host(size, name):
     window = np.array([[[2, 3, 22, 23]]], np.float32)
     result = warp(image[None], np.array([[24, 24]], np.float32), window, size)[0, 0]
     expected = cv2.resize(image[2:22, 3:23], (size, size), interpolation=getattr(cv2, name))
-    inner = (
-        slice(2, -2) if name == "INTER_LINEAR" else slice(None)
-    )  # OpenCV repeats the crop's edge
+    # Where it grows, OpenCV repeats the crop's edge.
+    inner = slice(2, -2) if name == "INTER_LINEAR" else slice(None)
     np.testing.assert_allclose(result[inner, inner], expected[inner, inner], atol=1e-5)
 
 
