@@ -55,6 +55,8 @@ T_AUGMENT = ("tests/data/test_augment.py",)
 T_SAFETENSORS, T_TORCH = ("tests/weights/test_safetensors.py",), ("tests/weights/test_torch.py",)
 T_LAYERS, T_NETWORKS = (("tests/models/test_" + name + ".py",) for name in ("layers", "networks"))
 T_PRECISION = ("tests/parity/test_precision.py",)
+VERIFICATION = "googlenet_jax/verification"
+T_VERIFY, T_THEIRS = (("tests/verification/test_" + n + ".py",) for n in ("verify", "theirs"))
 
 FAULTS = (
     # Data order and sharding among processes.
@@ -599,5 +601,27 @@ FAULTS = (
         'if state.ema is None else ("raw", "ema")',
         'if state.ema is None else ("raw",)',
         T_LOOP,
+    ),
+    # A network beside another framework's.
+    Fault(
+        "an explanation is believed without a test",
+        f"{VERIFICATION}/explain.py",
+        "if further > reached:",
+        "if True:",
+        T_VERIFY,
+    ),
+    Fault(
+        "any difference in training is rounding",
+        f"{VERIFICATION}/training.py",
+        "bound = MARGIN * MARGIN * max(moved, forward)",
+        "bound = MARGIN * MARGIN",
+        T_VERIFY,
+    ),
+    Fault(
+        "the other side's dropout stays on",
+        f"{VERIFICATION}/theirs.py",
+        'return args[0] if args else kwargs["input"]',
+        "return func(*args, **kwargs)",
+        T_THEIRS,
     ),
 )

@@ -22,6 +22,7 @@ import jax  # noqa: E402
 import torch  # noqa: E402
 from flax import traverse_util  # noqa: E402
 
+from googlenet_jax.verification.reference import NETWORKS  # noqa: E402
 from tests.parity.harness import (  # noqa: E402
     BATCH_SIZE,
     DRIFT_CONTROLS,
@@ -34,7 +35,6 @@ from tests.parity.harness import (  # noqa: E402
     telling_steps,
     training_errors,
 )
-from tests.reference import NETWORKS  # noqa: E402
 
 SIZES = (224, 225, 231, 97)
 # The recipes of configs/ by network; the others are shown at a common rate.
@@ -76,8 +76,8 @@ _PREFIXES = {
 TEXT = """# Parity with PyTorch
 
 Made by `python benchmarks/parity.py` (jax {jax}, torch {torch}, CPU, float64). Each entry is the largest ‖ours − PyTorch's‖₂ / ‖PyTorch's‖₂
-over all tensors of its kind; the tests hold every one to {tolerance:.0e}. The references in `tests/reference/` are written from the papers'
-and the frameworks' facts, not from this project's code.
+over all tensors of its kind; the tests hold every one to {tolerance:.0e}. The references, in
+`googlenet_jax/verification/reference/`, are written from the papers' and the frameworks' facts, not from this project's code.
 
 - Endpoints and the logits of all heads: evaluation at {sizes} pixels, on a real digit, an 8-level quantised and a constant image, with
   random biases, scales and running statistics.

@@ -1,6 +1,7 @@
 """Digits and compiled code, made once for all tests of a session."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Workers side by side share the processors: with a thread for each processor in each, they wait for each other.
@@ -26,3 +27,15 @@ def compiled_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     return folder
+
+
+@pytest.fixture(scope="module")
+def small_network() -> Iterator[None]:
+    """The network of tests/verification/small.py is registered, and afterwards no longer."""
+    from googlenet_jax.models import registry
+    from tests.verification.small import Small
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_MODELS", dict(registry._MODELS))
+        registry.register_model("small", Small)
+        yield

@@ -76,10 +76,10 @@ def run(args: argparse.Namespace) -> int:
 
     changes = {
         "to": args.to,
-        "preprocessing": _fields("--preprocessing", args.preprocessing),
+        "preprocessing": fields("--preprocessing", args.preprocessing),
         "class_names": _names(args.class_names),
     }
-    options = _fields("--option", args.option) | ({"flavour": args.flavour} if args.flavour else {})
+    options = fields("--option", args.option) | ({"flavour": args.flavour} if args.flavour else {})
     reading: dict[str, Any] = {
         "options": options,
         "kind": args.kind,
@@ -125,20 +125,20 @@ def _of_run(args: argparse.Namespace) -> Any:
     return Weights(run.model, run.variables, run.preprocessing, tuple(run.class_names))
 
 
-def _fields(flag: str, pairs: list[str]) -> dict[str, Any]:
+def fields(flag: str, pairs: list[str]) -> dict[str, Any]:
     """NAME=VALUE pairs; a value is JSON where it can be, else a text."""
     from googlenet_jax.errors import UserError
 
-    fields: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise UserError(f"{flag}: expected NAME=VALUE, found {pair!r}")
         try:
-            fields[name] = json.loads(value)
+            found[name] = json.loads(value)
         except ValueError:
-            fields[name] = value
-    return fields
+            found[name] = value
+    return found
 
 
 def _names(path: str | None) -> list[str] | None:

@@ -27,6 +27,7 @@ from googlenet_jax.cli import (
     proposals,
     summary,
     train,
+    verify,
 )
 from googlenet_jax.errors import UserError
 
@@ -38,6 +39,7 @@ SUBCOMMANDS = {
     "predict": predict,
     "convert": convert,
     "plot": plot,
+    "verify": verify,
     "bench": bench,
     "export": export,
     "proposals": proposals,

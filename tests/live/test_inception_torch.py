@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import googlenet_jax as gj
-from tests import reference
+from googlenet_jax.verification import reference
 from tests.parity.harness import randomise, relative_error
 
 TOLERANCE = 1e-9

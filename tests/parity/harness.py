@@ -30,7 +30,7 @@ from googlenet_jax.training.config import default_config, in_steps, resolve
 from googlenet_jax.training.optimizer import create_optimizer, create_schedule
 from googlenet_jax.training.state import TrainState
 from googlenet_jax.training.step import make_train_step
-from tests import reference
+from googlenet_jax.verification import reference
 
 TOLERANCE = 1e-9
 # Training amplifies rounding, the more the higher the rate. At this one it stays far below the tolerance, so that what exceeds it is logic;

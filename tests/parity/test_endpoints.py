@@ -2,8 +2,8 @@
 
 import pytest
 
+from googlenet_jax.verification.reference import NETWORKS
 from tests.parity.harness import TOLERANCE, endpoint_errors
-from tests.reference import NETWORKS
 
 
 def check(name: str, size: int, **options) -> None:

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import googlenet_jax as gj
+from googlenet_jax.verification.reference import NETWORKS
+from tests.parity import seeds
 from tests.parity.harness import TOLERANCE, images, randomise, relative_error
-from tests.reference import NETWORKS, seeds
 
 
 @pytest.mark.slow

@@ -15,9 +15,9 @@ import googlenet_jax as gj
 from googlenet_jax.cli.main import main
 from googlenet_jax.data.imagenet import class_names
 from googlenet_jax.errors import UserError
+from googlenet_jax.verification.reference import NETWORKS
 from googlenet_jax.weights.convert import convert, read_weights, write_weights
 from googlenet_jax.weights.tree import flatten
-from tests.reference import NETWORKS
 from tests.weights.caffe_file import caffemodel
 
 pytestmark = pytest.mark.usefixtures("in_process")

@@ -10,8 +10,8 @@ import torch
 
 import googlenet_jax as gj
 from googlenet_jax.errors import UserError
+from googlenet_jax.verification.reference import NETWORKS
 from googlenet_jax.weights.torch import torch_names
-from tests.reference import NETWORKS
 
 TORCHVISIONS_UNIT = (
     "conv.weight",

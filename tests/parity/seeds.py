@@ -1,6 +1,7 @@
 """The networks that the four seed documents print, as their code would compute them once it is repaired, written anew.
 
-They share nothing with `networks.py`, so that the two check one another. Parameters stand in the same order as there.
+They share nothing with `googlenet_jax.verification.reference`, so that the two check one another.
+Parameters stand in the same order as there.
 """
 
 from functools import partial

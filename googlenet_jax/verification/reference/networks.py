@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tests.reference import layers
-from tests.reference.layers import (
+from googlenet_jax.verification.reference import layers
+from googlenet_jax.verification.reference.layers import (
     MODULES,
     AuxHead,
     Inception,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.reference.layers import ShiftBatchNorm2d
+from googlenet_jax.verification.reference.layers import ShiftBatchNorm2d
 
 
 class BiasedBatchNorm2d(ShiftBatchNorm2d):

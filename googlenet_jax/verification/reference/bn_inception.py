@@ -5,8 +5,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tests.reference.inception_layers import average_pool
-from tests.reference.layers import SameConv2d, SameMaxPool2d, ShiftBatchNorm2d, same_padding
+from googlenet_jax.verification.reference.inception_layers import average_pool
+from googlenet_jax.verification.reference.layers import (
+    SameConv2d,
+    SameMaxPool2d,
+    ShiftBatchNorm2d,
+    same_padding,
+)
 
 # 1×1 | 3×3 reduce, 3×3 | double 3×3 reduce, 3×3, 3×3 | pool projection; None: the branch is missing, and the module halves the map.
 MODULES = {

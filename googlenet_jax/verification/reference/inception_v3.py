@@ -10,7 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tests.reference.inception_layers import NORMS, Unit, average_pool, concatenate
+from googlenet_jax.verification.reference.inception_layers import (
+    NORMS,
+    Unit,
+    average_pool,
+    concatenate,
+)
 
 Scale = Callable[[int], int]
 

@@ -1,13 +1,13 @@
-"""PyTorch networks written for the tests from the papers' and the frameworks' facts, never from our JAX code: the independent reference.
+"""PyTorch networks written from the papers' and the frameworks' facts, never from our JAX code: the independent reference.
 
 Each is a class whose forward returns `{"logits", and in training "aux1", "aux2"}`; layers bear
 torchvision's names, so that its state dicts load; `endpoints` records every named activation under our public endpoint names.
 """
 
-from tests.reference.bn_inception import BNInception
-from tests.reference.endpoints import endpoints
-from tests.reference.inception_v3 import InceptionV2, InceptionV3
-from tests.reference.networks import (
+from googlenet_jax.verification.reference.bn_inception import BNInception
+from googlenet_jax.verification.reference.endpoints import endpoints
+from googlenet_jax.verification.reference.inception_v3 import InceptionV2, InceptionV3
+from googlenet_jax.verification.reference.networks import (
     Googlenet,
     GooglenetBN,
     GooglenetNaive,
