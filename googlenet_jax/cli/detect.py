@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from googlenet_jax.errors import UserError
+from googlenet_jax.files import writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,13 +58,14 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.score <= 1:
         raise UserError(f"--score: expected 0 to 1, found {args.score}")
     from googlenet_jax.detection.runs import load_ensemble
+    from googlenet_jax.training.process import prepare, say_settings
 
+    prepare()
     ensemble = load_ensemble(args.weights.split(",") if args.weights else [args.run])
     if args.output:
-        try:
+        with writing(args.output):
             args.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--output: can't make {args.output}: {error.strerror}") from error
+    say_settings()
     return _measure(args, ensemble) if args.split else _pictures(args, ensemble)
 
 

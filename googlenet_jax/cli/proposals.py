@@ -74,7 +74,10 @@ def _made(source: "DetectionSource", name: str, run: str | None, workers: int) -
     if by_run:
         from googlenet_jax.data.mesh import create_mesh
         from googlenet_jax.detection.multibox import propose_split
+        from googlenet_jax.training.process import prepare, say_settings
 
+        prepare()
+        say_settings()
         made = propose_split(str(run), source, create_mesh())
     elif name == proposals.MULTIBOX:
         return proposals.load_proposals(source, name)  # which says what to do

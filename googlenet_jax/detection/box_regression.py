@@ -5,8 +5,6 @@ unless asked for.
 """
 
 import dataclasses
-import os
-import sys
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +17,8 @@ from tqdm import tqdm
 from googlenet_jax.detection.boxes import iou
 from googlenet_jax.detection.measures import Objects
 from googlenet_jax.errors import UserError
+from googlenet_jax.files import write_atomically, writing
+from googlenet_jax.training.process import shows_progress
 
 FILE = "box_regression.npz"
 NEAR = 0.6  # IoU above which a window is a pair with its object
@@ -111,17 +111,10 @@ def moved_by(
 
 
 def save_regression(folder: str | Path, regression: Regression) -> None:
-    """Writes it into a run's folder, atomically."""
+    """Writes it into a run's folder, atomically. Raises UserError where the disk refuses."""
     path = Path(folder) / FILE
-    part = path.with_name(f".{FILE}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            np.savez(file, weights=regression.weights, bias=regression.bias)
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: can't be written: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(path):
+        write_atomically(path, lambda part: np.savez(part, **dataclasses.asdict(regression)))
 
 
 def load_regression(folder: str | Path) -> Regression | None:
@@ -144,8 +137,7 @@ def collect(
     found: Iterable[tuple[np.ndarray, list[np.ndarray], Objects]], images: int, networks: int
 ) -> list[list[Pairs]]:
     """Gathers each network's pairs over a split from (boxes, features, objects) an image."""
-    hidden = not sys.stderr.isatty()
-    bar = tqdm(found, "box regression", images, unit=" images", disable=hidden)
+    bar = tqdm(found, "box regression", images, unit=" images", disable=not shows_progress())
     pairs: list[list[Pairs]] = [[] for _ in range(networks)]
     for boxes, features, objects in bar:
         for own, each in zip(pairs, features, strict=True):

@@ -19,6 +19,8 @@ from tqdm import tqdm
 from googlenet_jax.detection.selective_search import SMALLEST_SIDE, selective_search
 from googlenet_jax.detection.sources import DetectionSource, load_detection_source
 from googlenet_jax.errors import UserError
+from googlenet_jax.files import write_atomically, writing
+from googlenet_jax.training.process import shows_progress
 
 DataDir = str | os.PathLike[str] | None
 # An image's boxes, and its height and width.
@@ -115,7 +117,8 @@ def search_split(source: DetectionSource, settings: SelectiveSearch, workers: in
     search = functools.partial(_search_chunk, where, settings)
     boxes: list[np.ndarray] = []
     sizes: list[tuple[int, ...]] = []
-    with tqdm(desc=f"selective search, {source.split}", total=len(source), unit=" images") as bar:
+    name, hidden = f"selective search, {source.split}", not shows_progress()
+    with tqdm(desc=name, total=len(source), unit=" images", disable=hidden) as bar:
         for found in _in_order(search, chunks, workers):
             boxes += [each for each, _ in found]
             sizes += [size for _, size in found]
@@ -158,28 +161,16 @@ def save_proposals(source: DetectionSource, name: str, proposals: Proposals) -> 
       UserError: the folder can't be written.
     """
     path = proposals_file(source, name)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     counts = [len(boxes) for boxes in proposals.boxes]
-    try:
+    arrays = {
+        "boxes": np.concatenate([np.zeros((0, 4), np.float32), *proposals.boxes]),
+        "counts": np.array(counts, np.int64),
+        "sizes": proposals.sizes,
+        "about": np.array(json.dumps(dict(proposals.about))),
+    }
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            np.savez_compressed(
-                file,
-                boxes=np.concatenate([np.zeros((0, 4), np.float32), *proposals.boxes]),
-                counts=np.array(counts, np.int64),
-                sizes=proposals.sizes,
-                about=np.array(json.dumps(dict(proposals.about))),
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: can't write the proposals ({error.strerror}); put the data set where it can "
-            "be written"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+        write_atomically(path, lambda part: np.savez_compressed(part, **arrays))
     return path
 
 
