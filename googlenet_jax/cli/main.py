@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from googlenet_jax import __version__
 from googlenet_jax.cli import (
     bench,
+    compile,
     convert,
     detect,
     evaluate,
@@ -44,6 +45,7 @@ SUBCOMMANDS = {
     "export": export,
     "proposals": proposals,
     "detect": detect,
+    "compile": compile,
 }
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -133,7 +135,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         else:
             print(f"googlenet-jax: {_one_line(error)}", file=sys.stderr)
+        _leave_others()
         return 1
+
+
+def _leave_others() -> None:
+    """Ends at once a process of several that has failed: JAX would wait at exit for the others."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _one_line(error: Exception) -> str:

@@ -32,6 +32,22 @@ def add_parser(subparsers: Any) -> None:
         metavar="DIR",
         help="the run's folder: config, metrics, checkpoints and curves",
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="trace a few steps into the folder's profile/"
+    )
+    several = parser.add_argument_group(
+        "several processes", "found by themselves on TPU pods, under SLURM and Open MPI"
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is reached")
+    several.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
+    several.add_argument("--process-id", type=int, metavar="K", help="which this is, from 0")
+    several.add_argument(
+        "--peer-timeout",
+        type=int,
+        default=300,
+        metavar="SECONDS",
+        help="how long to wait for a process that does not come or stands still (%(default)s)",
+    )
     parser.set_defaults(takes_fields=True)
 
 
@@ -46,9 +62,16 @@ def run(args: argparse.Namespace) -> int:
         from googlenet_jax.training.process import prepare
 
         prepare()
+        from googlenet_jax.training.cluster import connect
+
+        if args.peer_timeout < 1:
+            raise UserError(
+                f"--peer-timeout: expected at least 1 second, found {args.peer_timeout}"
+            )
+        connect(args.coordinator, args.num_processes, args.process_id, timeout=args.peer_timeout)
         from googlenet_jax.training.loop import train
 
-        train(config, args.workdir)
+        train(config, args.workdir, peer_timeout=args.peer_timeout, profile=args.profile)
     return 0
 
 

@@ -20,7 +20,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -155,7 +155,8 @@ class Checkpoints:
         been made up for. Raises UserError where the disk refuses, also for a save begun earlier.
         """
         unevaluated = self.folder / f"unevaluated-{step}"
-        if step in self._manager.all_steps():
+        replaces = step in self._manager.all_steps()
+        if replaces:
             with writing(self.folder):
                 self._first(lambda: (self.folder / str(step)).rename(unevaluated))
             self._manager.reload()
@@ -178,7 +179,7 @@ class Checkpoints:
         metrics = None if metric is None else {self._best: metric}
         with writing(self.folder / str(step)):
             self._manager.save(step, args=items, metrics=metrics, force=True)
-        if unevaluated.exists():
+        if replaces:
             self.wait()
             self._first(lambda: shutil.rmtree(unevaluated))
 
@@ -193,25 +194,33 @@ class Checkpoints:
         is damaged, which then stay as they are.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        damaged = []
+        damaged: list[int] = []
         for step in steps:
+            restored, problem = None, "another process can't read it"
             try:
-                content = _read_metadata(self._manager, step)
-                self._refuse_another_model(step, content)
-                _refuse_other_arrays(self.folder / str(step), content["arrays"], _flatten(state))
-                arrays = _read_arrays(self._manager, step, content["arrays"], _flatten(state))
+                restored = self._read(step, state)
             except _Damaged as error:
-                damaged.append(step)
-                _report_damage(self.folder / str(step), error)
-            else:
+                problem = str(error)
+            # What one process can't read, none takes.
+            if not _any_process(restored is None):
                 self._move_aside(damaged)
-                evaluated = content.get("evaluated", True)  # older checkpoints don't say
-                return Restored(step, _unflatten(arrays, state), content["interval"], evaluated)
+                return restored
+            damaged.append(step)
+            if jax.process_index() == 0:
+                _report_damage(self.folder / str(step), problem)
         if steps:
             raise UserError(
                 f"{self.folder}: each of its {len(steps)} checkpoints is damaged; train in a new folder, or remove this one to start anew"
             )
         return None
+
+    def _read(self, step: int, state: Any) -> Restored:
+        content = _read_metadata(self._manager, step)
+        self._refuse_another_model(step, content)
+        _refuse_other_arrays(self.folder / str(step), content["arrays"], _flatten(state))
+        arrays = _read_arrays(self._manager, step, content["arrays"], _flatten(state))
+        evaluated = content.get("evaluated", True)  # older checkpoints don't say
+        return Restored(step, _unflatten(arrays, state), content["interval"], evaluated)
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint that is written completely, or None."""
@@ -225,6 +234,16 @@ class Checkpoints:
         """
         with writing(self.folder):
             self._manager.wait_until_finished()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Ends; after an error in one of several processes it waits for nothing, as the others may
+        never come to where it would meet them.
+        """
+        if kind is None or jax.process_count() == 1:
+            self.close()
 
     def close(self) -> None:
         """Waits as `wait` does, and ends."""
@@ -321,7 +340,11 @@ def _move_aside(checkpoint: Path) -> None:
     )
 
 
-def _report_damage(checkpoint: Path, error: _Damaged) -> None:
+def _any_process(flag: bool) -> bool:
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def _report_damage(checkpoint: Path, error: _Damaged | str) -> None:
     print(
         f"googlenet_jax: checkpoint {checkpoint} is damaged ({error}); trying the one before it",
         file=sys.stderr,
@@ -530,6 +553,8 @@ def _shape_and_dtype(array: Any) -> dict[str, Any]:
 
 
 def _crc32(array: jax.Array) -> int:
+    if not (array.is_fully_addressable or array.is_fully_replicated):
+        array = multihost_utils.process_allgather(array, tiled=True)  # its parts lie elsewhere too
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 

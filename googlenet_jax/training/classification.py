@@ -67,9 +67,11 @@ def check(config: ConfigDict) -> None:
         )
     _check_memory(config.batch_size, training_size)
     groups = getattr(model, "bn_groups", 1)
-    if config.batch_size % groups:
+    if config.batch_size // config.devices.accumulate % groups:
+        parts = config.devices.accumulate
+        where = f" in each of devices.accumulate, {parts}, parts" if parts > 1 else ""
         raise UserError(
-            f"batch_size: expected a multiple of model.options.bn_groups, {groups}, found {config.batch_size}"
+            f"batch_size: expected a multiple of model.options.bn_groups, {groups}{where}, found {config.batch_size}"
         )
     create_loss(**config.loss.to_dict())
     metrics = _metrics(config.metrics)

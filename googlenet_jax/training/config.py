@@ -35,6 +35,10 @@ MAY_CHANGE = frozenset(
         "checkpoint_every",
         "log_every",
         "checkpoint.keep",
+        "skip_not_finite",
+        # To rounding, as another number of devices does.
+        "devices.rematerialize",
+        "devices.shard_optimizer",
     }
 )
 
@@ -156,6 +160,17 @@ def default_config() -> ConfigDict:
     config.loss.aux_weight = 0.3  # of each auxiliary head's cross entropy
     config.loss.label_smoothing = 0.0  # share of a target that is spread evenly over all classes
     config.metrics = ("top1", "top5")  # in all lines, besides the losses; registered ones too
+
+    # A step whose loss or gradients are not finite stops the run, or with a number here is left out,
+    # until there are more than so many.
+    config.skip_not_finite = 0
+
+    config.devices = ConfigDict(type_safe=False)  # how a step is laid out on them
+    # Parts of a batch computed one after the other; batch norm sees one at a time.
+    config.devices.accumulate = 1
+    # Compute anew in the backward pass what lies within Inception modules: less memory, more time.
+    config.devices.rematerialize = False
+    config.devices.shard_optimizer = False  # split the optimizer's arrays over the devices
 
     config.ema = ConfigDict(type_safe=False)  # Polyak averaging of parameters and batch statistics
     config.ema.decay = 0.0  # share of the average that a step keeps; 0 is no averaging
@@ -320,6 +335,8 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "schedule.power": _POSITIVE,
     "loss.aux_weight": _NOT_NEGATIVE,
     "loss.label_smoothing": _FRACTION,
+    "skip_not_finite": _at_least(0),
+    "devices.accumulate": _at_least(1),
     "ema.decay": _FRACTION,
     "ema.start": _duration(0),
     "checkpoint.keep": _at_least(1),
@@ -415,6 +432,10 @@ def _check_together(config: ConfigDict) -> None:
     """Checks fields against each other."""
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise UserError("optimizer.nesterov: needs optimizer.momentum above 0, found 0")
+    if config.batch_size % config.devices.accumulate:
+        raise UserError(
+            f"batch_size: expected a multiple of devices.accumulate, {config.devices.accumulate}, found {config.batch_size}"
+        )
     # This checks its own options.
     create_optimizer(lambda step: step, **config.optimizer.to_dict())
     warmup, warmup_is_epochs = _parse_duration(config.schedule.warmup)

@@ -1,5 +1,5 @@
 """What keeps a run whole whatever happens to its process: signals, and the lock on its folder.
-Where several processes train, the first one decides. (`files.writing` words what a disk refuses.)
+(`files.writing` words what a disk refuses.)
 
 Imports nothing slow, so that a signal in the first second already finds its handler.
 """
@@ -25,24 +25,17 @@ _SIGNALS = {signal.SIGINT: ("Ctrl-C", 130), signal.SIGTERM: ("SIGTERM", 0)}
 
 
 class Stop:
-    """Whether SIGINT or SIGTERM asks the run to stop; `stop()` is true from then on.
+    """Whether SIGINT or SIGTERM asks this process to stop: `signum` is the signal from then on.
 
-    A handler only notes the signal, and the loop asks: an exception raised by the handler would
-    tear whatever is under way, and Python drops it inside a garbage-collection callback.
+    A handler only notes the signal, and the loop asks, through `cluster.Agreement`: an exception
+    raised by the handler would tear whatever is under way, and Python drops it inside a
+    garbage-collection callback.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self.has_state = False  # whether there is something to save
-
-    def __call__(self) -> bool:
-        """Whether the run is to stop after what is under way."""
-        return self.signum is not None
-
-    @property
-    def name(self) -> str:
-        """What a person calls the signal."""
-        return "" if self.signum is None else _SIGNALS[signal.Signals(self.signum)][0]
+        # Whether there is something to save, or others that have to be told.
+        self.has_state = False
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
         """Notes the first signal. A second one, or one before there is anything to save, ends the
@@ -52,7 +45,7 @@ class Stop:
         text = ""
         if not self.has_state:
             text = f"stopped by {name} before anything was trained"
-        elif self():
+        elif self.signum is not None:
             text = f"stopped at once by a second signal, {name}; the last good checkpoint stands"
         if text:
             os.write(2, f"\ngooglenet-jax: {text}\n".encode())
@@ -86,6 +79,11 @@ def catching_signals() -> Iterator[Stop]:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
             _STOP.signum, _STOP.has_state = None, False
+
+
+def signal_name(signum: int | None) -> str:
+    """What a person calls the signal; "" for None."""
+    return "" if signum is None else _SIGNALS[signal.Signals(signum)][0]
 
 
 def end(signum: int | None) -> NoReturn:

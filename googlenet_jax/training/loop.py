@@ -15,25 +15,21 @@ import jax
 from ml_collections import ConfigDict
 
 import googlenet_jax.training.classification  # noqa: F401  # registers the default task
-from googlenet_jax.data.mesh import (
-    check_batch_size,
-    create_mesh,
-    replicate,
-    replicated,
-    shard_batch,
-)
+from googlenet_jax.data.mesh import create_mesh, place, replicate, shard_batch
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import CutShort
 from googlenet_jax.training.checkpoint import Checkpoints, RunDescription
-from googlenet_jax.training.config import in_steps, resolve
+from googlenet_jax.training.cluster import PEER_TIMEOUT, Agreement, Peers, telling, watching
+from googlenet_jax.training.config import resolve
 from googlenet_jax.training.finetune import begin_with, read_initial, tell
-from googlenet_jax.training.folder import check_folder, write_config
-from googlenet_jax.training.guard import catching_signals, end, locked
-from googlenet_jax.training.optimizer import create_optimizer, create_schedule
-from googlenet_jax.training.patterns import Frozen, check_patterns, parse_multipliers
+from googlenet_jax.training.folder import check_folder, local_folder, write_config
+from googlenet_jax.training.guard import catching_signals, end, locked, signal_name
+from googlenet_jax.training.patterns import check_patterns, parse_multipliers
+from googlenet_jax.training.plan import make_plan
 from googlenet_jax.training.process import is_first, make_deterministic, say, say_settings
-from googlenet_jax.training.state import TrainState, eval_variables, is_finite, make_create_state
-from googlenet_jax.training.step import make_train_step
+from googlenet_jax.training.profile import FOLDER as PROFILE_FOLDER
+from googlenet_jax.training.profile import Profile
+from googlenet_jax.training.state import TrainState, eval_variables, is_finite
 from googlenet_jax.training.task import Task
 from googlenet_jax.training.writers import (
     CURVES_FILE,
@@ -48,15 +44,31 @@ from googlenet_jax.training.writers import (
 )
 
 
-def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
+def train(
+    config: ConfigDict | Mapping[str, Any],
+    workdir: str | Path,
+    *,
+    peer_timeout: float = PEER_TIMEOUT,
+    profile: bool = False,
+) -> None:
     """Trains as a recipe says, in the folder `workdir`; goes on with the run that is there, and
     leaves a finished one as it is.
+
+    Several processes, joined by `jax.distributed`, each call it with the same arguments; all see
+    the same folder. One that stands still for `peer_timeout` seconds ends the others. `profile`
+    writes a trace of a few steps to `workdir`/profile.
 
     Raises UserError for a recipe that is impossible or not the run's, data or checkpoints that
     can't be read, a loss that is not finite.
     """
+    with watching(peer_timeout) as peers:
+        _train(config, local_folder(workdir), peers, profile)
+
+
+def _train(
+    config: ConfigDict | Mapping[str, Any], workdir: Path, peers: Peers | None, profile: bool
+) -> None:
     # The recipe, checked once. What is made from it below gets plain values.
-    workdir = Path(workdir)
     config, kind = resolve(config)
     recipe = config.to_dict()
     if config.deterministic:
@@ -64,63 +76,31 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
 
     # What is trained, on which devices, and when what happens.
     mesh = create_mesh()
-    check_batch_size(config.batch_size, mesh)
     task = kind.open(config, mesh)
-    when = in_steps(config, task.examples)
-
-    # What a step does. Its randomness is drawn from `step_key` and its number.
-    schedule = create_schedule(
-        config.schedule.name,
-        config.schedule.learning_rate,
-        when.total,
-        warmup=when.warmup,
-        factor=config.schedule.factor,
-        every=when.decay_every,
-        power=config.schedule.power,
-    )
-    optimizer = create_optimizer(schedule, **recipe["optimizer"])
-    frozen = Frozen(tuple(config.freeze), config.freeze_statistics)
-    train_step = make_train_step(
-        task,
-        optimizer,
-        schedule,
-        mesh,
-        ema_decay=config.ema.decay,
-        ema_start=when.ema_start,
-        frozen=frozen,
-    )
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    if config.init_seed >= 0:
-        init_key, _ = jax.random.split(jax.random.key(config.init_seed))
-    step_key = replicate(step_key, mesh)
-    create_state = make_create_state(
-        task.model, optimizer, task.inputs(task.example), average=config.ema.decay > 0
-    )
+    plan = make_plan(config, task, mesh)
+    when, shapes = plan.when, plan.shapes
+    step_key = replicate(plan.step_key, mesh)
 
     with contextlib.ExitStack() as stack:
         # The folder is this run's now. Where it stands: its newest whole checkpoint, or the first
         # state.
-        stop = stack.enter_context(catching_signals())
+        signals = stack.enter_context(catching_signals())
+        signals.has_state = jax.process_count() > 1
+        stop = Agreement(signals, mesh, peers.tick if peers else lambda: None)
         if is_first():
             stack.enter_context(locked(workdir))
         check_folder(workdir, recipe, kind.defaults().to_dict())
         write_config(workdir, recipe)
         checkpoints = stack.enter_context(
-            contextlib.closing(
-                Checkpoints(
-                    workdir,
-                    RunDescription(config=recipe, **task.description),
-                    config.checkpoint.keep,
-                    best=config.checkpoint.best,
-                    best_mode=config.checkpoint.best_mode,
-                )
+            Checkpoints(
+                workdir,
+                RunDescription(config=recipe, **task.description),
+                config.checkpoint.keep,
+                best=config.checkpoint.best,
+                best_mode=config.checkpoint.best_mode,
             )
         )
-        whole = replicated(mesh)
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-            create_state.eval_shape(init_key),
-        )
+        stack.enter_context(telling(peers))
         check_patterns("freeze", config.freeze, shapes.params, must_leave=True)
         factors = parse_multipliers(config.optimizer.rate_multipliers)
         check_patterns("optimizer.rate_multipliers", factors, shapes.params)
@@ -141,11 +121,11 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
         else:
             say("initializing parameters (compiling…)")
             initial = read_initial(config) if config.init_from else None
-            state = create_state(init_key)
+            state = plan.create_state(plan.init_key)
             if initial is not None:
-                state, taken = begin_with(state, optimizer, initial)
+                state, taken = begin_with(state, plan.optimizer, initial)
                 tell(taken, config, initial)
-            state = replicate(state, mesh)
+            state = place(state, jax.tree.map(lambda leaf: leaf.sharding, shapes))
 
         writer = stack.enter_context(contextlib.closing(create_writer(workdir, start)))
         log = stack.enter_context(
@@ -158,15 +138,19 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
                     start=start,
                     total=when.total,
                     interval=restored.interval if restored else {},
+                    skips=config.skip_not_finite,
                 )
             )
         )
         batches = stack.enter_context(contextlib.closing(task.batches(start)))
+        trace = stack.enter_context(
+            contextlib.closing(Profile(workdir / PROFILE_FOLDER if profile else None, start))
+        )
 
         # The loop: evaluate → save → next batch → step. What belongs to the step that was resumed
         # from is done, unless a signal had cut its evaluation short. A signal stops the run after
         # what is under way, and then the state is saved.
-        stop.has_state = start > 0
+        signals.has_state = signals.has_state or start > 0
         try:
             for step in range(start, when.total + 1):
                 last = step == when.total
@@ -177,16 +161,11 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
                 if evaluates:
                     log.flush("evaluating")
                     with contextlib.suppress(CutShort):
-                        best = _evaluate(
-                            task,
-                            state,
-                            step,
-                            step / when.epoch,
-                            config.checkpoint.best,
-                            writer,
-                            stop,
-                        )
-                if saves or (stop() and step > start):
+                        epoch, chosen = step / when.epoch, config.checkpoint.best
+                        best = _evaluate(task, state, step, epoch, chosen, writer, stop)
+                # Asked twice in a row, several processes would wait for the step under way.
+                stops = stop()
+                if saves or (stops and step > start):
                     log.flush("saving")
                     writer.flush()
                     # The very step whose loss was still finite can spoil them.
@@ -196,23 +175,29 @@ def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> None:
                     checkpoints.save(
                         step, state, metric=best, interval=log.interval, evaluated=evaluated
                     )
-                if last or stop():
+                    stops = stop()  # a save takes its time
+                if last or stops:
                     break
+                trace.before(step, state)
                 batch = shard_batch(next(batches), mesh)
-                state, metrics = train_step(state, batch, step_key)
-                stop.has_state = True
+                state, metrics = plan.train_step(state, batch, step_key)
+                signals.has_state = True
                 log.push(step + 1, metrics)
+        except jax.errors.JaxRuntimeError as error:
+            raise _explained(error, config.batch_size, mesh.size) from error
         except NotFinite as error:
             raise UserError(
                 f"{error}, at learning rate {log.rate:.6g}; {_where_to_go_on(checkpoints)}"
             ) from error
         checkpoints.wait()
-        signum, name = stop.signum, stop.name
-    if name:
-        say(
-            f"{workdir}: stopped by {name} after step {step} of {when.total}, which is saved; the same command goes on"
+    if name := signal_name(stop.signum):
+        saved = (
+            f"after step {step} of {when.total}, which is saved"
+            if step
+            else "before the first step"
         )
-        end(signum)
+        say(f"{workdir}: stopped by {name} {saved}; the same command goes on")
+        end(stop.signum)
     say(
         f"{workdir}: finished all {when.total} steps; {config.checkpoint.best} {best:.4f}, curves in {workdir / CURVES_FILE}"
     )
@@ -261,6 +246,16 @@ def _evaluate(
             raise UserError(f"checkpoint.best: expected one of {names}, found {best!r}")
         values.append(metrics[best])
     return values[0]
+
+
+def _explained(error: Exception, batch_size: int, devices: int) -> Exception:
+    """What JAX raised, in words where a device's memory was too small."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return error
+    return UserError(
+        f"batch_size: {batch_size} examples, {batch_size // devices} on each of {devices} devices, do not "
+        "fit a device's memory; lower it, raise devices.accumulate, or set devices.rematerialize=True"
+    )
 
 
 def _where_to_go_on(checkpoints: Checkpoints) -> str:

@@ -6,7 +6,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from googlenet_jax.data.mesh import replicated
 from googlenet_jax.errors import UserError
 
 
@@ -44,6 +46,28 @@ def make_create_state(
     # long as not.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(create, compiler_options=options)
+
+
+def state_shardings(shapes: TrainState, mesh: Mesh, *, shard_optimizer: bool) -> TrainState:
+    """Returns each array's place on the mesh: whole on every device or, with `shard_optimizer`, the
+    optimizer's arrays split over them.
+
+    Of these, the longest axis that divides by the devices is split; one without such an axis stays
+    whole. `shapes` is a state of arrays or ShapeDtypeStructs.
+    """
+    whole = replicated(mesh)
+
+    def place(leaf: Any) -> NamedSharding:
+        axes = [axis for axis, length in enumerate(leaf.shape) if length % mesh.size == 0]
+        if not axes:
+            return whole
+        longest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "data"))
+
+    shardings = jax.tree.map(lambda _: whole, shapes)
+    if not shard_optimizer:
+        return shardings
+    return shardings.replace(opt_state=jax.tree.map(place, shapes.opt_state))
 
 
 @jax.jit

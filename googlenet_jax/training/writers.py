@@ -20,7 +20,7 @@ from tqdm import tqdm
 from googlenet_jax.errors import UserError
 from googlenet_jax.files import write_atomically, writing
 from googlenet_jax.training.curves import draw_curves
-from googlenet_jax.training.process import is_first, shows_progress
+from googlenet_jax.training.process import is_first, say, shows_progress
 
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
@@ -191,16 +191,19 @@ class TrainingLog:
         start: int,
         total: int,
         interval: Mapping[str, Any],
+        skips: int = 0,
     ) -> None:
         """For a run that goes on after `start` of `total` steps, an `epoch` being so many.
 
         `logs` says after which steps a line is due; `interval` is what the checkpoint of step
-        `start` kept of the interval that had begun, or {}.
+        `start` kept of the interval that had begun, or {}. So many steps whose metrics say
+        "skipped" are let pass.
         """
         self._writer, self._logs = writer, logs
         self._epoch, self._batch_size = epoch, batch_size
         self._steps: int = interval.get("steps", 0)
         self._sums: dict[str, float] = dict(interval.get("sums", {}))
+        self._skips, self._skipped = skips, interval.get("skipped", 0)
         self._waiting: tuple[int, Mapping[str, jax.Array]] | None = None
         self._timed_steps, self._seconds, self._line_time = 0, 0.0, time.perf_counter()
         self._own_steps = 0  # taken by this process since the last line, timed or not
@@ -223,7 +226,8 @@ class TrainingLog:
         """What a checkpoint keeps of the interval that has begun; all metrics must have been
         flushed.
         """
-        return {"steps": self._steps, "sums": self._sums}
+        kept = {"steps": self._steps, "sums": self._sums}
+        return {**kept, "skipped": self._skipped} if self._skips else kept
 
     def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Takes the metrics of the step that led to `step`, still being computed.
@@ -260,14 +264,29 @@ class TrainingLog:
             self._bar.update()
         self._fetched_at = now
         self.rate = values.pop("learning_rate")
-        check_finite(f"step {step}", values)
-        self._steps += 1
         self._own_steps += 1
-        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
+        if values.pop("skipped", 0):
+            self._skip(step, values)
+        else:
+            check_finite(f"step {step}", values)
+            self._steps += 1
+            self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
+            self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
         self._bar.set_description("training", refresh=False)
-        self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
-        if self._logs(step):
+        if self._logs(step) and self._steps:
             self._write(step, now)
+
+    def _skip(self, step: int, values: Mapping[str, float]) -> None:
+        """Counts a step that was left out; raises NotFinite beyond the limit."""
+        self._skipped += 1
+        name = next(name for name, value in values.items() if not math.isfinite(value))
+        if self._skipped > self._skips:
+            raise NotFinite(
+                f"step {step}: the {name} is {values[name]}, after {self._skips} steps left out for that"
+            )
+        say(
+            f"step {step}: the {name} is {values[name]}; left out, {self._skipped} of at most {self._skips}"
+        )
 
     def _skip_pause(self) -> None:
         """Takes the first step after a pause out of the bar's rate and of its time left."""
@@ -289,6 +308,8 @@ class TrainingLog:
             if self._timed_steps
             else (self._own_steps, now - self._line_time)
         )
+        if self._skips:
+            means["skipped"] = self._skipped
         speed = {
             "learning_rate": self.rate,
             "images_per_second": timed * self._batch_size / seconds,

@@ -70,7 +70,7 @@ def test_every_endpoint_equals_pytorchs(name: str, size: int, options: dict) -> 
     [
         further("bn_inception", 64, {"flavour": "port"}),
         ("bn_inception", 64, {"flavour": "slim", "loss.label_smoothing": 0.1}),
-        ("inception_v2", 75, WITHOUT_AUX),
+        further("inception_v2", 75, WITHOUT_AUX),
         further("inception_v3", 75, WITHOUT_AUX),
         ("inception_v3", 75, {"flavour": "keras"}),
     ],
@@ -103,7 +103,7 @@ def _under_batch_norm(name: str) -> bool:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_bias_under_batch_norm_has_no_gradient() -> None:
     """Held to 1e-12 of its kernel's gradient norm: batch norm subtracts what a bias adds."""
     _, model, variables = make_pair("bn_inception", flavour="port", **NARROW)

@@ -1,5 +1,7 @@
 """float32 and bfloat16 beside the float64 reference, with tolerances that follow from the dtype and the depth."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,9 +32,8 @@ def error(dtype: str, **options) -> float:
     variables = gj.weights.from_torch(
         model, {name: value.float() for name, value in network.state_dict().items()}
     )
-    return relative_error(
-        model.apply(variables, jnp.asarray(batch, jnp.float32), train=False).logits, theirs
-    )
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    return relative_error(apply(variables, jnp.asarray(batch, jnp.float32)).logits, theirs)
 
 
 @pytest.mark.parametrize("dtype", sorted(TOLERANCE))

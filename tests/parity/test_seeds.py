@@ -1,5 +1,9 @@
 """The seed documents' networks, repaired, give our logits."""
 
+import functools
+from typing import Any
+
+import jax
 import numpy as np
 import pytest
 import torch
@@ -8,6 +12,11 @@ import googlenet_jax as gj
 from googlenet_jax.verification.reference import NETWORKS
 from tests.parity import seeds
 from tests.parity.harness import TOLERANCE, images, randomise, relative_error
+
+
+def our_logits(model: Any, state_dict: Any, batch: np.ndarray) -> jax.Array:
+    variables = gj.weights.from_torch(model, state_dict)
+    return jax.jit(functools.partial(model.apply, train=False))(variables, batch).logits
 
 
 @pytest.mark.slow
@@ -31,7 +40,7 @@ def test_a_seeds_network_gives_our_logits(document: str, name: str, classes: int
     with torch.no_grad():
         theirs = seed(torch.from_numpy(batch).permute(0, 3, 1, 2))
     model = gj.create_model(name, num_classes=classes, dtype="float64", param_dtype="float64")
-    ours = model.apply(gj.weights.from_torch(model, values), np.asarray(batch), train=False).logits
+    ours = our_logits(model, values, batch)
     assert relative_error(ours, theirs.numpy()) <= TOLERANCE
 
 
@@ -44,7 +53,5 @@ def test_a_seeds_other_stem_width_gives_our_logits() -> None:
     batch = images(224, 1) / 64.0 - 1.5
     with torch.no_grad():
         theirs = seed(torch.from_numpy(batch).permute(0, 3, 1, 2))
-    ours = model.apply(
-        gj.weights.from_torch(model, reference.state_dict()), np.asarray(batch), train=False
-    ).logits
+    ours = our_logits(model, reference.state_dict(), batch)
     assert relative_error(ours, theirs.numpy()) <= TOLERANCE

@@ -50,18 +50,15 @@ def test_ten_steps_equal_pytorchs(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("googlenet", 224), further("googlenet_torchvision", 97), ("googlenet_slim", 97)],
+    [("googlenet", 224), further("googlenet_torchvision", 97), further("googlenet_slim", 97)],
 )
 def test_gradients_of_other_sizes_equal_pytorchs(name: str, size: int) -> None:
     check(training_errors(name, size, batch_size=6, steps=1, width=0.125))
 
 
-def test_steps_without_aux_heads_equal_pytorchs() -> None:
-    check(training_errors("googlenet", 48, batch_size=4, steps=2, width=0.125, aux_heads=False))
-
-
-def test_steps_with_the_separable_stem_equal_pytorchs() -> None:
-    check(training_errors("googlenet", 48, batch_size=4, steps=2, width=0.125, stem="separable"))
+def test_steps_with_the_separable_stem_and_without_aux_heads_equal_pytorchs() -> None:
+    options = {"stem": "separable", "aux_heads": False}
+    check(training_errors("googlenet", 48, batch_size=4, steps=2, width=0.125, **options))
 
 
 @pytest.mark.slow

@@ -211,7 +211,7 @@ from googlenet_jax.training.guard import catching_signals
 with catching_signals() as stop:
     stop.has_state = True
     signal.raise_signal(signal.SIGTERM)
-    assert stop()
+    assert stop.signum == signal.SIGTERM
     signal.raise_signal(signal.SIGINT)
     print("still there")
 """

@@ -425,3 +425,19 @@ def test_the_first_parameters_have_a_seed_of_their_own(tmp_path, data_dir, compi
     alone = first_parameters(3, -1)
     np.testing.assert_allclose(first_parameters(5, 3), alone, rtol=0, atol=1e-20)
     assert not np.allclose(first_parameters(3, 5), alone)
+
+
+def test_a_device_without_enough_memory_names_the_batch_and_what_to_lower():
+    with pytest.raises(jax.errors.JaxRuntimeError) as caught:
+        jnp.zeros(2**50, jnp.uint8).block_until_ready()
+    explained = loop._explained(caught.value, 96, 8)
+    assert isinstance(explained, UserError)
+    assert str(explained).startswith("batch_size: 96 examples, 12 on each of 8 devices, do not fit")
+    assert "devices.accumulate" in str(explained) and "devices.rematerialize" in str(explained)
+    other = jax.errors.JaxRuntimeError("INTERNAL: something else")
+    assert loop._explained(other, 96, 8) is other
+
+
+def test_a_url_is_no_folder(data_dir):
+    with pytest.raises(UserError, match=r"^--workdir: expected a folder, found 's3://bucket/run'"):
+        train(tiny_config(data_dir), "s3://bucket/run")

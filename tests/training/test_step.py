@@ -76,6 +76,7 @@ class Run:
         ema_decay=0.0,
         ema_start=0,
         prepare=None,
+        options=None,
         **augment,
     ):
         self.model, self.mesh = model or Tiny(), mesh or create_mesh()
@@ -102,7 +103,13 @@ class Run:
             make_create_state(self.model, tx, (images,), average=ema_decay > 0)(KEY), self.mesh
         )
         self.compiled = make_train_step(
-            task, tx, schedule, self.mesh, ema_decay=ema_decay, ema_start=ema_start
+            task,
+            tx,
+            schedule,
+            self.mesh,
+            ema_decay=ema_decay,
+            ema_start=ema_start,
+            **(options or {}),
         )
 
     def step(self, batch, key=KEY):

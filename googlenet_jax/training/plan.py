@@ -1,0 +1,87 @@
+"""What a checked recipe makes of a task on a mesh: the first state, its places, and the step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from googlenet_jax.data.mesh import check_batch_size
+from googlenet_jax.training.config import Durations, in_steps
+from googlenet_jax.training.optimizer import create_optimizer, create_schedule
+from googlenet_jax.training.patterns import Frozen
+from googlenet_jax.training.state import TrainState, make_create_state, state_shardings
+from googlenet_jax.training.step import make_train_step
+from googlenet_jax.training.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is trained with.
+
+    Attributes:
+      when: the recipe's durations in steps.
+      optimizer: Optax's.
+      init_key, step_key: of the first state, and of what the steps draw.
+      create_state: the compiled function init_key -> the first state.
+      shapes: the state as ShapeDtypeStructs, each with its place on the mesh.
+      train_step: the compiled step (state, batch, step_key) -> (state, metrics).
+    """
+
+    when: Durations
+    optimizer: optax.GradientTransformation
+    init_key: jax.Array
+    step_key: jax.Array
+    create_state: Any
+    shapes: TrainState
+    train_step: Any
+
+
+def make_plan(config: ConfigDict, task: Task, mesh: Mesh) -> Plan:
+    """Returns the plan of a checked recipe; computes nothing.
+
+    Raises UserError where the batch does not divide among the devices.
+    """
+    layout = config.devices
+    check_batch_size(config.batch_size // layout.accumulate, mesh)
+    when = in_steps(config, task.examples)
+    schedule = create_schedule(
+        config.schedule.name,
+        config.schedule.learning_rate,
+        when.total,
+        warmup=when.warmup,
+        factor=config.schedule.factor,
+        every=when.decay_every,
+        power=config.schedule.power,
+    )
+    optimizer = create_optimizer(schedule, **config.to_dict()["optimizer"])
+    # A step's randomness is drawn from `step_key` and its number.
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    if config.init_seed >= 0:
+        init_key, _ = jax.random.split(jax.random.key(config.init_seed))
+    create_state = make_create_state(
+        task.model, optimizer, task.inputs(task.example), average=config.ema.decay > 0
+    )
+    shapes = create_state.eval_shape(init_key)
+    shardings = state_shardings(shapes, mesh, shard_optimizer=layout.shard_optimizer)
+    train_step = make_train_step(
+        task,
+        optimizer,
+        schedule,
+        mesh,
+        ema_decay=config.ema.decay,
+        ema_start=when.ema_start,
+        frozen=Frozen(tuple(config.freeze), config.freeze_statistics),
+        accumulate=layout.accumulate,
+        rematerialize=layout.rematerialize,
+        skip_not_finite=config.skip_not_finite > 0,
+        shardings=shardings,
+    )
+    placed = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        shardings,
+    )
+    return Plan(when, optimizer, init_key, step_key, create_state, placed, train_step)
