@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from googlenet_jax.cli.main import main
+from googlenet_jax.models import registry
 from googlenet_jax.training import process
 from googlenet_jax.training.writers import read_metrics
+from tests.training.tiny_run import Tiny
 
 TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 FILES = {
@@ -26,12 +28,13 @@ SMALL = {
     "batch_size": 16,
     "eval_batch_size": 360,
 }
-TINY = {
-    "model.name": "googlenet_plain",
-    "model.options.width": 0.03,
-    "preprocessing.size": 8,
-    "preprocessing.resize": 8,
-}
+TINY = {"model.name": "tiny", "preprocessing.size": 8, "preprocessing.resize": 8}
+
+
+class TinyOfTheRecipe(Tiny):
+    """Takes the options that configs/digits.py sets."""
+
+    stem: str = "small"
 
 
 @pytest.fixture
@@ -40,6 +43,7 @@ def folder(monkeypatch, tmp_path, data_dir, compiled_dir):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(process, "prepare", lambda: None)  # it sets JAX up for a whole process
     monkeypatch.setattr(sys, "path", ["", *sys.path])
+    monkeypatch.setitem(registry._MODELS, "tiny", TinyOfTheRecipe)
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     return tmp_path

@@ -1,5 +1,6 @@
 """`export`: what is written runs without this project."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -70,7 +71,8 @@ def test_the_artifact_gives_the_networks_logits_without_this_project(weights, tm
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.splitlines() == ["['cpu', 'cuda', 'tpu']", "False False"], done.stderr
     model, variables = gj.load_weights(weights)
-    expected = model.apply(variables, normalize(images, PREPROCESSING), train=False).logits
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    expected = apply(variables, normalize(images, PREPROCESSING)).logits
     for count in (1, 5):  # a batch of any size
         np.testing.assert_allclose(np.load(tmp_path / f"{count}.npy"), expected[:count], rtol=1e-4)
 
