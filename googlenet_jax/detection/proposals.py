@@ -162,7 +162,7 @@ def save_proposals(source: DetectionSource, name: str, proposals: Proposals) -> 
     """
     path = proposals_file(source, name)
     counts = [len(boxes) for boxes in proposals.boxes]
-    arrays = {
+    arrays: dict[str, Any] = {
         "boxes": np.concatenate([np.zeros((0, 4), np.float32), *proposals.boxes]),
         "counts": np.array(counts, np.int64),
         "sizes": proposals.sizes,
