@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.training import loop
+from googlenet_jax.training import loop, plan
 from googlenet_jax.training.classification import CLASSIFICATION
 from googlenet_jax.training.loop import train
 from googlenet_jax.training.run import load_run
@@ -314,7 +314,7 @@ def test_a_finished_run_says_so(tmp_path, data_dir, capsys):
 
 def spoil(monkeypatch, step, **spoilt):
     """Lets the step that leads to `step` go wrong: its metrics (by name) or the parameters that it makes ("params")."""
-    make = loop.make_train_step
+    make = plan.make_train_step
 
     def make_spoilt(*args, **kwargs):
         train_step = make(*args, **kwargs)
@@ -331,7 +331,7 @@ def spoil(monkeypatch, step, **spoilt):
 
         return wrapped
 
-    monkeypatch.setattr(loop, "make_train_step", make_spoilt)
+    monkeypatch.setattr(plan, "make_train_step", make_spoilt)
 
 
 @pytest.mark.parametrize(
