@@ -75,7 +75,7 @@ class BNInception(NormedNetwork):
     | batch norm has a scale | yes | yes | no |
     | padding | SAME | half the kernel; max pools in ceil mode | SAME |
     | average pools count padding | no | yes | no |
-    | `stem` | separable | dense | separable |
+    | `stem` | separable | dense | separable, with biases in place of batch norm |
     | `pool_proj_4c` | 128 | 128 | 96 |
     | `bn_epsilon`, `bn_momentum` | 0.001, 0.9 | 1e-5, 0.9 | 0.001, 0.9997 |
     | `dropout` | 0 | 0 | 0.2 |
@@ -140,6 +140,11 @@ class BNInception(NormedNetwork):
         layers, x, _ = self.begin(images, train, aux, use_running_average)
         conv, pool, lrn, p = layers.conv, layers.pool, layers.lrn, self.pool_proj_4c
         kernel, stride, multiplier = STEMS[self.stem]
+        # slim's batch norm follows its convolutions, of which the separable one is none.
+        bare = self.flavour == "slim" and self.stem == "separable"
+        first = {"depth_multiplier": multiplier} | (
+            {"norm": None, "use_bias": True} if bare else {}
+        )
 
         def inception(name: str, x: Array, *widths: int, pool_max: bool = False) -> Array:
             return ModuleA(layers, WidthsA(*widths), pool_max=pool_max, name=name)(x)
@@ -151,7 +156,7 @@ class BNInception(NormedNetwork):
 
         # fmt: off
         # Fig. 5                                                             output at 224
-        x = conv("conv1", x, 64, kernel, stride, depth_multiplier=multiplier)   # 112×112×64
+        x = conv("conv1", x, 64, kernel, stride, **first)                    # 112×112×64
         x = pool("pool1", x)                                                 # 56×56×64
         x = lrn("norm1", x)
         x = conv("conv2_reduce", x, 64)                                      # 56×56×64

@@ -64,7 +64,8 @@ class BNInception(nn.Module):
     """The network as a list of flat attributes, as the port has it: `inception_3a_double_3x3_1`, `inception_3a_double_3x3_1_bn`.
 
     port: biases before batch norm, epsilon 1e-5, a dense 7×7, average pools that count padding, ceil-mode max pools, P = 128.
-    slim (its `inception_v2`): a separable 7×7 of multiplier 8, SAME, no gamma, averages without padding, P = 96.
+    slim (its `inception_v2`): a separable 7×7 of multiplier 8 with a bias and no batch norm, SAME, no gamma, averages without padding,
+    P = 96.
     paper: as printed, P = 128; a separable 7×7, gamma, no biases; SAME and averages without padding, as TensorFlow's are.
     """
 
@@ -93,7 +94,7 @@ class BNInception(nn.Module):
         stem = stem or ("dense" if flavour == "port" else "separable")
         if stem == "separable":
             self.conv1_7x7_s2_depthwise = SameDepthwise(3, 24, 7, 2, groups=3, bias=False)
-            self.unit("conv1_7x7_s2", 24, 64, 1)
+            self.unit("conv1_7x7_s2", 24, 64, 1, bare=flavour == "slim")
         else:
             kernel, stride = (3, 1) if stem == "small" else (7, 2)
             self.unit("conv1_7x7_s2", 3, 64, kernel, stride)
@@ -125,8 +126,13 @@ class BNInception(nn.Module):
             return SameMaxPool2d(3, stride)
         return nn.MaxPool2d(3, 2, ceil_mode=True) if stride == 2 else nn.MaxPool2d(3, 1, padding=1)
 
-    def unit(self, name: str, inputs, outputs: int, kernel: int, stride: int = 1) -> None:
-        """`inputs`: in unscaled channels, or a list of such that are scaled one by one, as where branches are joined."""
+    def unit(
+        self, name: str, inputs, outputs: int, kernel: int, stride: int = 1, bare: bool = False
+    ) -> None:
+        """`inputs`: in unscaled channels, or a list of such that are scaled one by one, as where branches are joined.
+
+        `bare`: with a bias in place of batch norm.
+        """
         columns = inputs if isinstance(inputs, list) else [inputs]
         given = sum(
             24 if name == "conv1_7x7_s2" and c == 24 else c if c == 3 else self.scaled(c)
@@ -136,10 +142,11 @@ class BNInception(nn.Module):
         made = (
             nn.Conv2d(given, self.scaled(outputs), kernel, stride, padding=kernel // 2)
             if biased
-            else SameConv2d(given, self.scaled(outputs), kernel, stride, bias=False)
+            else SameConv2d(given, self.scaled(outputs), kernel, stride, bias=bare)
         )
         setattr(self, name, made)
-        setattr(self, f"{name}_bn", NORMS[self.flavour](self.scaled(outputs)))
+        norm = nn.Identity() if bare else NORMS[self.flavour](self.scaled(outputs))
+        setattr(self, f"{name}_bn", norm)
         setattr(self, f"{name}_relu", nn.ReLU())
 
     def module(
