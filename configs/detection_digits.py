@@ -60,7 +60,7 @@ def rcnn() -> ConfigDict:
     config.duration = "300 steps"
     config.eval_every = "300 steps"
     config.checkpoint_every = "100 steps"
-    config.schedule.learning_rate = 0.02
+    config.schedule.learning_rate = 0.1
     config.schedule.warmup = "20 steps"
     return config
 
