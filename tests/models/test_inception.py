@@ -80,7 +80,7 @@ def test_a_flavour_sets_its_options_and_given_ones_win(name, flavour, expected):
 def test_flavours_differ_in_scales_and_biases():
     units = {
         (name, flavour): shapes(name, flavour=flavour)[1]["params"][layer]
-        for name, layer in (("inception_v3", "conv1a"), ("bn_inception", "conv1"))
+        for name, layer in (("inception_v3", "conv1a"), ("bn_inception", "conv2"))
         for flavour in gj.create_model(name).flavours
     }
     assert {key for key, unit in units.items() if "scale" not in unit["bn"]} == {
@@ -89,6 +89,15 @@ def test_flavours_differ_in_scales_and_biases():
         ("bn_inception", "slim"),
     }
     assert [key for key, unit in units.items() if "bias" in unit] == [("bn_inception", "port")]
+
+
+def test_slims_separable_stem_has_a_bias_and_no_batch_norm():
+    for stem, parts in (
+        ("separable", {"depthwise_kernel", "kernel", "bias"}),
+        ("dense", {"kernel", "bn"}),
+    ):
+        params = shapes("bn_inception", flavour="slim", stem=stem)[1]["params"]
+        assert params["conv1"].keys() == parts
 
 
 @pytest.mark.parametrize(
