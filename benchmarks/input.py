@@ -260,12 +260,18 @@ def main() -> None:
     cv2.setNumThreads(0)
     images, boxes = photographs(args.images), crops(args.images)
     kilobytes = sum(map(len, images)) // len(images) // 1000
-    packages = ("jax", "opencv-python-headless", "simplejpeg", "cykooz-resizer", "tensorflow-cpu")
+    packages = (
+        "jax",
+        "opencv-contrib-python-headless",
+        "simplejpeg",
+        "cykooz-resizer",
+        "tensorflow-cpu",
+    )
     result = {
         "what": f"JPEG (500 × 375, quality {QUALITY}, {kilobytes} kB) → random crop → {SIZE} × "
-        "{SIZE} uint8",
+        f"{SIZE} uint8",
         "hardware": f"{os.cpu_count()} CPUs, {platform.processor() or platform.machine()}, load "
-        "{os.getloadavg()[0]:.1f}",
+        f"{os.getloadavg()[0]:.1f}",
         "versions": {name: metadata.version(name) for name in packages},
         "filters": compare(images, boxes, args.rounds),
         "scaled_decoding_against_full": decoding_cost(np.random.default_rng(2)),

@@ -21,6 +21,7 @@ from googlenet_jax.training.step import make_train_step
 RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 ENSEMBLE = tuple(f"ensemble{number}" for number in range(7))
 ARGUMENTS = {"cifar10": ("", "tune"), "imagenet_googlenet": ("", *ENSEMBLE)}
+ARGUMENTS |= {name: ("", "multibox") for name in ("detection_digits", "detection_voc")}
 CASES = [(path, arg) for path in RECIPES for arg in ARGUMENTS.get(path.stem, ("",))]
 
 
@@ -102,6 +103,7 @@ FURTHER = ("imagenet_inception_v2", "imagenet_inception_v3")
     [
         pytest.param(path, id=path.stem, marks=[pytest.mark.exhaustive] * (path.stem in FURTHER))
         for path in RECIPES
+        if get_config(path).task == "classification"
     ],
 )
 def test_one_step_at_the_smallest_size(path):

@@ -19,11 +19,13 @@ from googlenet_jax.cli import (
     bench,
     compile,
     convert,
+    detect,
     evaluate,
     export,
     plot,
     predict,
     prepare,
+    proposals,
     summary,
     train,
     verify,
@@ -41,6 +43,8 @@ SUBCOMMANDS = {
     "verify": verify,
     "bench": bench,
     "export": export,
+    "proposals": proposals,
+    "detect": detect,
     "compile": compile,
 }
 

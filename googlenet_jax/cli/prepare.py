@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,16 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "name",
         metavar="NAME",
-        help="a TFDS data set's name, such as digits, cifar10 or imagenet2012; or: folder SRC",
+        help="a TFDS data set's name, such as digits, cifar10, imagenet2012 or voc/2007; or: "
+        "folder SRC; or, for images with boxes: detection-folder SRC",
     )
     parser.add_argument(
         "source",
         metavar="SRC",
         nargs="?",
         type=Path,
-        help="after 'folder': SRC/train/CLASS/… and SRC/val/CLASS/…, or SRC/CLASS/…",
+        help="after 'folder': SRC/train/CLASS/… and SRC/val/CLASS/…, or SRC/CLASS/…; after "
+        "'detection-folder': VOC's JPEGImages, Annotations and ImageSets, or COCO's JSON files",
     )
     parser.add_argument(
         "--data-dir",
@@ -68,17 +71,28 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepares the data set, unless it is there already, and prints what it holds; returns 0."""
     from googlenet_jax.data import sources
+    from googlenet_jax.detection.digit_scenes import prepare_digit_scenes
+    from googlenet_jax.detection.sources import has_boxes
 
     folder = args.data_dir.expanduser() if args.data_dir else sources.default_data_dir()
-    if (args.name == "folder") != (args.source is not None):
-        raise UserError("prepare: expected 'folder SRC', or the name of a TFDS data set alone")
+    if (args.name in ("folder", "detection-folder")) != (args.source is not None):
+        raise UserError(
+            "prepare: expected 'folder SRC' or 'detection-folder SRC', or the name of a TFDS data "
+            "set alone"
+        )
     name, ignored = args.name, list[Path]()
     with contextlib.redirect_stdout(sys.stderr):  # TFDS prints there
         if name == "folder":
             name, ignored = _prepare_folder(args, folder)
+        elif name == "detection-folder":
+            name = _prepare_detection_folder(args, folder)
+        elif name == "digit_scenes":
+            prepare_digit_scenes(folder)
         elif name != "digits":
             download(name, folder, args.manual_dir)
     builder = sources.open_builder(name, folder)
+    if has_boxes(builder.info.features):
+        return _print_detection_set(args, name, list(builder.info.splits))
     classes = sources.check_features(builder.info.features, name)["label"].num_classes
     splits = {split: info.num_examples for split, info in builder.info.splits.items()}
     unreadable = _verify(name, folder, Path(builder.data_dir), list(splits))
@@ -124,6 +138,43 @@ def _prepare_folder(args: argparse.Namespace, folder: Path) -> tuple[str, list[P
     return name, listing.ignored
 
 
+def _prepare_detection_folder(args: argparse.Namespace, folder: Path) -> str:
+    """Writes the set, says what was left out, and returns its name."""
+    from googlenet_jax.detection.folder import prepare_detection_folder
+
+    source = args.source.expanduser().resolve()
+    name = args.set_name or re.sub(r"[^a-z0-9]+", "_", source.name.lower()).strip("_")
+    listing = prepare_detection_folder(source, name, folder)
+    if listing.dropped:
+        print(f"{listing.dropped} boxes outside their image or without area were left out")
+    if listing.without_boxes:
+        print(f"{listing.without_boxes} images have no boxes: all of them is background")
+    return name
+
+
+def _print_detection_set(args: argparse.Namespace, name: str, splits: Sequence[str]) -> int:
+    """Reads every annotation of a detection set and prints what it holds."""
+    from googlenet_jax.detection.sources import load_detection_source
+
+    sources = {split: load_detection_source(name, split, args.data_dir) for split in splits}
+    counts = {
+        split: {
+            "images": len(source),
+            "objects": sum(len(each.objects.labels) for each in source.annotations()),
+        }
+        for split, source in sources.items()
+    }
+    first = next(iter(sources.values()))
+    if args.json:
+        facts = {"name": name, "folder": str(first.folder), "num_classes": first.num_classes}
+        print(json.dumps({**facts, "splits": counts}, indent=2))
+        return 0
+    print(f"{name}: {first.num_classes} classes, in {first.folder}")
+    for split, count in counts.items():
+        print(f"  {split:<12} {count['images']:>10,} images {count['objects']:>10,} objects")
+    return 0
+
+
 def _verify(name: str, folder: Path, target: Path, splits: list[str]) -> list[str]:
     """Reads every example back, unless that was done before, and writes counts and samples; returns
     what can't be read."""
@@ -158,16 +209,19 @@ def download(name: str, folder: Path, manual_dir: Path | None = None) -> None:
         manual_dir: where the archives lie that TFDS can't download; None is TFDS's own place.
 
     Raises:
-        UserError: if TFDS doesn't know the name, the set is not for classification, a package is
-            missing or the download fails.
+        UserError: if TFDS doesn't know the name, the set is for neither classification nor
+            detection, a package is missing or the download fails.
     """
     import tensorflow_datasets as tfds
 
     from googlenet_jax.data.sources import FILE_FORMAT, check_features
+    from googlenet_jax.detection.sources import has_boxes
 
     try:
         builder = tfds.builder(name, data_dir=folder, file_format=FILE_FORMAT)
-        check_features(builder.info.features, name)  # before gigabytes are downloaded for nothing
+        # Before gigabytes are downloaded for nothing.
+        if not has_boxes(builder.info.features):
+            check_features(builder.info.features, name)
         options = {} if manual_dir is None else {"manual_dir": str(manual_dir.expanduser())}
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(**options))
     except UserError:

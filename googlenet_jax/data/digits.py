@@ -70,29 +70,36 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare_digits(data_dir: Path) -> None:
-    """Writes the data set into `data_dir`/digits unless it is there; atomic, and safe if several
-    processes do so at once.
+    """Writes the data set into `data_dir`/digits unless it is there, as `write_once` does."""
+    write_once(Digits, data_dir)
+
+
+def write_once(builder: type[tfds.core.GeneratorBasedBuilder], data_dir: Path) -> None:
+    """Writes a data set that needs no download into `data_dir`/NAME unless it is there.
+
+    Atomic, and safe if several processes do so at once.
 
     Raises:
         UserError: if the folder can't be written.
     """
-    target = data_dir / "digits" / str(Digits.VERSION)
+    name = builder.name
+    target = data_dir / name / str(builder.VERSION)
     if target.exists():
         return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Written whole beside its place and renamed into it; what TFDS leaves besides the data set
         # goes with the folder.
-        with tempfile.TemporaryDirectory(prefix=".digits-", dir=data_dir) as folder:
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=data_dir) as folder:
             with (
                 contextlib.redirect_stdout(io.StringIO()),
                 contextlib.redirect_stderr(io.StringIO()),
             ):
-                Digits(data_dir=folder, file_format="array_record").download_and_prepare()
-            _move(Path(folder) / "digits" / str(Digits.VERSION), target)
+                builder(data_dir=folder, file_format="array_record").download_and_prepare()
+            _move(Path(folder) / name / str(builder.VERSION), target)
     except OSError as error:
         raise UserError(
-            f"data_dir: can't write the data set digits into {data_dir} ({error.strerror}); name "
+            f"data_dir: can't write the data set {name} into {data_dir} ({error.strerror}); name "
             "another folder"
         ) from error
 

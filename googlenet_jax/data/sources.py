@@ -59,7 +59,7 @@ class Source:
         self.num_classes = len(self.class_names)
         self.grey = features["image"].shape[-1] in (1, 2)
         self._folder = builder.data_dir
-        self._records = _records(builder, name, split)
+        self._records = open_records(builder, name, split)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -228,7 +228,7 @@ def check_features(features: Any, name: str) -> Any:
     return features
 
 
-def _records(builder: tfds.core.DatasetBuilder, name: str, split: str) -> Any:
+def open_records(builder: tfds.core.DatasetBuilder, name: str, split: str) -> Any:
     """The serialised examples of a split: a sequence of bytes that reads many at once with
     `__getitems__`."""
     splits = builder.info.splits

@@ -62,7 +62,9 @@ def test_a_folder_is_prepared_without_a_network(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("arguments", [("folder",), ("digits", "somewhere")])
 def test_only_a_folder_has_a_source(tmp_path, arguments):
-    with pytest.raises(UserError, match="expected 'folder SRC', or the name"):
+    with pytest.raises(
+        UserError, match="expected 'folder SRC' or 'detection-folder SRC', or the name"
+    ):
         run(*arguments, "--data-dir", tmp_path)
 
 
