@@ -7,7 +7,6 @@ train step runs as `train.py` runs it. Needs JAX's 64-bit mode.
 import copy
 import dataclasses
 import functools
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,8 +36,9 @@ TOLERANCE = 1e-9
 # at the recipes' own rates `drift` compares with a control in place of a fixed tolerance.
 LEARNING_RATE, BATCH_SIZE = 1e-4, 12
 # The control at higher rates: PyTorch beside itself, every weight moved by one unit in the last place. Our distance from PyTorch may be
-# this many times the largest of so many such distances, over the steps where that says something: where it is below the limit.
-DRIFT_FACTOR, DRIFT_CONTROLS, DRIFT_LIMIT = 10, 8, 1e-6
+# this many times the largest of so many such distances, over the steps where that says something: where it is below the limit. Beyond,
+# single ReLUs and pools fall to another side in one run and not in the others, and one such fall outweighs all rounding.
+DRIFT_FACTOR, DRIFT_CONTROLS, DRIFT_LIMIT = 10, 8, 1e-8
 WITH_AUX_DROPOUT = ("googlenet", "googlenet_bn", "googlenet_naive", "googlenet_torchvision")
 Arrays = Mapping[str, np.ndarray]
 
@@ -409,8 +409,9 @@ def drift(
 ) -> list[tuple[float, float]]:
     """How far apart two trainings are after each step; the arguments are those of `training_errors`.
 
-    Returns for each step (ours, control): our distance from PyTorch, and the largest of DRIFT_CONTROLS distances of PyTorch from itself
-    after `nudge`. A distance is the largest relative error of any parameter, statistic, momentum or average.
+    Returns for each step before the control reaches DRIFT_LIMIT (ours, control): our distance from PyTorch, and the largest of
+    DRIFT_CONTROLS distances of PyTorch from itself after `nudge`. A distance is the largest relative error of any parameter, statistic,
+    momentum or average.
     """
     network, model, variables, config = _training_pair(name, size, changes)
     others = [copy.deepcopy(network) for _ in range(DRIFT_CONTROLS)]
@@ -427,10 +428,7 @@ def drift(
         for run in runs:
             run.train(batch)
         mine, *controls = (max(compare(run.everything(), expected).values()) for run in runs)
+        if max(controls) >= DRIFT_LIMIT:
+            break
         distances.append((mine, max(controls)))
     return distances
-
-
-def telling_steps(distances: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The leading steps whose control is below DRIFT_LIMIT: from there on rounding alone may have made the difference."""
-    return list(itertools.takewhile(lambda step: step[1] < DRIFT_LIMIT, distances))
