@@ -613,8 +613,8 @@ FAULTS = (
     Fault(
         "any difference in training is rounding",
         f"{VERIFICATION}/training.py",
-        "bound = MARGIN * MARGIN * max(moved, forward)",
-        "bound = MARGIN * MARGIN",
+        "bound = MARGIN**3 * max(moved, forward)",
+        "bound = MARGIN**3",
         T_VERIFY,
     ),
     Fault(

@@ -177,14 +177,14 @@ def compare_training(
 ) -> list[Row]:
     """Compares all that both have.
 
-    Training amplifies rounding, so the bound is measured, entry by entry: MARGIN² times how far
+    Training amplifies rounding, so the bound is measured, entry by entry: MARGIN³ times how far
     theirs goes from itself where every weight begins one unit in the last place away, and at least
-    MARGIN² times the bound of the forward pass, `forward`.
+    MARGIN³ times the bound of the forward pass, `forward`.
     """
     rows = []
     for name in (each for each in ours if each in theirs):
         moved = max(difference(control[name], theirs[name])[0] for control in controls)
-        bound = MARGIN * MARGIN * max(moved, forward)
+        bound = MARGIN**3 * max(moved, forward)
         relative, largest = difference(ours[name], theirs[name])
         rows.append(Row(name, "", relative, largest, bound, ours[name].shape, theirs[name].shape))
     return rows

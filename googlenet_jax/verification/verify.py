@@ -168,6 +168,14 @@ def default_images(size: int, count: int = 4, seed: int = 0) -> np.ndarray:
     return np.stack([kinds[i % 4]() for i in range(count)])
 
 
+def default_noise(size: int, count: int = 8, seed: int = 0) -> np.ndarray:
+    """Images [count, size, size, 3] of noise, float64, as if normalised: what training is compared
+    on. Over maps of one value a plain sum, as XLA's are, rounds every addition to the same side,
+    PyTorch's cascaded one does not, and the backward pass of a deep network amplifies that.
+    """
+    return np.random.default_rng(seed).normal(0, 1, (count, size, size, 3))
+
+
 def verify(
     model: Network,
     module: nn.Module | KerasSide,
@@ -187,8 +195,8 @@ def verify(
     each its own; ours are the module's where `variables` is None then. The module is changed.
 
     Args:
-      images: floats [N, S, S, 3], normalised; `default_images` of `size` (default: the model's
-        own) where None.
+      images: floats [N, S, S, 3], normalised; where None `default_images` of `size` (default: the
+        model's own), and `default_noise` for training.
       steps: of SGD, 0 for none.
       dtype: of both sides: "float64", in which only logic can differ, "float32" or "bfloat16".
       say: is told what goes on.
@@ -198,14 +206,17 @@ def verify(
     if dtype not in DTYPES:
         raise UserError(f"--dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
     if images is None:
-        images = default_images(size or model.input_size, seed=seed)
+        size = size or model.input_size
+        images, trained_on = default_images(size, seed=seed), default_noise(size, seed=seed)
+    else:
+        trained_on = images
     height, width = images.shape[1:3]
     if problem := model.size_problem(height, width, model.aux_heads):
         raise UserError(f"{model_name(model)}: {problem}")
     model = model.clone(dtype=dtype, param_dtype=dtype)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"), _compiled_quickly():
         theirs = Theirs(module, dtype) if isinstance(module, nn.Module) else module
-        pair = Pair(model, theirs, images.astype("float64"), dtype, seed)
+        pair = Pair(model, theirs, images.astype("float64"), trained_on, dtype, seed)
         return pair.verify(variables, keep_weights, steps, say)
 
 
@@ -228,11 +239,14 @@ class Pair:
         model: Network,
         theirs: Theirs | KerasSide,
         images: np.ndarray,
+        trained_on: np.ndarray,
         dtype: str,
         seed: int,
     ) -> None:
         self.model, self.theirs, self.dtype, self.seed = model, theirs, dtype, seed
-        self.images = np.asarray(jax.numpy.asarray(images, dtype))
+        self.images, self.trained_on = (
+            np.asarray(jax.numpy.asarray(each, dtype)) for each in (images, trained_on)
+        )
         self.variables: Any = None
         self.match: Any = None
         self.their_trace: Any = None
@@ -349,12 +363,12 @@ class Pair:
     ) -> tuple[list[Row], explain.Explanation]:
         """The rows as the two are, and the explanation of what training alone shows."""
         generator = np.random.default_rng(self.seed)
-        labels = generator.integers(0, self.model.num_classes, (steps, len(self.images)))
+        labels = generator.integers(0, self.model.num_classes, (steps, len(self.trained_on)))
         heads = [name for name in self.traced([]).outputs if name in self.their_trace.outputs]
         units = self.units()
 
         def their_side(side: Theirs) -> training.Arrays:
-            arrays = training.train_theirs(side, self.images, labels, steps, heads)
+            arrays = training.train_theirs(side, self.trained_on, labels, steps, heads)
             return training.under_our_names(arrays, self.variables, self.match, units)
 
         forward = max(row.bound for row in self.compared([]).rows)
@@ -364,7 +378,7 @@ class Pair:
 
         def trained(faults: Sequence[Fault]) -> list[Row]:
             arrays = training.train_ours(
-                self.model, self.variables, self.images, labels, steps, heads, faults
+                self.model, self.variables, self.trained_on, labels, steps, heads, faults
             )
             return training.compare_training(arrays, expected, controls, forward)
 

@@ -7,7 +7,6 @@ train step runs as `train.py` runs it. Needs JAX's 64-bit mode.
 import copy
 import dataclasses
 import functools
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ import optax
 import torch
 from flax import traverse_util
 from ml_collections import ConfigDict
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_images
 from torch import nn
 
 import googlenet_jax as gj
@@ -37,8 +36,9 @@ TOLERANCE = 1e-9
 # at the recipes' own rates `drift` compares with a control in place of a fixed tolerance.
 LEARNING_RATE, BATCH_SIZE = 1e-4, 12
 # The control at higher rates: PyTorch beside itself, every weight moved by one unit in the last place. Our distance from PyTorch may be
-# this many times the largest of so many such distances, over the steps where that says something: where it is below the limit.
-DRIFT_FACTOR, DRIFT_CONTROLS, DRIFT_LIMIT = 10, 8, 1e-6
+# this many times the largest of so many such distances, over the steps where that says something: where it is below the limit. Beyond,
+# single ReLUs and pools fall to another side in one run and not in the others, and one such fall outweighs all rounding.
+DRIFT_FACTOR, DRIFT_CONTROLS, DRIFT_LIMIT = 10, 8, 1e-8
 WITH_AUX_DROPOUT = ("googlenet", "googlenet_bn", "googlenet_naive", "googlenet_torchvision")
 Arrays = Mapping[str, np.ndarray]
 
@@ -56,6 +56,18 @@ def images(size: int, count: int = 3) -> np.ndarray:
         made.append((smooth, coarse, np.full((size, size), 17.0 * (i + 1) % 256))[i % 3])
     shades = np.array([1.0, 0.8, 0.55])  # so that the channels differ
     return (np.stack(made)[..., None] * shades).astype(np.uint8)
+
+
+def photographs(size: int, count: int) -> np.ndarray:
+    """Returns uint8 [count, size, size, 3]: squares of scikit-learn's two photographs, of random places and sides."""
+    rng, made = np.random.default_rng(0), []
+    for i in range(count):
+        photograph = load_sample_images().images[i % 2]
+        side = rng.integers(size, min(photograph.shape[:2]))
+        top, left = (rng.integers(0, length - side + 1) for length in photograph.shape[:2])
+        square = photograph[top : top + side, left : left + side]
+        made.append(cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA))
+    return np.stack(made)
 
 
 def randomise(network: nn.Module, seed: int, variance: tuple[float, float] = (0.5, 2.0)) -> None:
@@ -360,8 +372,7 @@ def _training_pair(
     return network, model, variables, config
 
 
-def _batches(size: int, batch_size: int, steps: int) -> list[dict[str, np.ndarray]]:
-    pictures = images(size, 2 * batch_size)
+def _batches(pictures: np.ndarray, batch_size: int, steps: int) -> list[dict[str, np.ndarray]]:
     batches = []
     for step in range(steps):
         chosen = (np.arange(batch_size) * 5 + step) % len(pictures)
@@ -382,7 +393,7 @@ def training_errors(
     network, model, variables, config = _training_pair(name, size, changes)
     ours, theirs = Ours(model, variables, config), Theirs(network, config)
     errors: dict[str, float] = {}
-    for step, batch in enumerate(_batches(size, batch_size, steps)):
+    for step, batch in enumerate(_batches(images(size, 2 * batch_size), batch_size, steps)):
         mine, torchs = ours.train(batch), theirs.train(batch)
         errors |= {f"{key} step {step}": error for key, error in compare(mine, torchs).items()}
         if step == 0:
@@ -398,8 +409,9 @@ def drift(
 ) -> list[tuple[float, float]]:
     """How far apart two trainings are after each step; the arguments are those of `training_errors`.
 
-    Returns for each step (ours, control): our distance from PyTorch, and the largest of DRIFT_CONTROLS distances of PyTorch from itself
-    after `nudge`. A distance is the largest relative error of any parameter, statistic, momentum or average.
+    Returns for each step before the control reaches DRIFT_LIMIT (ours, control): our distance from PyTorch, and the largest of
+    DRIFT_CONTROLS distances of PyTorch from itself after `nudge`. A distance is the largest relative error of any parameter, statistic,
+    momentum or average.
     """
     network, model, variables, config = _training_pair(name, size, changes)
     others = [copy.deepcopy(network) for _ in range(DRIFT_CONTROLS)]
@@ -408,16 +420,15 @@ def drift(
     runs = [Ours(model, variables, config), *(Theirs(other, config) for other in others)]
     theirs = Theirs(network, config)
     distances = []
-    for batch in _batches(size, batch_size, steps):
+    # Not `images`: on maps of one value a plain sum, as XLA's are, rounds every addition to the same side, and PyTorch's cascaded
+    # one does not, which the control knows nothing of.
+    for batch in _batches(photographs(size, 2 * batch_size), batch_size, steps):
         theirs.train(batch)
         expected = theirs.everything()
         for run in runs:
             run.train(batch)
         mine, *controls = (max(compare(run.everything(), expected).values()) for run in runs)
+        if max(controls) >= DRIFT_LIMIT:
+            break
         distances.append((mine, max(controls)))
     return distances
-
-
-def telling_steps(distances: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The leading steps whose control is below DRIFT_LIMIT: from there on rounding alone may have made the difference."""
-    return list(itertools.takewhile(lambda step: step[1] < DRIFT_LIMIT, distances))
