@@ -14,7 +14,8 @@ from googlenet_jax.data.photometric import color_jitter, lighting
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.network import Output
-from googlenet_jax.training.config import MAY_CHANGE, default_config, resolve
+from googlenet_jax.training.classification import CLASSIFICATION
+from googlenet_jax.training.config import MAY_CHANGE, resolve
 from googlenet_jax.training.losses import weighted_cross_entropy
 
 KEY = jax.random.key(3)
@@ -34,7 +35,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), np.uint8)
     ],
 )
 def test_an_impossible_value_is_named(field, value, message):
-    config = default_config()
+    config = CLASSIFICATION.defaults()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=rf"{field}: .*{message}"):
         resolve(config)
@@ -60,7 +61,7 @@ def test_distortions_come_after_the_flip_and_draw_by_their_names():
 
 
 def test_defaults_distort_nothing():
-    config = default_config().augment
+    config = CLASSIFICATION.defaults().augment
     jitter = {name: config[name] for name in ("brightness", "contrast", "saturation", "hue")}
     preprocessing = Preprocessing(size=6, resize=6)
     transforms = device_transforms(
