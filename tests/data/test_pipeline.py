@@ -13,6 +13,7 @@ from googlenet_jax.data.pipeline import (
     CROP_TRIES,
     RandomCrop,
     eval_batches,
+    eval_image,
     random_crop,
     train_batches,
 )
@@ -295,6 +296,14 @@ def test_an_impossible_number_names_the_argument_before_anything_is_read(digits,
 def test_an_impossible_range_is_named(ranges, message):
     with pytest.raises(UserError, match=message):
         RandomCrop(**ranges)
+
+
+@pytest.mark.parametrize(("width", "left"), [(6, 1), (7, 2), (9, 2), (11, 4)])
+def test_the_centre_crop_lies_where_torchvisions_does(width, left):
+    """At round(slack / 2): 1.5 is 2, and 2.5 is 2 as well, since Python rounds to even."""
+    image = np.broadcast_to(np.arange(width, dtype=np.uint8)[None, :, None], (4, width, 3))
+    crop = eval_image(image, Preprocessing(size=4, resize=4))
+    np.testing.assert_array_equal(crop[0, :, 0], np.arange(left, left + 4))
 
 
 def test_closing_ends_the_threads(digits):
