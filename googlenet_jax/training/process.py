@@ -7,6 +7,7 @@ import mmap
 import os
 import platform
 import sys
+import warnings
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,6 +67,8 @@ def prepare() -> tuple[str, ...]:
         if config.jax_compilation_cache_max_size == -1:
             jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
         jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
+    # An entry cut short by a kill, or removed by another process: JAX compiles instead.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     return tuple(_settings)
 
 
