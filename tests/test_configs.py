@@ -93,7 +93,7 @@ class TenClasses(list):
         return 10_000
 
 
-# The slowest to compile; test_family_recipes.py trains v3's with the rest of its steps.
+# The slowest to compile are for `pytest -m exhaustive` alone.
 FURTHER = ("imagenet_inception_v2", "imagenet_inception_v3")
 
 

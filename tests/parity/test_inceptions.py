@@ -72,7 +72,7 @@ def test_every_endpoint_equals_pytorchs(name: str, size: int, options: dict) -> 
         ("bn_inception", 64, {"flavour": "slim", "loss.label_smoothing": 0.1}),
         further("inception_v2", 75, WITHOUT_AUX),
         further("inception_v3", 75, WITHOUT_AUX),
-        ("inception_v3", 75, {"flavour": "keras"}),
+        further("inception_v3", 75, {"flavour": "keras"}),  # below with RMSProp
     ],
 )
 def test_ten_steps_equal_pytorchs(name: str, size: int, options: dict) -> None:

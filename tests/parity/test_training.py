@@ -15,7 +15,7 @@ RECIPES = {
     "googlenet_slim": {},
     "googlenet_torchvision": {"transform_input": True},
 }
-FURTHER = ("googlenet_naive", "googlenet_plain", "googlenet_slim")
+FURTHER = ("googlenet_bn", "googlenet_naive", "googlenet_plain", "googlenet_slim")
 
 
 def further(*case: Any) -> Any:
