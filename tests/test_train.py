@@ -112,7 +112,7 @@ def test_what_a_recipe_does_not_allow_is_one_line(command, tmp_path, arguments, 
         ),
         (
             "digit",
-            "--config: there is no recipe 'digit' (did you mean 'digits'?): one of cifar10, digits, ",
+            "--config: there is no recipe 'digit' (did you mean 'digits'?): one of cifar10, detection_digits, ",
         ),
         ("configs/digits.py:big", "configs/digits.py takes no argument, found 'big'"),
         ("{tmp}/broken.py", "--config: the recipe does not load: ZeroDivisionError"),
