@@ -175,11 +175,9 @@ def check(config: ConfigDict) -> None:
     """Raises UserError for values that can't be."""
     preprocessing = Preprocessing.from_dict(config.preprocessing.to_dict())
     trunk = build_model(config, num_classes=1)
-    if preprocessing.size < trunk.min_size:
-        raise UserError(
-            f"preprocessing.size: {config.model.name} takes images of at least {trunk.min_size} "
-            f"pixels, found {preprocessing.size}"
-        )
+    size = preprocessing.size
+    if problem := trunk.size_problem(size, size, trunk.aux_heads):
+        raise UserError(f"preprocessing.size: {config.model.name}: {problem}")
     for name in ("boxes", "canvas"):
         if config.multibox[name] < 1:
             raise UserError(f"multibox.{name}: expected at least 1, found {config.multibox[name]}")

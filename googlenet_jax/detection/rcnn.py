@@ -88,11 +88,9 @@ def check(config: ConfigDict) -> None:
     """Raises UserError for values that can't be."""
     preprocessing = Preprocessing.from_dict(config.preprocessing.to_dict())
     model = build_model(config, num_classes=1000)
-    if preprocessing.size < model.min_size:
-        raise UserError(
-            f"preprocessing.size: {config.model.name} takes images of at least {model.min_size} "
-            f"pixels, found {preprocessing.size}"
-        )
+    size = preprocessing.size
+    if problem := model.size_problem(size, size, model.aux_heads):
+        raise UserError(f"preprocessing.size: {config.model.name}: {problem}")
     if not config.proposals.names:
         raise UserError("proposals.names: expected at least one, found none")
     for name in config.proposals.names:
