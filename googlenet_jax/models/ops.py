@@ -6,10 +6,13 @@ platform. Every form computes the same mathematics, ties in pooling included.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from googlenet_jax.models import winograd
 
 Array = jax.Array
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -120,10 +123,24 @@ def plain_conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1
 
 
 def conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1) -> Array:
-    """`plain_conv`, where a 1×1 is a matrix product."""
-    if kernel.shape[:2] == (1, 1) and stride == 1 and groups == 1 and pads == ((0, 0), (0, 0)):
-        return lax.platform_dependent(x, kernel[0, 0], cpu=_flat_product, default=_product)
+    """`plain_conv`, where a 1×1 is a matrix product, and a 3×3 on a CPU a quarter of the products."""
+    if stride == 1 and groups == 1:
+        if kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
+            return lax.platform_dependent(x, kernel[0, 0], cpu=_flat_product, default=_product)
+        if kernel.shape[:2] == (3, 3) and _gains_by_winograd(x, kernel):
+            plain = functools.partial(plain_conv, stride=1, pads=pads)
+            by_tiles = functools.partial(winograd.conv, pads=pads)
+            return lax.platform_dependent(x, kernel, cpu=by_tiles, default=plain)
     return plain_conv(x, kernel, stride, pads, groups)
+
+
+def _gains_by_winograd(x: Array, kernel: Array) -> bool:
+    """Whether the products saved outweigh the transforms: measured (`docs/speed.md`). In less than
+    float32 the transforms would lose too many digits.
+    """
+    batch = x.shape[0] if isinstance(x.shape[0], int) else 1  # an exported network's may be any
+    tiles = batch * math.prod(-(-size // winograd.TILE) for size in x.shape[1:3])
+    return min(kernel.shape[2:]) >= 64 and tiles >= 16 and jnp.finfo(x.dtype).bits >= 32
 
 
 def _product(x: Array, kernel: Array) -> Array:

@@ -177,8 +177,8 @@ class _Counter:
         primitive = eqn.primitive.name
         if primitive in ("scan", "while"):
             raise NotImplementedError(f"multiply-adds inside {primitive!r} ({scope})")
-        if primitive == "cond":  # of the platforms' forms of one thing, one
-            return self.walk(eqn.params["branches"][0].jaxpr, inputs[1:], scope)
+        if primitive == "cond":  # the platforms' forms of one thing, the plain one last
+            return self.walk(eqn.params["branches"][-1].jaxpr, inputs[1:], scope)
         inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
         if inner is not None:
             return self.walk(getattr(inner, "jaxpr", inner), inputs, scope)
