@@ -9,11 +9,13 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 Array = jax.Array
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -120,7 +122,7 @@ def _conv_backward(pads: Pads, residuals: tuple[Array, Array], dy: Array) -> tup
         return sums[0] + products, lax.dynamic_update_index_in_dim(sums[1], dx, i, 1)
 
     total, dx = lax.fori_loop(0, parts, step, (jnp.zeros_like(filters), jnp.zeros_like(x)))
-    by_column = _looped(_G.T, lambda: list(total))
+    by_column = _apart(lambda total: _stacked(_G.T, list(total)), total)
     dkernel = _stacked(_G.T, [by_column[:, i] for i in range(_POINTS)])
     return dx.reshape(-1, *dx.shape[2:]), dkernel
 
@@ -156,7 +158,7 @@ def _split(x: Array, parts: int) -> Array:
 
 def _filters(kernel: Array) -> Array:
     """`[3, 3, C, O]` → `[6, 6, C, O]`: G k Gᵀ, the columns' points first."""
-    rows = _looped(_G, lambda: list(kernel))
+    rows = _apart(lambda kernel: _stacked(_G, list(kernel)), kernel)
     return _stacked(_G, [rows[:, i] for i in range(_SIZE)])
 
 
@@ -177,7 +179,7 @@ def _tiles(x: Array, matrix: np.ndarray, out: tuple[int, int], pads: Pads) -> Ar
         end = (count - 1) * TILE + 1
         return [lax.slice_in_dim(v, i, i + end, TILE, axis) for i in range(window)]
 
-    rows = _looped(matrix, lambda: shifts(x, 1, counts[0]))
+    rows = _apart(lambda x: _stacked(matrix, shifts(x, 1, counts[0])), x)
     return _stacked(matrix, shifts(rows, 3, counts[1]))
 
 
@@ -186,21 +188,18 @@ def _from_points(tiles: Array, matrix: np.ndarray) -> Array:
 
     With `_B_OVERLAPPING` there is one row and one column of tiles less, each with the one before it.
     """
-    weights = jnp.asarray(matrix, tiles.dtype)
+    weights: Any = np.asarray(matrix, tiles.dtype)
 
     def pairs(v: Array, axis: int) -> list[Array]:
         if matrix.shape[1] == _POINTS:
             return [v]
         return [lax.slice_in_dim(v, i, v.shape[axis] - 1 + i, axis=axis) for i in (1, 0)]
 
-    def columns(i: Array) -> Array:
-        row = [lax.dynamic_index_in_dim(part, i, keepdims=False) for part in tiles]
-        parts = [
-            part for shifted in zip(*(pairs(v, 2) for v in row), strict=True) for part in shifted
-        ]
+    def columns(tiles: Array) -> Array:
+        parts = [part for shifted in pairs(tiles, 4) for part in shifted]
         return _total(weights[:, j, None] * v[..., None, :] for j, v in enumerate(parts))
 
-    found = lax.map(columns, jnp.arange(_POINTS))  # [6, N, rows, columns, 4, C]
+    found = _apart(columns, tiles)  # [6, N, rows, columns, 4, C]
     parts = [part for shifted in pairs(found, 2) for part in shifted]
     y = _total(weights[:, i, None, None, None] * v[:, :, None] for i, v in enumerate(parts))
     n, height, _, width, _, channels = y.shape
@@ -209,19 +208,16 @@ def _from_points(tiles: Array, matrix: np.ndarray) -> Array:
 
 def _stacked(matrix: np.ndarray, parts: Sequence[Array]) -> Array:
     """`matrix` `[rows, len(parts)]` times the parts, `[rows, …]`, in one loop over the result."""
-    weights = jnp.asarray(matrix, parts[0].dtype).reshape(*matrix.shape, *(1,) * parts[0].ndim)
+    weights: Any = np.asarray(matrix, parts[0].dtype).reshape(*matrix.shape, *(1,) * parts[0].ndim)
     return _total(weights[:, i] * part for i, part in enumerate(parts))
 
 
-def _looped(matrix: np.ndarray, parts: Callable[[], Sequence[Array]]) -> Array:
-    """`_stacked`, a row at a time. XLA fuses no loop with what reads its result: of two fused
-    transforms the second would compute the first anew for each of its terms.
+def _apart(function: Callable[..., Array], *arguments: Array) -> Array:
+    """Calls a function that XLA does not fuse with what reads its result: of two fused transforms the
+    second would compute the first anew for each of its terms.
     """
-
-    def row(weights: Array) -> Array:
-        return _total(weights[i] * part for i, part in enumerate(parts()))
-
-    return lax.map(row, jnp.asarray(matrix, parts()[0].dtype))
+    with set_xla_metadata(inlineable="false"):
+        return jax.jit(function)(*arguments)
 
 
 def _total(terms: Iterable[Array]) -> Array:
