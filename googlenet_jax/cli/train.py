@@ -63,14 +63,13 @@ def run(args: argparse.Namespace) -> int:
 
         prepare()
         from googlenet_jax.training.cluster import connect
+        from googlenet_jax.training.loop import train
 
         if args.peer_timeout < 1:
             raise UserError(
                 f"--peer-timeout: expected at least 1 second, found {args.peer_timeout}"
             )
         connect(args.coordinator, args.num_processes, args.process_id, timeout=args.peer_timeout)
-        from googlenet_jax.training.loop import train
-
         train(config, args.workdir, peer_timeout=args.peer_timeout, profile=args.profile)
     return 0
 
