@@ -144,7 +144,7 @@ def _relay(listener: socket.socket, address: str) -> None:
     while True:
         near, _ = listener.accept()
         try:
-            far = socket.create_connection((host.strip("[]"), int(port)))
+            far = socket.create_connection((host.strip("[]"), int(port)), timeout=10)
         except OSError:  # process 0 doesn't listen yet; JAX tries again
             near.close()
             continue
