@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
         "--workdir",
         required=True,
         metavar="DIR",
-        help="the run's folder: config, metrics, checkpoints and curves",
+        help="the run's folder, or gs://BUCKET/FOLDER: config, metrics, checkpoints and curves",
     )
     parser.add_argument(
         "--profile", action="store_true", help="trace a few steps into the folder's profile/"

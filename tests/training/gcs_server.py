@@ -1,0 +1,86 @@
+"""Google Cloud Storage's protocol, spoken by a server of this process: gcp-storage-emulator, and what it leaves aside of an object's generation."""
+
+import contextlib
+import http.server
+import threading
+import urllib.parse
+from collections.abc import Iterator
+
+from gcp_storage_emulator import server as emulator
+from gcp_storage_emulator.exceptions import NotFound
+
+BUCKET = "bucket"
+
+
+class _OtherGenerationError(Exception):
+    pass
+
+
+class _Storage(emulator.Storage):
+    expected = None  # the generation that the request under way wants to replace; "0" is none
+    found = None  # that of the object which it reads
+
+    def get_file_obj(self, bucket, name):
+        obj = super().get_file_obj(bucket, name)
+        self.found = obj["generation"]
+        return obj
+
+    def create_file(self, bucket, name, *rest):
+        if self.expected is not None:
+            try:
+                there = self.get_file_obj(bucket, name)["generation"]
+            except NotFound:
+                there = "0"
+            if there != self.expected:
+                raise _OtherGenerationError
+        super().create_file(bucket, name, *rest)
+
+
+class _Handler(emulator.RequestHandler):
+    """Tells an object's generation with its bytes, and refuses to replace another than the named one."""
+
+    def do_GET(self):
+        self.storage.found = None
+        super().do_GET()
+
+    def do_POST(self):
+        query = urllib.parse.parse_qs(urllib.parse.urlparse(self.path).query)
+        self.storage.expected = query.get("ifGenerationMatch", [None])[0]
+        try:
+            super().do_POST()
+        except _OtherGenerationError:
+            self.send_response(412)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        finally:
+            self.storage.expected = None
+
+    def end_headers(self):
+        if self.command == "GET" and self.storage.found is not None:
+            self.send_header("x-goog-generation", self.storage.found)
+        super().end_headers()
+
+
+class _Server(http.server.HTTPServer):
+    def handle_error(self, *_):
+        """A client that was killed has not waited for its answer."""
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[dict[str, str]]:
+    """Runs the server, with an empty bucket BUCKET; yields the environment in which the clients find it."""
+    storage = _Storage(use_memory_fs=True)
+    emulator.buckets.create_bucket(BUCKET, storage)
+    httpd = _Server(("127.0.0.1", 0), lambda *args: _Handler(storage, *args))
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{httpd.server_port}"
+    try:
+        yield {
+            "STORAGE_EMULATOR_HOST": url,
+            "TENSORSTORE_GCS_HTTP_URL": url,
+            # The kind of a bucket is asked by gRPC, which the server does not speak.
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        }
+    finally:
+        httpd.shutdown()
+        httpd.server_close()
