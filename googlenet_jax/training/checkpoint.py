@@ -565,7 +565,9 @@ def _read_arrays(
 
 
 def _refuse_if_no_damage(manager: ocp.CheckpointManager, step: int, error: Exception) -> None:
-    """Raises what was not the checkpoint's fault: UserError, or what a store's client raised."""
+    """Raises what was not the checkpoint's fault: UserError, or what a store's client has raised,
+    as it is.
+    """
     if is_from_store(error, manager.directory):
         raise error
     outside = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied", "Out of memory")

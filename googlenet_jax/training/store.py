@@ -8,6 +8,7 @@ Storage and on no other store, so that there is gs:// alone.
 import contextlib
 import functools
 import json
+import logging
 import os
 import re
 import socket
@@ -31,9 +32,18 @@ CONNECT_TIMEOUT = 20  # seconds for the first answer of a store
 _URL = re.compile(r"([A-Za-z][\w+.-]+):/+(.*)")  # also as pathlib writes one; C:/ is a drive
 # Where what a store's clients raise is defined.
 _CLIENTS = {"google", "gcsfs", "aiohttp", "requests", "urllib3", "tensorflow"}
+# In what TensorStore says of a store, beside what it says of damaged objects; the last is gcsfs's.
+_REFUSALS = (
+    "retry attempts failed",
+    "UNAVAILABLE",
+    "UNAUTHENTICATED",
+    "PERMISSION_DENIED",
+    "Forbidden: ",
+)
 # What a store says -> what a person can do about it, in the order in which they are looked for.
 _ADVICE = {
-    "credentials": "sign in with `gcloud auth application-default login`, or name a key's file in GOOGLE_APPLICATION_CREDENTIALS",
+    "Credentials": "sign in with `gcloud auth application-default login`, or name a key's file in GOOGLE_APPLICATION_CREDENTIALS",
+    "RefreshError": "sign in anew with `gcloud auth application-default login`",
     "401": "sign in anew with `gcloud auth application-default login`",
     "UNAUTHENTICATED": "sign in anew with `gcloud auth application-default login`",
     "403": "ask for the roles Storage Object User and Storage Legacy Bucket Reader on the bucket",
@@ -75,6 +85,8 @@ def _check_bucket(name: str) -> None:
     from google.cloud import storage
     from google.cloud.storage.retry import DEFAULT_RETRY
 
+    for name_of_log in ("gcsfs", "fsspec"):  # they print tracebacks of what they also raise
+        logging.getLogger(name_of_log).setLevel(logging.CRITICAL)
     # What another process has written must be seen.
     fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
     with reaching(f"gs://{name}"):
@@ -91,10 +103,7 @@ def is_from_store(error: BaseException, folder: str | os.PathLike[str]) -> bool:
         return False
     if any(kind.__module__.split(".")[0] in _CLIENTS for kind in type(error).__mro__):
         return True
-    bucket = os.fspath(folder).removeprefix("gs://").partition("/")[0]
-    # gcsfs raises OSError with an address in it, TensorStore a ValueError with another.
-    text = str(error)
-    return f"/{bucket}/" in text and "NOT_FOUND" not in text and "DATA_LOSS" not in text
+    return isinstance(error, ValueError | OSError) and any(w in str(error) for w in _REFUSALS)
 
 
 @contextlib.contextmanager
@@ -113,10 +122,12 @@ def reaching(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
+    error = getattr(error, "cause", None) or error  # of a client that has tried again and again
     text = " ".join(str(error).split())[:300] or type(error).__name__
     if getattr(error, "code", None) == 404:
         return "there is no such bucket; create it first, or name another"
-    advice = next((advice for words, advice in _ADVICE.items() if words in text), None)
+    named = f"{type(error).__name__}: {text}"
+    advice = next((advice for words, advice in _ADVICE.items() if words in named), None)
     return (
         f"the store can't be used: {text}; {advice or 'run the same command again when it answers'}"
     )
@@ -187,7 +198,9 @@ class _Lease:
         self._ended.set()
         self._thread.join()
         with contextlib.suppress(Exception):  # it is silent from now on in any case
-            self._bucket.blob(self._name).delete(if_generation_match=self._generation)
+            self._bucket.blob(self._name).delete(
+                if_generation_match=self._generation, timeout=CONNECT_TIMEOUT, retry=None
+            )
 
     def _write(self, generation: int) -> bool:
         """Writes the object where it is of this generation; returns whether it is ours then."""
