@@ -58,14 +58,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def writing(path: str | Path) -> Iterator[None]:
     """Turns what a disk refuses inside into one line that names `path`, the reason and what to do.
 
-    Raises UserError in place of OSError, and of what Orbax and TensorStore make of one.
+    Raises UserError in place of OSError, and of what Orbax and TensorStore make of one. What an
+    object store refuses is left to `training.store.reaching`.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        reason = disk_reason(error)
+        reason = None if is_store(path) else disk_reason(error)
         if reason is None:
             raise
         raise UserError(f"{path}: can't be written: {reason}") from error

@@ -99,7 +99,7 @@ def is_from_store(error: BaseException, folder: str | os.PathLike[str]) -> bool:
     """Whether the store that holds `folder` could not be reached, or refused. False for an object
     that is missing, and for any other folder.
     """
-    if not is_store(folder) or isinstance(error, UserError | FileNotFoundError):
+    if not is_store(folder) or isinstance(error, UserError):
         return False
     if any(kind.__module__.split(".")[0] in _CLIENTS for kind in type(error).__mro__):
         return True

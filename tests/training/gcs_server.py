@@ -63,23 +63,27 @@ class _Handler(emulator.RequestHandler):
     def do_GET(self):
         self.storage.found = None
         if f"/b/{FORBIDDEN}" in self.path:
-            self.send_response(403)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._answer(403)
         else:
             super().do_GET()
 
     def do_POST(self):
+        if f"/b/{FORBIDDEN}" in self.path:
+            self._answer(403)
+            return
         query = urllib.parse.parse_qs(urllib.parse.urlparse(self.path).query)
         self.storage.expected = query.get("ifGenerationMatch", [None])[0]
         try:
             super().do_POST()
         except _OtherGenerationError:
-            self.send_response(412)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._answer(412)
         finally:
             self.storage.expected = None
+
+    def _answer(self, status):
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def end_headers(self):
         if self.command == "GET" and self.storage.found is not None:

@@ -16,6 +16,7 @@ from etils import epath
 from googlenet_jax.cli.main import main
 from googlenet_jax.errors import UserError
 from googlenet_jax.training import checkpoint, loop, store
+from googlenet_jax.training.folder import write_config
 from googlenet_jax.training.loop import train
 from googlenet_jax.training.run import load_run
 from googlenet_jax.training.writers import read_metrics
@@ -222,6 +223,15 @@ def test_what_can_not_be_used_is_refused_in_one_line(workdir, text):
     with pytest.raises(UserError) as caught:
         load_run(workdir)
     assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_may_not_be_written_is_one_line():
+    folder = epath.Path(f"gs://{FORBIDDEN}/run")
+    with (
+        pytest.raises(UserError, match=rf"^{folder}: .*; ask for the roles"),
+        store.reaching(folder),
+    ):
+        write_config(folder, {})
 
 
 def test_without_its_package_credentials_or_network_a_store_is_refused(monkeypatch):
