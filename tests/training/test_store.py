@@ -15,11 +15,11 @@ from etils import epath
 
 from googlenet_jax.cli.main import main
 from googlenet_jax.errors import UserError
-from googlenet_jax.training import checkpoint, loop, store
+from googlenet_jax.training import checkpoint, loop, store, writers
 from googlenet_jax.training.folder import write_config
 from googlenet_jax.training.loop import train
 from googlenet_jax.training.run import load_run
-from googlenet_jax.training.writers import read_metrics
+from googlenet_jax.training.writers import METRICS_FILE, read_metrics
 from tests.training.gcs_server import BUCKET, FORBIDDEN, serving
 from tests.training.tiny_run import tiny_config
 
@@ -155,7 +155,8 @@ def test_killed_stopped_and_damaged_a_run_on_a_store_ends_as_a_local_one(
     assert not (folder / "checkpoints" / "12").exists() and load_run(url).step == 8
 
 
-def test_a_second_run_is_refused_while_the_first_gives_signs_of_life(quick):
+def test_a_second_run_is_refused_while_the_first_gives_signs_of_life(quick, monkeypatch):
+    monkeypatch.setattr(store, "SILENCE", 5)  # a loaded machine's threads are silent for long
     folder = epath.Path(f"gs://{BUCKET}/held")
     refusal = rf"^{folder}: process {os.getpid()} on .* is training in this folder; wait for it"
     with (
@@ -187,6 +188,23 @@ def test_who_is_silent_for_long_is_replaced_and_ends(quick, monkeypatch, capfd):
     )
     second.start()
     second.release()
+
+
+def test_lines_are_uploaded_with_an_evaluation_and_from_time_to_time(monkeypatch):
+    folder = epath.Path(f"gs://{BUCKET}/lines")
+    line = {"step": 1, "epoch": 0.5, "split": "train", "loss": 2.0}
+    writer = writers.StoreWriter(
+        folder, lambda local: writers.JsonLinesWriter(local / METRICS_FILE)
+    )
+    writer.write(line)
+    assert not (folder / METRICS_FILE).exists()
+    writer.write({**line, "split": "test", "weights": "raw"})
+    assert len(read_metrics(folder / METRICS_FILE)) == 2
+    monkeypatch.setattr(writers, "SECONDS_BETWEEN_UPLOADS", 0)
+    writer.write({**line, "step": 2})
+    assert len(read_metrics(folder / METRICS_FILE)) == 3
+    writer.close()
+    assert [path.name for path in folder.iterdir()] == [METRICS_FILE]
 
 
 STATES = {
