@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from etils import epath
+from ml_collections import ConfigDict
 
+from googlenet_jax.cli import members
 from googlenet_jax.cli.main import main
 from googlenet_jax.errors import UserError
 from googlenet_jax.training import checkpoint, loop, store, writers
+from googlenet_jax.training.finetune import read_initial
 from googlenet_jax.training.folder import write_config
 from googlenet_jax.training.loop import train
 from googlenet_jax.training.run import load_run
@@ -143,6 +146,14 @@ def test_killed_stopped_and_damaged_a_run_on_a_store_ends_as_a_local_one(
     }
     assert main(["plot", url, "--output", str(tmp_path / "curves.png"), "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["runs"][url][-1]["step"] == 12
+
+    # What reads a run takes the URL.
+    assert members._load(f"{url}@raw@8").about == {
+        "name": f"{url}@raw@8",
+        "step": 8,
+        "weights": "raw",
+    }
+    assert read_initial(ConfigDict({"init_from": url})).class_names == load_run(local).class_names
 
     # An array's bytes are damaged: the checkpoint before it is taken.
     for name in there:
