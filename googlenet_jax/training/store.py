@@ -83,16 +83,20 @@ def _check_bucket(name: str) -> None:
         raise UserError(f"gs://{name}: needs gcsfs; pip install 'googlenet-jax[gcs]'")
     import fsspec
     from google.cloud import storage
-    from google.cloud.storage.retry import DEFAULT_RETRY
 
     for name_of_log in ("gcsfs", "fsspec"):  # they print tracebacks of what they also raise
         logging.getLogger(name_of_log).setLevel(logging.CRITICAL)
     # What another process has written must be seen.
     fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
     with reaching(f"gs://{name}"):
-        storage.Client().get_bucket(
-            name, timeout=CONNECT_TIMEOUT, retry=DEFAULT_RETRY.with_timeout(CONNECT_TIMEOUT)
-        )
+        storage.Client().get_bucket(name, **_patience())
+
+
+def _patience() -> dict[str, Any]:
+    """How long Google's client waits for an answer, and how long it asks again."""
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    return {"timeout": CONNECT_TIMEOUT, "retry": DEFAULT_RETRY.with_timeout(CONNECT_TIMEOUT)}
 
 
 def is_from_store(error: BaseException, folder: str | os.PathLike[str]) -> bool:
@@ -167,6 +171,8 @@ def leased(path: Path) -> Iterator[None]:
 
 
 class _Lease:
+    """This process's claim on a folder."""
+
     def __init__(self, path: Path) -> None:
         from google.cloud import storage
 
@@ -187,8 +193,7 @@ class _Lease:
 
     def take(self) -> None:
         while True:
-            found = self._bucket.get_blob(self._name)
-            if self._write(self._free(found)):
+            if self._write(self._free(self._read())):
                 return
 
     def start(self) -> None:
@@ -199,8 +204,12 @@ class _Lease:
         self._thread.join()
         with contextlib.suppress(Exception):  # it is silent from now on in any case
             self._bucket.blob(self._name).delete(
-                if_generation_match=self._generation, timeout=CONNECT_TIMEOUT, retry=None
+                if_generation_match=self._generation, **_patience()
             )
+
+    def _read(self) -> Any:
+        """The object that is there, which knows its generation, or None."""
+        return self._bucket.get_blob(self._name, **_patience())
 
     def _write(self, generation: int) -> bool:
         """Writes the object where it is of this generation; returns whether it is ours then."""
@@ -208,15 +217,12 @@ class _Lease:
 
         blob = self._bucket.blob(self._name)
         try:
-            blob.upload_from_string(
-                self._content, if_generation_match=generation, timeout=CONNECT_TIMEOUT
-            )
+            blob.upload_from_string(self._content, if_generation_match=generation, **_patience())
         except PreconditionFailed:
             # Also where an answer was lost on its way, and the object is ours.
-            found = self._bucket.get_blob(self._name)
-            if found is None or found.download_as_text() != self._content:
+            blob = self._read()
+            if blob is None or _text(blob) != self._content:
                 return False
-            blob = found
         self._generation = blob.generation
         return True
 
@@ -231,7 +237,7 @@ class _Lease:
         began = time.monotonic()
         while time.monotonic() - began < SILENCE:
             time.sleep(min(1, SILENCE / 10))
-            now = self._bucket.get_blob(self._name)
+            now = self._read()
             if now is None:
                 return 0
             if now.generation != found.generation:
@@ -250,12 +256,22 @@ class _Lease:
                     os._exit(1)
 
 
+def _text(blob: Any) -> str:
+    """What is in an object; "" where it has been removed since it was found."""
+    from google.api_core.exceptions import NotFound
+
+    try:
+        return blob.download_as_text(**_patience())
+    except NotFound:
+        return ""
+
+
 def _read_owner(found: Any) -> tuple[str, bool]:
     """An object's owner in words, and whether it is known to have died: on this machine alone can
     that be known.
     """
     try:
-        owner = json.loads(found.download_as_text())
+        owner = json.loads(_text(found))
         name, machine, pid = owner["owner"], owner["machine"], owner["pid"]
     except (ValueError, KeyError, TypeError):
         return "another process", False
