@@ -5,7 +5,7 @@ signal once at a random moment; then all are started again. Prints JSON.
 
 A third of the signals come while a checkpoint is being written, the others at any moment of the
 run, which evaluates every fourth step. Of each run it is checked that after SIGTERM all processes
-ended with 0, after SIGKILL the others with an error; that the final state is that of a run never
+ended with 0, after SIGKILL the others with 1 and a line that says who has died; that the final state is that of a run never
 stopped, to 1e-10 in float64; that metrics.jsonl has every line once; and that the ids read for the
 steps of each epoch, by all processes and starts together, are exactly the data set's.
 """
@@ -87,18 +87,28 @@ def disturb(run: Run, workdir: Path, rng: random.Random, seconds: float) -> dict
         time.sleep(rng.uniform(0, 0.3))
     run.processes[victim].send_signal(signum)
     statuses = run.wait(max(600, 5 * seconds))
-    others = [status for number, status in enumerate(statuses) if number != victim]
+    others = [number for number in range(len(statuses)) if number != victim]
+    words = [own_words(run.said(number)) for number in others]
     finished = "finished all" in run.said(0)
     # After SIGKILL each of the others ends with an error, unless all was done before.
-    good = not any(statuses) if signum == signal.SIGTERM else finished or all(others)
+    named = all(statuses[number] == 1 for number in others) and all(
+        f"process {victim} of" in text and "has died" in text for text in words
+    )
+    good = not any(statuses) if signum == signal.SIGTERM else finished or named
     return {
         "processes": len(statuses),
         "signal": signal.Signals(signum).name,
         "victim": victim,
         "moment": f"{moment} {step}",
         "statuses": statuses,
+        "others_said": words,
         "ended_as_it_should": good,
     }
+
+
+def own_words(text: str) -> str:
+    """The last line of a process that says why it ends, "" for none."""
+    return ([""] + [line for line in text.splitlines() if line.startswith("googlenet-jax: ")])[-1]
 
 
 def until(run: Run, moment) -> None:

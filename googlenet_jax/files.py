@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,12 +24,26 @@ _ADVICE = {
 }
 
 
+def is_store(path: str | os.PathLike[str]) -> bool:
+    """Whether the path lies on an object store, and is an `epath.Path` then: it has neither locks
+    nor renames nor folders, but an object appears whole or not at all.
+    """
+    return os.fspath(path).startswith("gs://")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a file beside `path`, flushes it to disk, and renames it to `path`.
+    """Lets `write` fill a file beside `path`, flushes it to disk, and renames it to `path`; for an
+    object of a store, a temporary file, which is uploaded.
 
     Killed at any moment, the old file or the new one is there, whole. The temporary file has the
     suffix of `path`. Raises what `write` and the file system raise, and then leaves nothing behind.
     """
+    if is_store(path):
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / path.name
+            write(local)
+            path.write_bytes(local.read_bytes())
+        return
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         write(temporary)
@@ -43,14 +58,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def writing(path: str | Path) -> Iterator[None]:
     """Turns what a disk refuses inside into one line that names `path`, the reason and what to do.
 
-    Raises UserError in place of OSError, and of what Orbax and TensorStore make of one.
+    Raises UserError in place of OSError, and of what Orbax and TensorStore make of one. What an
+    object store refuses is left to `training.store.reaching`.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        reason = disk_reason(error)
+        reason = None if is_store(path) else disk_reason(error)
         if reason is None:
             raise
         raise UserError(f"{path}: can't be written: {reason}") from error

@@ -70,6 +70,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Converts and prints what was written; returns 0."""
+    from googlenet_jax.files import is_store
     from googlenet_jax.models.registry import model_name, model_options
     from googlenet_jax.weights.convert import convert
     from googlenet_jax.weights.tree import flatten
@@ -86,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
         "ema": args.ema,
         "background": args.background,
     }
-    source: Any = _of_run(args) if Path(args.source).is_dir() else args.source
+    of_run = is_store(args.source) or Path(args.source).is_dir()
+    source: Any = _of_run(args) if of_run else args.source
     weights = convert(source, args.goal, args.model, **changes, **reading)
     arrays = flatten(weights.variables)
     result = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from googlenet_jax.errors import UserError
+from googlenet_jax.files import is_store
 
 if TYPE_CHECKING:
     from googlenet_jax.evaluation.ensemble import Member
@@ -57,6 +58,8 @@ def load_members(args: argparse.Namespace) -> list[Loaded]:
 
 def _load(name: str) -> Loaded:
     path, *choices = name.split("@") if not Path(name).exists() else [name]
+    if is_store(path):
+        return _load_run(name, path, choices)
     if not Path(path).exists():
         hint = f"; of a run's weights, say DIR@{path}" if path in ("raw", "ema") else ""
         raise UserError(

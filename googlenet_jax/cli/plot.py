@@ -30,9 +30,13 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.errors import UserError
     from googlenet_jax.files import write_atomically, writing
     from googlenet_jax.training.curves import draw_curves
+    from googlenet_jax.training.store import reaching, run_folder
     from googlenet_jax.training.writers import METRICS_FILE, read_metrics
 
-    runs = {folder: read_metrics(Path(folder) / METRICS_FILE) for folder in args.runs}
+    runs = {}
+    for folder in args.runs:
+        with reaching(folder):
+            runs[folder] = read_metrics(run_folder(folder) / METRICS_FILE)
     output = Path(args.output)
     if output.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise UserError(

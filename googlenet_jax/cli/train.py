@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
         "--workdir",
         required=True,
         metavar="DIR",
-        help="the run's folder: config, metrics, checkpoints and curves",
+        help="the run's folder, or gs://BUCKET/FOLDER: config, metrics, checkpoints and curves",
     )
     parser.add_argument(
         "--profile", action="store_true", help="trace a few steps into the folder's profile/"
@@ -63,14 +63,13 @@ def run(args: argparse.Namespace) -> int:
 
         prepare()
         from googlenet_jax.training.cluster import connect
+        from googlenet_jax.training.loop import train
 
         if args.peer_timeout < 1:
             raise UserError(
                 f"--peer-timeout: expected at least 1 second, found {args.peer_timeout}"
             )
         connect(args.coordinator, args.num_processes, args.process_id, timeout=args.peer_timeout)
-        from googlenet_jax.training.loop import train
-
         train(config, args.workdir, peer_timeout=args.peer_timeout, profile=args.profile)
     return 0
 

@@ -18,23 +18,26 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.files import writing
+from googlenet_jax.files import is_store, writing
 from googlenet_jax.models.registry import create_model, list_models, model_options, option_defaults
 from googlenet_jax.training.process import is_first
+from googlenet_jax.training.store import is_from_store, reaching, run_folder
 
 FORMAT_VERSION = 1
 FOLDER = "checkpoints"
+COMMITTED = ocp.path.atomicity.COMMIT_SUCCESS_FILE  # in a finished checkpoint of a store
 
 
 class _Damaged(Exception):
@@ -113,7 +116,7 @@ class Checkpoints:
         `best` is the name of the metric that decides which is the best, and `best_mode` whether its
         highest value ("max") or its lowest ("min") is that.
         """
-        self.folder = Path(workdir).absolute() / FOLDER
+        self.folder = _folder(run_folder(workdir))
         self._description, self._best = description, best
         if is_first():
             _tidy(self.folder)
@@ -159,7 +162,7 @@ class Checkpoints:
         replaces = step in self._manager.all_steps()
         if replaces:
             with writing(self.folder):
-                self._first(lambda: (self.folder / str(step)).rename(unevaluated))
+                self._first(lambda: _rename(self.folder / str(step), unevaluated))
             self._manager.reload()
         arrays = _flatten(state)
         content = {
@@ -182,7 +185,7 @@ class Checkpoints:
             self._manager.save(step, args=items, metrics=metrics, force=True)
         if replaces:
             self.wait()
-            self._first(lambda: shutil.rmtree(unevaluated))
+            self._first(lambda: _remove(unevaluated))
 
     def restore_latest(self, state: Any) -> Restored | None:
         """The newest checkpoint that is whole, or None where there is no checkpoint at all.
@@ -302,13 +305,15 @@ def _tidy(folder: Path) -> None:
     """Names what Orbax is about to remove, moves aside the checkpoints whose metrics would stop it
     from opening the folder, and settles a replacement that was cut short.
     """
+    if is_store(folder):
+        (folder / ".keep").write_bytes(b"")  # a folder of a store is there when something is in it
     for path in folder.glob("unevaluated-*"):
         replaced = folder / path.name.removeprefix("unevaluated-")
-        if replaced.exists():
-            shutil.rmtree(path)
+        if _is_finished(replaced):
+            _remove(path)
         else:
-            path.rename(replaced)
-    for path in sorted(folder.glob("*.orbax-checkpoint-tmp*")):
+            _rename(path, replaced)
+    for path in _unfinished(folder):
         print(
             f"googlenet_jax: {path} is a checkpoint that was never finished; it is removed, the one before it counts",
             file=sys.stderr,
@@ -316,6 +321,55 @@ def _tidy(folder: Path) -> None:
     for checkpoint, error in _with_damaged_metrics(folder):
         _report_damage(checkpoint, error)
         _move_aside(checkpoint)
+
+
+def _folder(workdir: Path) -> Path:
+    return (workdir if is_store(workdir) else workdir.absolute()) / FOLDER
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """What a save that was cut short has left."""
+    if is_store(folder):
+        return sorted(p for p in folder.iterdir() if p.name.isdigit() and not _is_finished(p))
+    return sorted(folder.glob("*.orbax-checkpoint-tmp*"))
+
+
+def _is_finished(checkpoint: Path) -> bool:
+    """Whether a checkpoint of this name counts. A file system's does as soon as Orbax has given it
+    the name; on a store, which can't rename, Orbax writes an object last.
+    """
+    return (checkpoint / COMMITTED if is_store(checkpoint) else checkpoint).exists()
+
+
+def _rename(checkpoint: Path, target: Path) -> None:
+    """Renames a checkpoint that is finished. On a store it is copied: killed at any moment, at
+    least one of the two is finished.
+    """
+    if not is_store(checkpoint):
+        checkpoint.rename(target)
+        return
+    if target.exists():
+        _remove(target)
+    marker = checkpoint / COMMITTED
+    for path in [*(p for p in _objects(checkpoint) if p != marker), marker]:
+        (target / path.relative_to(checkpoint)).write_bytes(path.read_bytes())
+    _remove(checkpoint)
+
+
+def _remove(checkpoint: Path) -> None:
+    if not is_store(checkpoint):
+        shutil.rmtree(checkpoint)
+        return
+    (checkpoint / COMMITTED).unlink(missing_ok=True)  # half-removed, it must not count
+    cast(epath.Path, checkpoint).rmtree(missing_ok=True)
+
+
+def _objects(folder: Path) -> Iterator[Path]:
+    for path in list(folder.iterdir()):
+        if path.is_dir():
+            yield from _objects(path)
+        else:
+            yield path
 
 
 def _with_damaged_metrics(folder: Path) -> list[tuple[Path, _Damaged]]:
@@ -336,8 +390,9 @@ def _move_aside(checkpoint: Path) -> None:
         f"damaged-{checkpoint.name}{suffix}"
         for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
     )
-    checkpoint.rename(
-        next(checkpoint.parent / name for name in names if not (checkpoint.parent / name).exists())
+    _rename(
+        checkpoint,
+        next(checkpoint.parent / name for name in names if not (checkpoint.parent / name).exists()),
     )
 
 
@@ -364,11 +419,16 @@ def read_run(
     there is no checkpoint, none of that step, none that is whole, or no average although "ema" was
     asked for.
     """
-    folder = Path(workdir).absolute() / FOLDER
-    if not folder.is_dir():
-        raise UserError(
-            f"{workdir}: no folder {FOLDER!r} in it; give the --workdir of a run that train.py has begun"
-        )
+    folder = _folder(run_folder(workdir))
+    with reaching(folder):
+        if not folder.is_dir():
+            raise UserError(
+                f"{workdir}: no folder {FOLDER!r} in it; give the --workdir of a run that train.py has begun"
+            )
+        return _read_run(folder, weights, step)
+
+
+def _read_run(folder: Path, weights: str | None, step: int | None) -> Weights:
     while True:
         found = _steps(folder)
         try:
@@ -505,7 +565,11 @@ def _read_arrays(
 
 
 def _refuse_if_no_damage(manager: ocp.CheckpointManager, step: int, error: Exception) -> None:
-    """Raises UserError where it was not the checkpoint's fault that it could not be read."""
+    """Raises what was not the checkpoint's fault: UserError, or what a store's client has raised,
+    as it is.
+    """
+    if is_from_store(error, manager.directory):
+        raise error
     outside = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied", "Out of memory")
     if isinstance(error, PermissionError | MemoryError) or any(
         words in str(error) for words in outside

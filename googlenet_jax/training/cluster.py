@@ -2,13 +2,15 @@
 
 JAX's own coordination service tells neither who is missing nor who hangs in Python; what is said
 here goes through the same service's key-value store, which every process reaches as long as the
-first one lives. The module is the only one that touches it.
+first one lives; that one's end is seen on the connection to it. The module is the only one that
+touches them.
 """
 
 import contextlib
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +30,8 @@ PEER_TIMEOUT = 300  # seconds
 SILENCE: float = 30  # seconds without a sign of life after which a process counts as dead
 _BEAT = 2  # seconds between signs of life
 _KEYS = "googlenet_jax/processes/"
+_apart = threading.Event()  # set before and after the others are watched: then they may be gone
+_apart.set()
 
 
 def connect(
@@ -62,13 +66,14 @@ def connect(
     waiting.daemon = True
     waiting.start()
     try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            cluster_detection_method=None if coordinator is None else "deactivate",
-            initialization_timeout=timeout + 60,
-        )
+        with _relayed():
+            jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                cluster_detection_method=None if coordinator is None else "deactivate",
+                initialization_timeout=timeout + 60,
+            )
     except ValueError as error:
         if coordinator is None and "coordinator_address" in str(error):
             return  # no cluster: this process trains alone
@@ -97,9 +102,105 @@ def _environment_names_others() -> bool:
     )
 
 
-def _end_at_once(text: str) -> None:
+@contextlib.contextmanager
+def _relayed() -> Iterator[None]:
+    """Lets the client that JAX makes inside reach process 0 through threads of this process.
+
+    When its connection breaks, JAX aborts with a trace, and neither an option nor a callback
+    changes that. So it keeps one that doesn't break, and the threads see that theirs does.
+    """
+    from jax._src import distributed  # no public name lets anything come between
+
+    make = getattr(getattr(distributed, "_jax", None), "get_distributed_runtime_client", None)
+    if make is None:  # a JAX that has renamed it: its words stay
+        yield
+        return
+
+    def make_relayed(address: str, node_id: int, **options: Any) -> Any:
+        if node_id > 0:  # process 0 reaches itself
+            # Where that can't be (Windows, a TMPDIR too long for a socket), JAX's words stay.
+            with contextlib.suppress(OSError, AttributeError):
+                address = _open_relay(address, stack.enter_context(tempfile.TemporaryDirectory()))
+        return make(address, node_id, **options)
+
+    with contextlib.ExitStack() as stack:
+        distributed._jax.get_distributed_runtime_client = make_relayed
+        try:
+            yield
+        finally:
+            distributed._jax.get_distributed_runtime_client = make
+
+
+def _open_relay(address: str, folder: str) -> str:
+    """Where a client of gRPC reaches `address` through this process, while the folder is there."""
+    # A file and not a port: for one, gRPC would obey the environment's http_proxy.
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{folder}/0")
+    listener.listen()
+    threading.Thread(target=_relay, args=(listener, address), daemon=True).start()
+    return f"unix:{folder}/0"
+
+
+def _relay(listener: socket.socket, address: str) -> None:
+    """Connects what comes to the listener with process 0, at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    while True:
+        near, _ = listener.accept()
+        try:
+            far = socket.create_connection((host.strip("[]"), int(port)), timeout=10)
+        except OSError:  # process 0 doesn't listen yet; JAX tries again
+            near.close()
+            continue
+        far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        threading.Thread(target=_ask, args=(near, far), daemon=True).start()
+        threading.Thread(target=_answer, args=(near, far, host), daemon=True).start()
+
+
+def _ask(near: socket.socket, far: socket.socket) -> None:
+    """Passes on what JAX asks process 0, until either closes."""
+    with contextlib.suppress(OSError):
+        while data := near.recv(1 << 16):
+            far.sendall(data)
+        far.shutdown(socket.SHUT_WR)
+
+
+def _answer(near: socket.socket, far: socket.socket, host: str) -> None:
+    """Passes on what process 0 answers; its end, or SILENCE seconds without an answer, ends this
+    process while it watches the others, who are asked every few seconds then.
+    """
+    problem = "has died: the connection to it is closed"
+    far.settimeout(SILENCE)
+    while True:
+        watched = not _apart.is_set()
+        try:
+            if not (data := far.recv(1 << 16)):
+                break
+            near.sendall(data)
+        except TimeoutError:
+            if watched:
+                problem = f"has died or hangs: no sign of life for {SILENCE:.0f} s"
+                break
+        except OSError:
+            break
+    if not _apart.is_set():
+        _end_run(f"process 0 of {jax.process_count()} on {host} {problem}")
+    with contextlib.suppress(OSError):
+        near.shutdown(socket.SHUT_RDWR)
+
+
+def _end_run(problem: str) -> None:
+    """Ends this process where another has ended the run, unless it is past that."""
+    if _apart.is_set():
+        return
+    text = f"{problem}; the last good checkpoint stands, start all processes again"
+    # The others find the same within a beat, as long as process 0 lives.
+    _end_at_once(text, after=2 * _BEAT if is_first() else 0)
+
+
+def _end_at_once(text: str, after: float = 0) -> None:
     """Says why, and ends with status 1; nothing waits for other processes then."""
     os.write(2, f"\ngooglenet-jax: {text}\n".encode())
+    time.sleep(after)
     os._exit(1)
 
 
@@ -170,7 +271,6 @@ class Peers:
         self._client: Any = distributed.global_state.client
         self._timeout = timeout
         self._lock = threading.Lock()
-        self._ended = threading.Event()
         self._state: dict[str, Any] = {
             "host": socket.gethostname(),
             "beat": 0,
@@ -183,6 +283,7 @@ class Peers:
 
     def start(self) -> None:
         """Begins to tell and to watch."""
+        _apart.clear()
         self._thread.start()
 
     def tick(self) -> None:
@@ -195,24 +296,24 @@ class Peers:
         What JAX raises is most often another process's end: then that one is given time to be
         found, which ends this process too.
         """
-        if self._ended.is_set():
+        if _apart.is_set():
             return
         if not isinstance(error, UserError):
-            self._ended.wait(min(SILENCE, self._timeout) + 3 * _BEAT)
+            _apart.wait(SILENCE + 3 * _BEAT)
         self._state["failed"] = _first_line(error)
         with contextlib.suppress(Exception):
             self._tell()
-        self._ended.set()
+        _apart.set()
         if is_first():
             time.sleep(2 * _BEAT)  # what it has told ends with it
 
     def stop(self) -> None:
         """Ends watching: from here on the others may be gone."""
-        if not self._ended.is_set():
+        if not _apart.is_set():
             self._state["tick"] = -1  # finished
             with contextlib.suppress(Exception):
                 self._tell()
-            self._ended.set()
+            _apart.set()
         self._thread.join()
 
     def _tell(self) -> None:
@@ -223,16 +324,16 @@ class Peers:
             )
 
     def _watch(self) -> None:
-        while not self._ended.wait(_BEAT):
+        while not _apart.wait(_BEAT):
             try:
                 self._tell()
                 found = self._client.key_value_dir_get(_KEYS)
             except Exception:
-                self._end("process 0, which the others speak through, can't be reached any more")
+                _end_run("process 0, which the others speak through, can't be reached any more")
                 return
             states = {int(key.rsplit("/", 1)[1]): json.loads(value) for key, value in found}
             if problem := self._problem(states, time.monotonic()):
-                self._end(problem)
+                _end_run(problem)
                 return
 
     def _problem(self, states: dict[int, dict[str, Any]], now: float) -> str:
@@ -249,16 +350,11 @@ class Peers:
             beat, when = self._seen.get(number, (-1, now))
             if beat != state["beat"]:
                 self._seen[number] = state["beat"], now
-            elif now - when > min(SILENCE, self._timeout):
+            elif now - when > SILENCE:
                 return f"{name} has died or hangs: no sign of life for {now - when:.0f} s"
             if now - self._moved[1] > self._timeout and state["tick"] < self._state["tick"]:
                 return f"{name} hangs: it stands still since {now - self._moved[1]:.0f} s, and the others wait for it"
         return ""
-
-    def _end(self, problem: str) -> None:
-        if self._ended.is_set():
-            return
-        _end_at_once(f"{problem}; the last good checkpoint stands, start all processes again")
 
 
 @contextlib.contextmanager

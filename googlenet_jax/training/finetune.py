@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.files import is_store
 from googlenet_jax.training.process import say
 from googlenet_jax.training.run import load_run
 from googlenet_jax.training.state import TrainState
@@ -28,8 +29,8 @@ def read_initial(config: ConfigDict) -> Weights:
     """
     source = config.init_from
     path = Path(source).expanduser()
-    if path.is_dir():
-        run = load_run(path)
+    if is_store(source) or path.is_dir():
+        run = load_run(source if is_store(source) else path)
         return Weights(run.model, run.variables, run.preprocessing, run.class_names)
     if source in list_pretrained():
         return read_weights(pretrained_file(source))

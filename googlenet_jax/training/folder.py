@@ -1,7 +1,6 @@
 """A run's folder: whose it is, and its config.json."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,6 @@ from googlenet_jax.training.process import is_first
 from googlenet_jax.training.writers import METRICS_FILE
 
 CONFIG_FILE = "config.json"
-_URL = re.compile(r"[A-Za-z][\w+.-]+:/")  # also as pathlib writes one; C:/ is a drive
-
-
-def local_folder(workdir: str | Path) -> Path:
-    """Returns the folder's path. Raises UserError for a URL, which would be taken for a folder's
-    name: locks, lines that are added to a file and renamed folders are not what object stores have.
-    """
-    if _URL.match(str(workdir)):
-        raise UserError(
-            f"--workdir: expected a folder, found {str(workdir)!r}; object stores can't hold a run, "
-            "take a file system that all processes share, and copy the finished run"
-        )
-    return Path(workdir)
 
 
 def check_folder(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

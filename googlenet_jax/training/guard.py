@@ -16,7 +16,7 @@ from types import FrameType
 from typing import IO, NoReturn
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.files import writing
+from googlenet_jax.files import is_store, writing
 
 LOCK_FILE = ".lock"
 # Signal -> what a person calls it, and the exit status of a run that it has ended: 128 + SIGINT is
@@ -101,8 +101,15 @@ def locked(workdir: Path) -> Iterator[None]:
     """Holds the folder, so that no second run trains in it. Whoever only reads needs no lock.
 
     The lock is the operating system's and ends with the process, however that ends: the file that
-    a killed run leaves does not block. Raises UserError where another process holds it.
+    a killed run leaves does not block. On an object store it is a lease, which a killed run's
+    silence ends (`store.leased`). Raises UserError where another process holds it.
     """
+    if is_store(workdir):
+        from googlenet_jax.training.store import leased
+
+        with leased(workdir / LOCK_FILE):
+            yield
+        return
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / LOCK_FILE).open("a+", encoding="utf-8")

@@ -22,7 +22,7 @@ from googlenet_jax.training.checkpoint import Checkpoints, RunDescription
 from googlenet_jax.training.cluster import PEER_TIMEOUT, Agreement, Peers, telling, watching
 from googlenet_jax.training.config import resolve
 from googlenet_jax.training.finetune import begin_with, read_initial, tell
-from googlenet_jax.training.folder import check_folder, local_folder, write_config
+from googlenet_jax.training.folder import check_folder, write_config
 from googlenet_jax.training.guard import catching_signals, end, locked, signal_name
 from googlenet_jax.training.patterns import check_patterns, parse_multipliers
 from googlenet_jax.training.plan import make_plan
@@ -30,6 +30,7 @@ from googlenet_jax.training.process import is_first, make_deterministic, say, sa
 from googlenet_jax.training.profile import FOLDER as PROFILE_FOLDER
 from googlenet_jax.training.profile import Profile
 from googlenet_jax.training.state import TrainState, eval_variables, is_finite
+from googlenet_jax.training.store import reaching, run_folder
 from googlenet_jax.training.task import Task
 from googlenet_jax.training.writers import (
     CURVES_FILE,
@@ -51,18 +52,20 @@ def train(
     peer_timeout: float = PEER_TIMEOUT,
     profile: bool = False,
 ) -> None:
-    """Trains as a recipe says, in the folder `workdir`; goes on with the run that is there, and
-    leaves a finished one as it is.
+    """Trains as a recipe says, in the folder `workdir`, which may be a gs:// URL; goes on with the
+    run that is there, and leaves a finished one as it is.
 
     Several processes, joined by `jax.distributed`, each call it with the same arguments; all see
     the same folder. One that stands still for `peer_timeout` seconds ends the others. `profile`
     writes a trace of a few steps to `workdir`/profile.
 
     Raises UserError for a recipe that is impossible or not the run's, data or checkpoints that
-    can't be read, a loss that is not finite.
+    can't be read, a loss that is not finite, a store that can't be reached.
     """
     with watching(peer_timeout) as peers:
-        _train(config, local_folder(workdir), peers, profile)
+        folder = run_folder(workdir)
+        with reaching(folder):
+            _train(config, folder, peers, profile)
 
 
 def _train(

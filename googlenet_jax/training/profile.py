@@ -1,12 +1,14 @@
 """A trace of a few training steps, which TensorBoard's profiler and Perfetto open."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from googlenet_jax.files import writing
+from googlenet_jax.files import is_store, writing
 from googlenet_jax.training.process import say
+from googlenet_jax.training.store import upload
 
 FOLDER = "profile"
 SKIPPED = 5  # steps that compile and warm up
@@ -19,6 +21,7 @@ class Profile:
     def __init__(self, folder: Path | None, start: int) -> None:
         """For a run that goes on after `start` steps; the trace goes to `folder`."""
         self._folder, self._first = folder, start + SKIPPED
+        self._temporary = tempfile.TemporaryDirectory() if folder and is_store(folder) else None
         self._running = False
 
     def before(self, step: int, state: Any) -> None:
@@ -28,7 +31,7 @@ class Profile:
         if step == self._first:
             jax.block_until_ready(state)
             with writing(self._folder):
-                jax.profiler.start_trace(self._folder)
+                jax.profiler.start_trace(self._temporary.name if self._temporary else self._folder)
             self._running = True
         elif step == self._first + STEPS:
             jax.block_until_ready(state)
@@ -41,6 +44,9 @@ class Profile:
         self._running = False
         with writing(self._folder):
             jax.profiler.stop_trace()
+        if self._temporary:
+            upload(Path(self._temporary.name), self._folder)
+            self._temporary.cleanup()
         say(
             f"traced: {self._folder}; see it with `tensorboard --logdir {self._folder}`, or open its "
             "*.trace.json.gz in ui.perfetto.dev"

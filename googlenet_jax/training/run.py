@@ -31,14 +31,15 @@ class Run:
 
 
 def load_run(workdir: str | Path, weights: str | None = None, step: int | None = None) -> Run:
-    """Reads a checkpoint of the run in `workdir`, and changes nothing there.
+    """Reads a checkpoint of the run in `workdir`, which may be a gs:// URL, and changes nothing
+    there.
 
     `weights` is "raw" or "ema" (the average), None for "ema" where the run has it; `step` None is
     the newest whole checkpoint.
 
     Raises:
       UserError: there is no checkpoint, none of that step, none that is whole, or no average
-        although "ema" was asked for.
+        although "ema" was asked for, or the store can't be reached.
     """
     read = read_run(workdir, weights=weights, step=step)
     about = read.description

@@ -9,6 +9,7 @@ evaluation line examples and weights, "raw" or "ema".
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,14 +19,16 @@ import jax
 from tqdm import tqdm
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.files import write_atomically, writing
+from googlenet_jax.files import is_store, write_atomically, writing
 from googlenet_jax.training.curves import draw_curves
 from googlenet_jax.training.process import is_first, say, shows_progress
+from googlenet_jax.training.store import upload
 
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 EVENTS_FOLDER = "tensorboard"
 SECONDS_BETWEEN_CURVES = 20  # a picture takes about half a second
+SECONDS_BETWEEN_UPLOADS = 30  # of training lines to an object store
 
 Line = dict[str, Any]
 
@@ -137,15 +140,54 @@ class CurvesWriter(Writer):
         self._drawn_at = time.monotonic()
 
 
+class StoreWriter(Writer):
+    """Lets `make`'s writers fill a temporary folder, and uploads what they have changed there: at
+    `flush`, at the end, after an evaluation, and else every SECONDS_BETWEEN_UPLOADS. It begins with
+    the store's `metrics.jsonl`.
+    """
+
+    def __init__(self, workdir: Path, make: Callable[[Path], Writer]) -> None:
+        self._workdir = workdir
+        self._temporary = tempfile.TemporaryDirectory()
+        self._local = Path(self._temporary.name)
+        metrics = workdir / METRICS_FILE
+        if metrics.exists():
+            (self._local / METRICS_FILE).write_bytes(metrics.read_bytes())
+        self._writer = make(self._local)
+        self._uploaded: dict[Path, int] = {}
+        self._uploaded_at = time.monotonic()
+
+    def write(self, line: Line) -> None:
+        self._writer.write(line)
+        if "weights" in line or time.monotonic() - self._uploaded_at >= SECONDS_BETWEEN_UPLOADS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._writer.flush()
+        self._upload()
+
+    def close(self) -> None:
+        with self._temporary:
+            self._writer.close()
+            self._upload()
+
+    def _upload(self) -> None:
+        upload(self._local, self._workdir, self._uploaded)
+        self._uploaded_at = time.monotonic()
+
+
 def draw_if_stale(workdir: Path) -> None:
     """Draws `curves.png` where it is missing or older than `metrics.jsonl`: the run was killed
     between the two.
     """
     curves, metrics = workdir / CURVES_FILE, workdir / METRICS_FILE
-    if metrics.exists() and not (
-        curves.exists() and curves.stat().st_mtime >= metrics.stat().st_mtime
-    ):
+    if metrics.exists() and not (curves.exists() and _changed_at(curves) >= _changed_at(metrics)):
         CurvesWriter(workdir).close()
+
+
+def _changed_at(path: Path) -> float:
+    stat: Any = path.stat()  # an epath's has names of its own
+    return stat.mtime if is_store(path) else stat.st_mtime
 
 
 def create_writer(workdir: Path, step: int) -> Writer:
@@ -154,11 +196,15 @@ def create_writer(workdir: Path, step: int) -> Writer:
     """
     if not is_first():
         return Writer()
-    return Writers(
-        JsonLinesWriter(workdir / METRICS_FILE),
-        TensorBoardWriter(workdir / EVENTS_FOLDER, step),
-        CurvesWriter(workdir),
-    )
+
+    def make(folder: Path) -> Writer:
+        return Writers(
+            JsonLinesWriter(folder / METRICS_FILE),
+            TensorBoardWriter(folder / EVENTS_FOLDER, step),
+            CurvesWriter(folder),
+        )
+
+    return StoreWriter(workdir, make) if is_store(workdir) else make(workdir)
 
 
 class NotFinite(UserError):

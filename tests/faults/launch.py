@@ -76,7 +76,9 @@ class Run:
             command += (own or {}).get(number, [])
             with log.open("w") as file:
                 self.processes.append(
-                    subprocess.Popen(command, cwd=ROOT, env=environment, stderr=file)
+                    subprocess.Popen(
+                        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=file
+                    )
                 )
 
     def said(self, number):

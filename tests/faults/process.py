@@ -2,7 +2,8 @@
 `python -m tests.faults.process WORKDIR DATA_DIR …`.
 
 What comes after the folders is as `googlenet-jax train` takes it; `--fails` lets this process raise
-at its first batch, `--slow=SECONDS` is what each batch takes at least, and `--silence=SECONDS` replaces
+at its first batch, `--stands-still` lets it wait for an hour before its fourth,
+`--slow=SECONDS` is what each batch takes at least, and `--silence=SECONDS` replaces
 `cluster.SILENCE`. The ids of each batch that is read go to `WORKDIR.K.ids`, a line each.
 """
 
@@ -40,7 +41,7 @@ class Small(Network):
         return Output(nn.Dense(self.num_classes, name="head", **types)(x), {})
 
 
-def slowed(fails, seconds, ids):
+def slowed(fails, stands_still, seconds, ids):
     """A kind of task whose batches take so long; `ids` is the start of the file's name."""
 
     def open_slowed(config, mesh):
@@ -54,6 +55,8 @@ def slowed(fails, seconds, ids):
                     time.sleep(seconds)
                     if fails:
                         raise UserError("this batch can't be read")
+                    if stands_still and number == 3:
+                        time.sleep(3600)
                     yield batch
 
         def evaluation(evaluate):
@@ -78,13 +81,14 @@ if __name__ == "__main__":
     parser.add_argument("workdir")
     parser.add_argument("data_dir")
     parser.add_argument("--fails", action="store_true")
+    parser.add_argument("--stands-still", action="store_true")
     parser.add_argument("--slow", type=float, default=0.0)
     parser.add_argument("--silence", type=float, default=cluster.SILENCE)
     args, rest = parser.parse_known_args()
     jax.config.update("jax_enable_x64", True)
     cluster.SILENCE = args.silence
     register_model("small", Small)
-    register_task("slowed", slowed(args.fails, args.slow, args.workdir))
+    register_task("slowed", slowed(args.fails, args.stands_still, args.slow, args.workdir))
     recipe = str(Path(__file__).with_name("recipe.py"))
     more = [f"--config={recipe}", f"--workdir={args.workdir}", f"--config.data.dir={args.data_dir}"]
     sys.exit(main(["train", *more, *rest]))

@@ -39,34 +39,39 @@ def whole(start):
     return run.workdir
 
 
-def wait_for(run, name, seconds=300):
-    """Waits for a file of the folder to be there, as long as all processes live."""
+def lines(workdir):
+    """(step, split) of each line of metrics.jsonl."""
+    path = workdir / "metrics.jsonl"
+    found = read_metrics(path) if path.exists() else []
+    return [(line["step"], line["split"]) for line in found]
+
+
+def wait_until(run, happened, seconds=300):
+    """Waits for something to happen, as long as all processes live."""
     end = time.monotonic() + seconds
-    while not (run.workdir / name).exists():
+    while not happened():
         assert all(process.poll() is None for process in run.processes), run.said(0)
-        assert time.monotonic() < end, f"{name} never came"
+        assert time.monotonic() < end, "it never came"
         time.sleep(0.01)
 
 
-def test_a_signal_to_one_process_stops_all_and_another_layout_goes_on(start, whole):
-    run = start("moved", 2, 2, "--slow=0.1", "--config.devices.shard_optimizer=True")
-    wait_for(run, "checkpoints/5")
+def test_a_signal_to_one_process_stops_all_in_an_evaluation_and_another_layout_goes_on(
+    start, whole
+):
+    """The state is saved although none is due, and the evaluation is done by the next start."""
+    fields = ["--config.eval_batch_size=12", "--config.checkpoint_every=20 steps"]
+    run = start("moved", 2, 2, *fields, "--slow=0.2", "--config.devices.shard_optimizer=True")
+    wait_until(run, lambda: (10, "train") in lines(run.workdir))  # five batches are evaluated now
     run.processes[1].send_signal(signal.SIGTERM)
     assert run.wait() == [0, 0]
-    assert "stopped by SIGTERM after step" in run.said(0)
+    assert "stopped by SIGTERM after step 10 of 20" in run.said(0)
     assert "stopped by" not in run.said(1)  # one speaks
-    checkpoints = (run.workdir / "checkpoints").iterdir()
-    saved = max(int(path.name) for path in checkpoints if path.name.isdigit())
-    assert 5 <= saved < 20
-    on_three = start("moved", 1, 3)
+    assert lines(run.workdir)[-1] == (10, "train")
+    on_three = start("moved", 1, 3, *fields)
     assert on_three.wait() == [0]
-    assert f"going on after step {saved}" in on_three.said(0)
+    assert "going on after step 10" in on_three.said(0)
     assert largest_difference(final_state(run.workdir, 20), final_state(whole, 20)) < 1e-10
-    ours, theirs = (
-        [(line["step"], line["split"]) for line in read_metrics(folder / "metrics.jsonl")]
-        for folder in (run.workdir, whole)
-    )
-    assert ours == theirs
+    assert lines(run.workdir) == lines(whole)
     assert ids_by_step(run.workdir) == ids_by_step(whole)
 
 
@@ -85,13 +90,26 @@ def test_a_process_that_fails_ends_the_others_with_its_words(start):
 
 
 def test_a_killed_process_is_named(start):
-    run = start("killed", 2, 1, "--slow=0.1", "--silence=10")
-    wait_for(run, "checkpoints/5")
+    run = start("killed", 2, 1, "--slow=0.1", "--silence=6")
+    wait_until(run, (run.workdir / "checkpoints/5").exists)
     run.processes[1].kill()
     assert run.processes[0].wait(300) == 1
     assert "process 1 of 2 on" in run.said(0)
     assert "has died or hangs: no sign of life for" in run.said(0)
     assert (run.workdir / "checkpoints" / "5").is_dir()
+
+
+def test_one_that_stands_still_and_then_the_death_of_process_0_are_named(start):
+    own = {1: ["--peer-timeout=6"], 2: ["--stands-still"]}
+    run = start("still", 3, 1, own=own)
+    assert run.processes[1].wait(300) == 1
+    assert "process 2 of 3 on" in run.said(1)
+    assert "hangs: it stands still since" in run.said(1)
+    run.processes[0].kill()
+    assert run.processes[2].wait(60) == 1
+    words = run.said(2).strip().splitlines()  # JAX's own would be a trace
+    assert len(words) == 1
+    assert "process 0 of 3 on 127.0.0.1 has died: the connection to it is closed;" in words[0]
 
 
 def test_a_process_that_never_comes_is_an_error(start):

@@ -436,8 +436,3 @@ def test_a_device_without_enough_memory_names_the_batch_and_what_to_lower():
     assert "devices.accumulate" in str(explained) and "devices.rematerialize" in str(explained)
     other = jax.errors.JaxRuntimeError("INTERNAL: something else")
     assert loop._explained(other, 96, 8) is other
-
-
-def test_a_url_is_no_folder(data_dir):
-    with pytest.raises(UserError, match=r"^--workdir: expected a folder, found 's3://bucket/run'"):
-        train(tiny_config(data_dir), "s3://bucket/run")
