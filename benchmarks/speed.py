@@ -63,7 +63,7 @@ def plot(path: Path, picture: Path) -> None:
     about = next(iter(compared.values()))
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     figure.suptitle(
-        f"beside other work on {about['cores']} cores ({about['cpu']}), float32 where not said; {versions}"
+        f"{about['cores']} cores ({about['cpu']}), float32 where not said; {versions}"
     )
     figure.tight_layout()
     figure.savefig(picture, dpi=110)

@@ -7,6 +7,9 @@ from pathlib import Path
 # Workers side by side share the processors: with a thread for each processor in each, they wait for each other.
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A command run in a test's process would set XLA's flags for processes that a later test starts, whose
+# numbers would differ from its own in the last bits.
+os.environ.setdefault("GOOGLENET_JAX_TUNING", "0")
 
 import jax
 import pytest

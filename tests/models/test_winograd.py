@@ -94,3 +94,10 @@ def test_elsewhere_the_convolution_is_xlas_own():
     conv = jax.jit(functools.partial(ops.conv, stride=1, pads=HALF))
     text = jax.export.export(conv, platforms=("cuda",))(x, kernel).mlir_module()
     assert "stablehlo.convolution" in text and "stablehlo.while" not in text
+
+
+def test_xla_keeps_the_first_transforms_apart():
+    """Fused into the second ones, they would be computed anew for each of their terms."""
+    x, kernel = (jax.ShapeDtypeStruct(s, "float32") for s in ((1, 16, 16, 4), (3, 3, 4, 4)))
+    compiled = jax.jit(functools.partial(winograd.conv, pads=HALF)).lower(x, kernel).compile()
+    assert compiled.as_text().count(" call(") == 3  # the kernel's, the tiles', the products'

@@ -48,7 +48,7 @@ def run(code: str, tmp_path, **environment: str) -> tuple[list[str], str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
+        if name not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", process.TUNING)
     }
     given = kept | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"} | environment
     done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True)
