@@ -62,9 +62,7 @@ def plot(path: Path, picture: Path) -> None:
     _draw_layers(right, results["layers"]["layers"])
     about = next(iter(compared.values()))
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    figure.suptitle(
-        f"{about['cores']} cores ({about['cpu']}), float32 where not said; {versions}"
-    )
+    figure.suptitle(f"{about['cores']} cores ({about['cpu']}), float32 where not said; {versions}")
     figure.tight_layout()
     figure.savefig(picture, dpi=110)
 

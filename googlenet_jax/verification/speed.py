@@ -195,9 +195,10 @@ def time_layers(
     for name, (module, arguments) in _children(model, batch_size).items():
         row = summary.row(name)
         operations = 2 * batch_size * (row.multiply_adds if row else 0)
-        passes = 1 if row == summary.rows[0] else 2  # no gradient of the images
+        of_images = row == summary.rows[0]
+        passes = 1 if of_images else 2  # nobody needs the gradient of the images
         result: dict[str, Any] = {"name": name}
-        forward, both = _time_layer(module, arguments, steps)
+        forward, both = _time_layer(module, arguments, steps, of_images=of_images)
         units = (("ms", "peak_operations_per_second"), ("cpu_ms", CPU_PEAK))
         for (unit, rate), *times in zip(units, forward, both, strict=True):
             floor = 1e3 * operations / rates[rate]
@@ -232,7 +233,7 @@ def _children(model: Network, batch_size: int) -> dict[str, tuple[nn.Module, tup
 
 
 def _time_layer(
-    module: nn.Module, arguments: tuple, steps: int
+    module: nn.Module, arguments: tuple, steps: int, *, of_images: bool
 ) -> list[tuple[list[float], list[float]]]:
     """`time_steps` of the forward pass, and of forward and backward together."""
     shape, *rest = arguments
@@ -249,7 +250,8 @@ def _time_layer(
 
     def both(params: Any, x: jax.Array) -> Any:
         y, pull = jax.vjp(forward, params, x)
-        return pull(jnp.ones_like(y))
+        of_params, of_x = pull(jnp.ones_like(y))
+        return of_params if of_images else (of_params, of_x)
 
     timings = []
     for function in (forward, both):
