@@ -5,9 +5,10 @@ signal once at a random moment; then all are started again. Prints JSON.
 
 A third of the signals come while a checkpoint is being written, the others at any moment of the
 run, which evaluates every fourth step. Of each run it is checked that after SIGTERM all processes
-ended with 0, after SIGKILL the others with 1 and a line that says who has died; that the final state is that of a run never
-stopped, to 1e-10 in float64; that metrics.jsonl has every line once; and that the ids read for the
-steps of each epoch, by all processes and starts together, are exactly the data set's.
+ended with 0, after SIGKILL the others with 1 and a line that says who has died; that the final
+state is that of a run never stopped, to 1e-10 in float64; that metrics.jsonl has every line once;
+and that the ids read for the steps of each epoch, by all processes and starts together, are exactly
+the data set's.
 """
 
 import argparse

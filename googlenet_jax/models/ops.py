@@ -2,8 +2,7 @@
 
 On a CPU the gradients that XLA derives for pooling and for 1×1 convolutions are slow, so they
 are written out, and a 3×3 convolution takes fewer products by Winograd's tiles; elsewhere the plain
-forms are used. Batch norm's gradient serves every
-platform. Every form computes the same mathematics, ties in pooling included.
+forms are used. Batch norm's gradient serves every platform. Every form computes the same mathematics, ties in pooling included.
 """
 
 import functools
@@ -140,7 +139,7 @@ def _gains_by_winograd(x: Array, kernel: Array) -> bool:
     float32 the transforms would lose too many digits.
     """
     batch = x.shape[0] if isinstance(x.shape[0], int) else 1  # an exported network's may be any
-    tiles = batch * math.prod(-(-size // winograd.TILE) for size in x.shape[1:3])
+    tiles = batch * math.prod(winograd.tile_counts(x.shape[1:3]))
     return min(kernel.shape[2:]) >= 64 and tiles >= 16 and jnp.finfo(x.dtype).bits >= 32
 
 

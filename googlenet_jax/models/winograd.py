@@ -81,7 +81,7 @@ def conv(x: Array, kernel: Array, pads: Pads) -> Array:
 
 def _conv_forward(x: Array, kernel: Array, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
     height, width = _out(x, pads)
-    filters = _filters(kernel)
+    filters = _both_axes(_G, kernel)
 
     def part(x: Array) -> Array:
         products = _multiply(_tiles(x, _B, (height, width), pads), filters, (2, 1))
@@ -122,12 +122,15 @@ def _conv_backward(pads: Pads, residuals: tuple[Array, Array], dy: Array) -> tup
         return sums[0] + products, lax.dynamic_update_index_in_dim(sums[1], dx, i, 1)
 
     total, dx = lax.fori_loop(0, parts, step, (jnp.zeros_like(filters), jnp.zeros_like(x)))
-    by_column = _apart(lambda total: _stacked(_G.T, list(total)), total)
-    dkernel = _stacked(_G.T, [by_column[:, i] for i in range(_POINTS)])
-    return dx.reshape(-1, *dx.shape[2:]), dkernel
+    return dx.reshape(-1, *dx.shape[2:]), _both_axes(_G.T, total)
 
 
 conv.defvjp(_conv_forward, _conv_backward)
+
+
+def tile_counts(sizes: Sequence[int]) -> list[int]:
+    """How many tiles lie along each axis of a map; the last ones may stick out."""
+    return [-(-size // TILE) for size in sizes]
 
 
 def _out(x: Array, pads: Pads) -> tuple[int, int]:
@@ -142,7 +145,7 @@ def _parts(x: Array, filters: Array, pads: Pads) -> int:
     count = x.shape[0]
     if not isinstance(count, int):
         return 1
-    tiles = math.prod(-(-size // TILE) for size in _out(x, pads))
+    tiles = math.prod(tile_counts(_out(x, pads)))
     image = _POINTS**2 * tiles * sum(filters.shape[2:]) * x.dtype.itemsize
     fitting = [size for size in range(1, count + 1) if count % size == 0]
     return count // max(size for size in fitting if size == 1 or size * image <= _PART_BYTES)
@@ -156,10 +159,10 @@ def _split(x: Array, parts: int) -> Array:
 # -------------------------------------------------------------------------------------------------------------- transforms
 
 
-def _filters(kernel: Array) -> Array:
-    """`[3, 3, C, O]` → `[6, 6, C, O]`: G k Gᵀ, the columns' points first."""
-    rows = _apart(lambda kernel: _stacked(_G, list(kernel)), kernel)
-    return _stacked(_G, [rows[:, i] for i in range(_SIZE)])
+def _both_axes(matrix: np.ndarray, v: Array) -> Array:
+    """`[side, side, C, O]` times `matrix` `[rows, side]` along both axes, which change places: `[rows, rows, C, O]`."""
+    first = _apart(lambda v: _stacked(matrix, list(v)), v)
+    return _stacked(matrix, [first[:, i] for i in range(v.shape[1])])
 
 
 def _tiles(x: Array, matrix: np.ndarray, out: tuple[int, int], pads: Pads) -> Array:
@@ -168,7 +171,7 @@ def _tiles(x: Array, matrix: np.ndarray, out: tuple[int, int], pads: Pads) -> Ar
     Returns:
       `[6, 6, N, rows, columns, C]`: the column's point, the row's, the image, the tile's row and column.
     """
-    counts = [-(-size // TILE) for size in out]
+    counts = tile_counts(out)
     window = matrix.shape[1]
     around = [(0, 0)]
     for (low, _), size, count in zip(pads, x.shape[1:3], counts, strict=True):
