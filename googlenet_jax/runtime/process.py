@@ -25,6 +25,7 @@ TUNING = "GOOGLENET_JAX_TUNING"
 XLA_CPU_FLAGS = {"xla_cpu_experimental_ynn_fusion_type": "reduce"}
 ASYNC_DISPATCH = "JAX_CPU_ENABLE_ASYNC_DISPATCH"
 CACHE_BYTES = 2 << 30  # a training step takes some 10 MB
+DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
 _settings: list[str] = []  # what `prepare` has set and `say_settings` has not told yet
 
 
@@ -141,7 +142,7 @@ def make_deterministic() -> None:
     Call it before JAX touches a device: XLA reads its flags once. It rules out atomics and the
     choice of kernels by timing, at some cost in speed.
     """
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_FLAG}".strip()
 
 
 def _cache_folder() -> Path:

@@ -146,3 +146,23 @@ def test_a_flag_that_this_jaxlib_does_not_know_is_left_out(tmp_path):
     """XLA would end the process."""
     change = "process.XLA_CPU_FLAGS['xla_cpu_not_a_flag'] = '1'"
     assert run(PREPARE.format(change=change), tmp_path)[0][0] == FLAG
+
+
+TRAIN = """
+import sys
+from googlenet_jax.runtime import process
+process.DETERMINISTIC_FLAG = "--xla_not_a_flag=true"
+from googlenet_jax.cli.main import main
+sys.exit(main(["train", "--config=digits", "--config.batch_size=0", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_the_deterministic_flag_is_there_before_xla_reads_its_flags(tmp_path, deterministic):
+    """XLA ends a process that names a flag which it doesn't know; that it has ended shows that it
+    has read the flag.
+    """
+    fields = [f"--workdir={tmp_path / 'run'}", f"--config.deterministic={deterministic}"]
+    done = subprocess.run([sys.executable, "-c", TRAIN, *fields], capture_output=True, text=True)
+    assert ("xla_not_a_flag" in done.stderr) == deterministic
+    assert done.returncode == 1 and ("batch_size" in done.stderr) != deterministic
