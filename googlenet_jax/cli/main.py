@@ -6,6 +6,7 @@ files import what is slow (JAX, the data sets) inside `run`, so that `--help` an
 """
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -30,6 +31,7 @@ from googlenet_jax.cli import (
     train,
     verify,
 )
+from googlenet_jax.cli.streams import Unbreakable, open_streams
 from googlenet_jax.errors import UserError
 
 SUBCOMMANDS = {
@@ -110,6 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises SystemExit(2) for wrong usage, as argparse does.
     """
+    open_streams()
+    with contextlib.redirect_stderr(Unbreakable(sys.stderr)):
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     args.fields = rest
@@ -125,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
+        if args.subcommand != "train":  # which has said more
+            print("\ngooglenet-jax: stopped by Ctrl-C", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader has gone (`| head`): Python would complain once more when it flushes at exit.

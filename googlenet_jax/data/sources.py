@@ -1,8 +1,9 @@
 """Random access to the examples of a prepared TFDS data set, without TensorFlow."""
 
+import collections
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,31 @@ def check_features(features: Any, name: str) -> Any:
             "another set"
         )
     return features
+
+
+def check_class_names(names: Iterable[str], where: str) -> None:
+    """Raises UserError for a class whose name a set's label file can't hold, before anything is
+    written.
+
+    TFDS writes a name a line in UTF-8 and strips each line as it reads: the wrong classes would
+    get names.
+    """
+    for name, count in collections.Counter(names).items():
+        if count > 1:
+            raise UserError(f"{where}: expected different names of classes, found {name!r} twice")
+        if name.splitlines() != [name] or name.strip() != name or not _is_utf_8(name):
+            raise UserError(
+                f"{where}: expected names of classes in UTF-8, without line breaks and without a "
+                f"space at either end, found {name!r}; rename that one"
+            )
+
+
+def _is_utf_8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # of a file's name: bytes that are no UTF-8
+        return False
+    return True
 
 
 def open_records(builder: tfds.core.DatasetBuilder, name: str, split: str) -> Any:

@@ -9,6 +9,7 @@ evaluation line examples and weights, "raw" or "ema".
 import json
 import math
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from googlenet_jax.errors import UserError
 from googlenet_jax.runtime.process import is_first, say, shows_progress
 from googlenet_jax.runtime.storage import is_store, upload, write_atomically, writing
+from googlenet_jax.training.config import LARGEST_STEPS
 from googlenet_jax.training.curves import draw_curves
 
 METRICS_FILE = "metrics.jsonl"
@@ -385,16 +387,25 @@ def read_metrics(path: Path) -> list[Line]:
             raise UserError(
                 f"{path}, line {number}: expected a JSON object, found {text[:40]!r}; remove that line"
             ) from error
-        if (
-            not isinstance(line, dict)
-            or not isinstance(line.get("step"), int)
-            or "split" not in line
-        ):
+        if not _is_line(line):
             raise UserError(
-                f"{path}, line {number}: expected an object with 'step' and 'split', found {text[:40]!r}; remove that line"
+                f"{path}, line {number}: expected an object with 'step', 'epoch', 'split' and "
+                f"finite numbers, found {text[:60]!r}; remove that line"
             )
         lines.append(line)
     return lines
+
+
+def _is_line(line: Any) -> bool:
+    """Whether a JSON value is a line as these writers make them."""
+    if not isinstance(line, dict) or not isinstance(line.get("split"), str):
+        return False
+    if type(line.get("step")) is not int or not 0 <= line["step"] <= LARGEST_STEPS:
+        return False
+    if "epoch" not in line or line.get("weights", "raw") not in ("raw", "ema"):
+        return False
+    values = [value for name, value in line.items() if name not in ("split", "weights")]
+    return all(type(value) in (int, float) and abs(value) <= sys.float_info.max for value in values)
 
 
 def cut_back(path: Path, step: int, *, drop_evaluation: bool = False) -> None:
@@ -412,6 +423,7 @@ def cut_back(path: Path, step: int, *, drop_evaluation: bool = False) -> None:
         if line["step"] < step
         or (line["step"] == step and not (drop_evaluation and "weights" in line))
     )
-    if path.read_text(encoding="utf-8") != kept:
+    # As bytes: a last line that was cut off may end inside a character.
+    if path.read_bytes() != kept.encode():
         with writing(path):
             write_atomically(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))

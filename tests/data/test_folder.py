@@ -1,6 +1,7 @@
 """A folder of images by class, written without TensorFlow, read back and counted."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,38 @@ def test_files_that_are_no_images_are_passed_over_and_listed_and_hidden_ones_ign
 def test_a_folder_that_cannot_be_taken_says_why(tmp_path, files, message):
     with pytest.raises(UserError, match=message):
         list_folder(write(tmp_path / "src", files))
+
+
+@pytest.mark.parametrize(
+    "name", ["c\nat", "cat ", " cat", "cat\r", "ca\u2028t", "c\udce4t"], ids=ascii
+)
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_a_class_that_a_label_file_cannot_hold_is_refused_before_anything_is_written(
+    tmp_path, data_dir, name, split
+):
+    root = write(tmp_path / "src", {f"{split}{each}/a.png": picture(1) for each in (name, "dog")})
+    with pytest.raises(UserError, match=r"expected names of classes .* found '.*rename") as caught:
+        prepare_folder(root, "pets", data_dir, validation_fraction=0)
+    str(caught.value).encode()  # the line can be printed
+    assert not data_dir.exists() and str(caught.value).isprintable()
+
+
+def test_names_that_look_odd_but_can_be_held_keep_their_pictures(tmp_path, data_dir):
+    names = ("a b", "ä", "名", "c,d", "#5", "ca\tt")
+    root = write(tmp_path / "src", {f"{each}/a.png": picture(i) for i, each in enumerate(names)})
+    prepare_folder(root, "odd", data_dir, validation_fraction=0)
+    source = load_source("odd", "train", data_dir)
+    for index, record in enumerate(source.records(range(len(names)))):
+        folder = record.file_name.split("/")[0]
+        assert source.class_names[record.label] == folder
+        assert source[index]["image"][0, 0, 0] == names.index(folder)
+
+
+def test_pipes_among_the_pictures_are_passed_over(tmp_path):
+    root = write(tmp_path / "src", by_class(2))
+    os.mkfifo(root / "cat" / "pipe.png")
+    listing = list_folder(root, 0)
+    assert len(listing.splits["train"]) == 4 and not listing.ignored
 
 
 def test_wrong_arguments_are_named(tmp_path, data_dir):

@@ -135,12 +135,42 @@ def test_cut_back_leaves_the_old_file_when_it_cannot_finish(tmp_path, monkeypatc
     assert read_metrics(path) == LINES[:1]
 
 
+@pytest.mark.parametrize(
+    "torn", ['{"step": 20, "split": "prüfung'.encode()[:-6], b"\xff\xfe", b"\0"]
+)
+def test_a_torn_last_line_that_is_no_text_is_cut_off(tmp_path, torn):
+    path = tmp_path / "metrics.jsonl"
+    whole = "".join(json.dumps(line) + "\n" for line in LINES)
+    path.write_bytes(whole.encode() + torn)
+    cut_back(path, 10)
+    assert path.read_text() == whole
+
+
 def test_cut_back_of_nothing(tmp_path):
     cut_back(tmp_path / "metrics.jsonl", 3)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("broken", ['{"step": 5', "[]", '{"split": "train"}'])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        '{"step": 5',
+        "[]",
+        '{"split": "train"}',
+        '{"step": 5, "split": "train", "loss": 1.0}',  # no epoch
+        '{"step": 5, "epoch": 1, "split": ["train"]}',
+        '{"step": true, "epoch": 1, "split": "train"}',
+        '{"step": 5, "epoch": 1, "split": "train", "loss": "low"}',
+        '{"step": 5, "epoch": 1, "split": "train", "top1": null}',
+        '{"step": 5, "epoch": 1, "split": "train", "loss": NaN}',
+        '{"step": 5, "epoch": 1, "split": "train", "loss": 1e999}',
+        '{"step": 5, "epoch": 1, "split": "train", "loss": 1' + "0" * 400 + "}",
+        '{"step": 5000000000, "epoch": 1, "split": "train"}',
+        '{"step": 5, "epoch": 1, "split": "test", "weights": "best"}',
+        "[" * 100_000,
+    ],
+    ids=lambda text: text[:70],
+)
 def test_a_broken_line_inside_is_named(tmp_path, broken):
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n".join([json.dumps(LINES[0]), broken, json.dumps(LINES[1])]) + "\n")
