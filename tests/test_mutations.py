@@ -12,7 +12,7 @@ SAMPLE = (
     "images are flipped upside down",
     "pictures are not turned as EXIF says",
     "equal probabilities stand in reverse",
-    "black stands behind what is transparent",
+    "hidden files are pictures",
     "too few images are flipped",
 )
 

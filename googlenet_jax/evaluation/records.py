@@ -186,7 +186,7 @@ class RecordFile:
             entry = json.loads(line)
             index = None if number == 0 else entry["index"]
             found = entry["evaluation"] if number == 0 else None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{path}, line {number + 1}: not a record; remove the file to start anew"
             ) from error

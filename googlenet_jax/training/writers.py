@@ -383,7 +383,7 @@ def read_metrics(path: Path) -> list[Line]:
     for number, text in enumerate(texts[:-1], start=1):
         try:
             line = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}, line {number}: expected a JSON object, found {text[:40]!r}; remove that line"
             ) from error
