@@ -77,6 +77,12 @@ def build_parser() -> argparse.ArgumentParser:
             help="show the traceback of what goes wrong",
         )
         each.add_argument(
+            "--verbose",
+            action="store_true",
+            default=default,
+            help="say more: what was set for speed, and how to turn it off",
+        )
+        each.add_argument(
             "--import",
             action="append",
             dest="imports_before" if each is parser else "imports",
@@ -127,6 +133,9 @@ def _run(argv: Sequence[str] | None) -> int:
     # Orbax warns of what is meant, that a run's folder is only read, and prints tracebacks of what
     # it also raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Pillow logs what it says in exceptions too.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    logging.getLogger("googlenet_jax").setLevel(logging.INFO if args.verbose else logging.WARNING)
     try:
         import_registrations([*args.imports_before, *args.imports])
         status = SUBCOMMANDS[args.subcommand].run(args)
