@@ -21,7 +21,16 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CORE = ("data", "models", "evaluation", "training", "weights", "runtime", "cli", "test_train.py")
+CORE = (
+    "data",
+    "evaluation",
+    "training",
+    "cli/test_evaluate.py",
+    "cli/test_predict.py",
+    "weights/test_checkpoints.py",
+    "weights/test_safetensors.py",
+    "test_train.py",
+)
 TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "chex>=0.1.90")
 # Of the test extra; their tests are left out, so that hundreds of megabytes are not fetched thrice.
 ABSENT = re.compile(r"^\s*(?:import|from) (?:torch|h5py|tests\.parity|tests\.verification)\b", re.M)

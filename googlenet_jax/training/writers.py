@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -267,6 +268,16 @@ class TrainingLog:
             disable=not is_first(),
             mininterval=0.5 if shows_progress() else 30,
         )
+        # The first step compiles, for half a minute or more: whoever watches sees time pass.
+        self._moving = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, name="compiling", daemon=True)
+        if shows_progress() and not self._bar.disable:
+            self._ticker.start()
+
+    def _tick(self) -> None:
+        start = time.monotonic()
+        while not self._moving.wait(1.0):
+            self._bar.set_description(f"compiling, {time.monotonic() - start:.0f} s")
 
     @property
     def interval(self) -> dict[str, Any]:
@@ -290,11 +301,15 @@ class TrainingLog:
         Raises NotFinite for the step's loss.
         """
         self._fetch()
+        self._moving.set()
         self._bar.set_description(what)
         self._fetched_at, self._paused_at = None, time.time()
 
     def close(self) -> None:
         """Ends the bar."""
+        self._moving.set()
+        if self._ticker.is_alive():
+            self._ticker.join()
         self._bar.close()
 
     def _fetch(self) -> None:
@@ -302,6 +317,7 @@ class TrainingLog:
             return
         (step, metrics), self._waiting = self._waiting, None
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        self._moving.set()
         now = time.perf_counter()
         if self._fetched_at is None:
             self._skip_pause()

@@ -1,7 +1,9 @@
 """Lines go in whole, come out as they were, and are cut back without losing what should stay."""
 
 import json
+import time
 
+import jax.numpy as jnp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -176,6 +178,27 @@ def test_a_broken_line_inside_is_named(tmp_path, broken):
     path.write_text("\n".join([json.dumps(LINES[0]), broken, json.dumps(LINES[1])]) + "\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2"):
         read_metrics(path)
+
+
+def test_the_bar_moves_while_the_first_step_compiles(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(writers, "shows_progress", lambda: True)
+    log = writers.TrainingLog(
+        writers.Writer(),
+        logs=lambda step: False,
+        epoch=10,
+        batch_size=4,
+        start=0,
+        total=20,
+        interval={},
+    )
+    time.sleep(2.3)
+    log.push(1, {"loss": jnp.float32(1.0), "learning_rate": jnp.float32(0.1)})
+    log.flush("saving")
+    time.sleep(1.2)
+    log.close()
+    shown = capsys.readouterr().err
+    assert "compiling, 1 s" in shown and "compiling, 2 s" in shown and "compiling, 3 s" not in shown
+    assert shown.rindex("saving") > shown.rindex("compiling")
 
 
 def test_a_folder_without_metrics_is_named(tmp_path):
