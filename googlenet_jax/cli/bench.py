@@ -240,7 +240,7 @@ def _layer_lines(result: dict[str, Any]) -> list[str]:
     lines = [f"{'':16}{'milliseconds':>40}{'of CPU time':>40}", f"{'':16}{heads}{heads}"]
     for row in result["layers"]:
         values = [row[kind.format(unit)] for unit in ("ms", "cpu_ms") for kind in kinds]
-        lines.append(f"{row['name']:16}{''.join(f'{value:10.1f}' for value in values)}")
+        lines.append(f"{row['name']:16}{''.join(f'{value:8.1f}' for value in values)}")
     return lines
 
 

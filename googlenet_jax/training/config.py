@@ -3,8 +3,8 @@ compiled or downloaded.
 """
 
 import dataclasses
-import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -403,7 +403,7 @@ def _is_type(value: Any, expected: type) -> bool:
     if isinstance(value, bool) or expected is bool:
         return isinstance(value, bool) and expected is bool
     if expected is float:
-        return isinstance(value, int | float) and math.isfinite(value)
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return isinstance(value, list | tuple if expected is tuple else expected)
 
 

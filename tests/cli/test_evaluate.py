@@ -59,7 +59,7 @@ def test_prints_for_a_person(run_folder: Path, capsys: Capture) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "digits train[:10%], 144 examples"
     assert lines[1] == f"{run_folder}@raw, step 12, raw weights"
-    assert " ".join(lines[3].split()) == "models crops cost top-1 error top-5 error to base"
+    assert " ".join(lines[3].split()) == "models crops cost top-1 error top-5 error top-5 change"
     assert lines[4].split()[:3] == ["1", "1", "1"]
 
 

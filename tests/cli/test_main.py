@@ -61,7 +61,7 @@ def test_interrupt_is_130(
         [],
         ["nothing"],
         ["summary"],
-        ["summary", "googlenet", "--input-size", "many"],
+        ["summary", "googlenet", "--size", "many"],
         ["predict", "--run", "x"],
     ],
 )
