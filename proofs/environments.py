@@ -1,9 +1,9 @@
 """The core tests in environments that nobody works in: the lowest versions that pyproject.toml allows,
 a newer Python with the newest of all, and DeprecationWarnings as errors.
 
-    python proofs/environments.py lowest
-    python proofs/environments.py newest --python python3.13
-    python proofs/environments.py deprecations
+    python -m proofs environments lowest
+    python -m proofs environments newest --python python3.13
+    python -m proofs environments deprecations
 
 Each makes an environment in a temporary folder with uv (fetched from PyPI), copies the files that git
 knows there, and runs the tests that need no other framework. It prints what was installed as JSON, then

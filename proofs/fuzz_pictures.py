@@ -1,6 +1,6 @@
 """Feeds mutated pictures to the three doors that read pictures, and looks whether all say the same.
 
-    python -m proofs.fuzz_pictures --mutants 2000 > results.json
+    python -m proofs fuzz_pictures --mutants 2000 > results.json
 
 For each of ten formats it writes mutants of small real pictures, beside good ones, into a folder by
 class. `prepare folder` makes a data set of it, training's reader goes through that (exact and fast
@@ -47,10 +47,15 @@ def main() -> int:
     parser.add_argument("--mutants", type=int, default=2000, help="of each format")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--format", choices=FORMATS, help="this one alone, in this process")
+    parser.add_argument("--together", action="store_true", help="all formats in this process")
     args = parser.parse_args()
-    if args.format:
+    if args.format or args.together:
+        mutants = {
+            name: mutant
+            for form in ([args.format] if args.format else FORMATS)
+            for name, mutant in make_mutants(form, args.mutants, args.seed)
+        }
         with tempfile.TemporaryDirectory() as folder:
-            mutants = dict(make_mutants(args.format, args.mutants, args.seed))
             print(json.dumps(put_through(Path(folder), mutants)))
         return 0
     results = {}
