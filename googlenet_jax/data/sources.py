@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class Source:
         self.grey = features["image"].shape[-1] in (1, 2)
         self._folder = builder.data_dir
         self._records = open_records(builder, name, split)
+        self._files = [each.filename for each in builder.info.splits[split].file_instructions]
 
     def __len__(self) -> int:
         return len(self._records)
@@ -103,6 +105,20 @@ class Source:
         return [
             self._record(index, example) for index, example in zip(indices, serialized, strict=True)
         ]
+
+    def checksum(self) -> int:
+        """A check sum of what the split's files hold and of its classes' names; reads all of them."""
+        crc = zlib.crc32("\n".join(self.class_names).encode())
+        try:
+            for name in self._files:
+                with open(name, "rb") as file:
+                    while chunk := file.read(1 << 20):
+                        crc = zlib.crc32(chunk, crc)
+        except OSError as error:
+            raise UserError(
+                f"{self.name} {self.split}: can't read {name} ({error.strerror or error})"
+            ) from error
+        return crc
 
     def describe(self, index: int, record: Record, problem: object) -> str:
         """What is wrong with an example, in one line that names it."""

@@ -211,6 +211,16 @@ def test_the_inventory_reads_every_image_and_names_those_that_it_cannot(tmp_path
     assert Image.open(tmp_path / "samples.png").size[0] > 300
 
 
+def test_a_check_sum_tells_sets_of_one_name_and_number_apart(tmp_path, data_dir):
+    sums = []
+    for number, value in enumerate((1, 1, 2)):
+        files = by_class(3) | {"cat/last.png": picture(value)}
+        root = write(tmp_path / f"src{number}", files)
+        prepare_folder(root, "pets", data_dir / str(number), validation_fraction=0)
+        sums.append(load_source("pets", "train", data_dir / str(number)).checksum())
+    assert sums[0] == sums[1] != sums[2]
+
+
 def test_neither_writing_nor_reading_imports_tensorflow(tmp_path, data_dir):
     root = write(tmp_path / "src", by_class(2))
     code = (
