@@ -34,7 +34,7 @@ from googlenet_jax.cli import (
     verify,
 )
 from googlenet_jax.cli.parser import Parser
-from googlenet_jax.cli.streams import Unbreakable, open_streams
+from googlenet_jax.cli.streams import Output, Unbreakable, open_streams
 from googlenet_jax.errors import UserError
 
 SUBCOMMANDS = {
@@ -66,7 +66,7 @@ EXAMPLES = {
     "bench": "googlenet-jax bench train googlenet_bn --batch-size 32 --peer torch",
     "export": "googlenet-jax export googlenet_bn --weights runs/digits",
     "proposals": "googlenet-jax proposals digit_scenes --split test",
-    "detect": "googlenet-jax detect --run runs/scenes photo.jpg --output found",
+    "detect": "googlenet-jax detect --weights runs/scenes photo.jpg --output found",
     "compile": "googlenet-jax compile --config=imagenet_googlenet_bn --topology=v5e:4x4",
 }
 INTERRUPTED = 130  # 128 + SIGINT
@@ -161,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises SystemExit(2) for wrong usage, as argparse does.
     """
     open_streams()
-    with contextlib.redirect_stderr(Unbreakable(sys.stderr)):
+    streams = Output(sys.stdout), Unbreakable(sys.stderr)
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
         return _run(argv)
 
 

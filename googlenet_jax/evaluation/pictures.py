@@ -10,9 +10,9 @@ import numpy as np
 
 from googlenet_jax.data.decoding import BadImage, decode, exif_orientation
 from googlenet_jax.data.picture_files import ENDINGS, list_pictures
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, printable
 from googlenet_jax.evaluation.predict import Prediction
-from googlenet_jax.runtime.storage import open_regular, write_atomically, writing
+from googlenet_jax.runtime.storage import check_output, open_regular, write_atomically, writing
 
 GRID_SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
 
@@ -74,6 +74,7 @@ def check_grid_path(path: str | Path) -> None:
         raise UserError(
             f"{path}: can't write the grid: expected a name that ends in {', '.join(GRID_SUFFIXES)}"
         )
+    check_output(path)
 
 
 def find_pictures(argument: str) -> list[str]:
@@ -121,7 +122,9 @@ def grid_figure(
     for i, (picture, title, top) in enumerate(zip(pictures, titles, predictions, strict=True)):
         row, column = divmod(i, columns)
         axes[2 * row, column].imshow(picture, interpolation="nearest")
-        axes[2 * row, column].set_title(_shortened(title, 30), fontsize=8, parse_math=False)
+        axes[2 * row, column].set_title(
+            _shortened(printable(title), 30), fontsize=8, parse_math=False
+        )
         _draw_bars(axes[2 * row + 1, column], top, bars)
     return figure
 
@@ -131,7 +134,7 @@ def _draw_bars(axes: "Axes", predictions: Sequence[Prediction], bars: int) -> No
     axes.barh(range(len(predictions)), shares, color="#9ecae1", height=0.9)
     axes.set(xlim=(0, 1), ylim=(bars - 0.5, -0.5))
     for line, each in enumerate(predictions):
-        name, share = _shortened(each.class_name, 26), f"{100 * each.probability:.1f} %"
+        name, share = _shortened(printable(each.class_name), 26), f"{100 * each.probability:.1f} %"
         axes.text(0.02, line, name, va="center", fontsize=8, parse_math=False)
         axes.text(0.98, line, share, va="center", ha="right", fontsize=8)
 

@@ -62,7 +62,7 @@ def test_interrupt_is_130(
         ["nothing"],
         ["summary"],
         ["summary", "googlenet", "--size", "many"],
-        ["predict", "--run", "x"],
+        ["predict", "--weights", "x"],
     ],
 )
 def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,13 @@
 """Standard streams that are closed or break, and Ctrl-C in the first moments of a command."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from googlenet_jax.cli.streams import Output
 
 ROOT = Path(__file__).parents[2]
 # SIGINT comes when the module that the first argument names is asked for.
@@ -44,6 +47,15 @@ def test_closed_streams_change_nothing_else(tmp_path, closed):
         f"{failing} {closed}", shell=True, capture_output=True, text=True, cwd=ROOT, timeout=120
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr + done.stdout
+
+
+def test_what_a_streams_encoding_lacks_is_an_escape():
+    for encoding, expected in (("ascii", b"caf\\xe9 \\u2026"), ("utf-8", "café …".encode())):
+        held = io.BytesIO()
+        stream = io.TextIOWrapper(held, encoding=encoding)
+        print("café …", file=Output(stream), end="")
+        stream.flush()
+        assert held.getvalue() == expected
 
 
 def test_a_broken_standard_error_is_no_error_of_its_own(tmp_path):
