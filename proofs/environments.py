@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument("mode", choices=("lowest", "newest", "deprecations"))
     parser.add_argument("--python", default=sys.executable, help="the interpreter (default: this)")
     parser.add_argument("tests", nargs="*", help="of tests/ (default: the core tests)")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as folder:
         return run(args.mode, args.python, args.tests, Path(folder))
 
