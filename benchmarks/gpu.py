@@ -1,6 +1,6 @@
 """All that is to be known of a GPU, in one command of under eight minutes, once one is at hand:
 
-    python -m benchmarks.gpu OUT.json [--minutes 8] [--rehearse]
+    python -m benchmarks gpu OUT.json [--minutes 8] [--rehearse]
 
 It writes OUT.json and OUT.md (a table) after every part, begins with what matters most, and leaves
 out what the time does not allow; the same command goes on with what is missing. Each part runs in a
@@ -13,7 +13,7 @@ process of its own.
 - parity: ours on the GPU beside PyTorch in float64 on the CPU, in float64 and in float32.
 - deterministic: a short training twice with the recipe's `deterministic`; the weights' bits are
   compared.
-- input: the share of the time that training waits for JPEGs to be decoded (`benchmarks.waiting`).
+- input: the share of the time that training waits for JPEGs to be decoded (`waiting`).
 
 `--rehearse` runs every part with batches of 2 and one step, also on a CPU, whose figures say
 nothing. benchmarks/gpu-requirements.txt lists the packages.
@@ -244,7 +244,7 @@ def deterministic(settings: Settings) -> dict[str, Any]:
 
 
 def waiting(settings: Settings) -> dict[str, Any]:
-    """What `benchmarks.waiting` prints, on JPEGs of 500 × 375 cut from real photographs."""
+    """What `waiting` prints, on JPEGs of 500 × 375 cut from real photographs."""
     from benchmarks.input import photographs
 
     workers = max(1, (os.cpu_count() or 1) - 1)
