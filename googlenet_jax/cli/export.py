@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from googlenet_jax.cli.members import ONE, load_members
+from googlenet_jax.cli.members import add_weights, load_members
 from googlenet_jax.errors import UserError
 
 # Above rounding: of the folding in the model's dtype, in units of the logits' root mean square.
@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
         "class names. It is checked in a process that has jax and numpy alone.",
     )
     parser.add_argument("model", metavar="MODEL", help="a model's name, as the weights have it")
-    parser.add_argument("--weights", required=True, action="append", metavar="F", help=ONE)
+    add_weights(parser, one=True)
     parser.add_argument(
         "--output", type=Path, metavar="OUT", help="default: MODEL.stablehlo in this folder"
     )
@@ -44,10 +44,12 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_members(args)
     if len(loaded) != 1:
         raise UserError(f"--weights: expected one model, found {len(loaded)}")
-    member = loaded[0].member
+    (member,) = loaded
+    member.check_complete()
+    assert member.preprocessing is not None  # checked
     name = model_name(member.model)
     if name != args.model:
-        raise UserError(f"{member.name}: expected weights of {args.model}, found {name}'s")
+        raise UserError(f"{member.source}: expected weights of {args.model}, found {name}'s")
     say_settings()
     network = (member.model, member.variables, member.preprocessing)
     artifact = export_model(*network)
