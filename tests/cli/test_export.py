@@ -14,6 +14,7 @@ import pytest
 import googlenet_jax as gj
 from googlenet_jax.cli.main import main
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
+from googlenet_jax.weights.safetensors import load_weights
 
 PREPROCESSING = Preprocessing(
     size=16, resize=18, channel_order="bgr", mean=(100, 110, 120), std=(50, 60, 70)
@@ -56,6 +57,7 @@ def test_the_artifact_gives_the_networks_logits_without_this_project(weights, tm
     )
     report = json.loads(capsys.readouterr().out)
     assert report["bytes"] == out.stat().st_size and report["largest_difference"] < 1e-4
+    assert report["loadable"].startswith("by JAX releases")
 
     images = np.random.default_rng(1).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
@@ -70,7 +72,7 @@ def test_the_artifact_gives_the_networks_logits_without_this_project(weights, tm
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.splitlines() == ["['cpu', 'cuda', 'tpu']", "False False"], done.stderr
-    model, variables = gj.load_weights(weights)
+    model, variables = load_weights(weights)
     apply = jax.jit(functools.partial(model.apply, train=False))
     expected = apply(variables, normalize(images, PREPROCESSING)).logits
     for count in (1, 5):  # a batch of any size
@@ -79,6 +81,7 @@ def test_the_artifact_gives_the_networks_logits_without_this_project(weights, tm
     about = json.loads(out.with_suffix(".json").read_text())
     assert about["class_names"] == CLASSES and about["input"]["shape"] == ["b", 16, 16, 3]
     assert Preprocessing.from_dict(about["preprocessing"]) == PREPROCESSING
+    assert "up to 6 months newer" in about["loadable"]
 
 
 def test_an_artifact_that_differs_is_not_written(weights, tmp_path, capsys, monkeypatch):
