@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from googlenet_jax.training.losses import register_loss
     from googlenet_jax.training.optimizer import register_optimizer
     from googlenet_jax.training.task import register_task
+    from googlenet_jax.verification.verify import verify
     from googlenet_jax.weights.load import load_run
     from googlenet_jax.weights.pretrained import load_pretrained
     from googlenet_jax.weights.safetensors import load_weights, save_weights
@@ -41,6 +42,7 @@ _HOMES = {
     "register_task": "googlenet_jax.training.task",
     "train": "googlenet_jax.training.loop",
     "load_run": "googlenet_jax.weights.load",
+    "verify": "googlenet_jax.verification.verify",
 }
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "register_task",
     "save_weights",
     "train",
+    "verify",
     "weights",
 ]
 

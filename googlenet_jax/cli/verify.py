@@ -39,7 +39,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--candidate", metavar="FILE.py:NAME", help="its candidate")
     parser.add_argument(
-        "--weights", metavar="FILE", help="MODEL's: a weight file of any known kind (default: random)"
+        "--weights",
+        metavar="FILE",
+        help="MODEL's: a weight file of any known kind (default: random)",
     )
     parser.add_argument(
         "--keep-weights",

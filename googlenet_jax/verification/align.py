@@ -71,9 +71,7 @@ class Alignment:
         """The units that have no partner."""
         mine = [u.name for i, u in enumerate(self.reference) if i not in self.pairs]
         other = [
-            u.leaf or u.name
-            for i, u in enumerate(self.candidate)
-            if i not in self.pairs.values()
+            u.leaf or u.name for i, u in enumerate(self.candidate) if i not in self.pairs.values()
         ]
         return mine, other
 
@@ -219,7 +217,9 @@ def _neighbours(
     wide = np.pad(score, ((0, 1), (0, 1)))  # place -1 is the input
     wide[-1, -1] = 1.0
     (a, in_a), (b, in_b) = _table([of(u) for u in ours]), _table([of(u) for u in theirs])
-    part = wide[a[:, :, None, None], b[None, None]]  # [ours, its neighbours, theirs, its neighbours]
+    part = wide[
+        a[:, :, None, None], b[None, None]
+    ]  # [ours, its neighbours, theirs, its neighbours]
     part = part * (in_a[:, :, None, None] & in_b[None, None])
     best = part.max(3).sum(1) + part.max(1).sum(2)
     counts = in_a.sum(1)[:, None] + in_b.sum(1)[None]
@@ -382,7 +382,9 @@ def layout_of(leaf: Tensor, name: str, kernel: Const) -> tuple[int, ...] | None:
     return None
 
 
-def into_leaf(value: Tensor, leaf: Tensor, name: str, kernel: Const, usual: Layouts) -> Tensor | None:
+def into_leaf(
+    value: Tensor, leaf: Tensor, name: str, kernel: Const, usual: Layouts
+) -> Tensor | None:
     """What a leaf must hold so that the kernel is `value` where the leaf is read as is usual there.
 
     `usual`: rank of a leaf → its `layout_of`. A matrix that reads a whole map is laid out as the

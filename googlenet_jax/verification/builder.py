@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from googlenet_jax.verification.graph import Const, Node, Windows, execute, number, relaid, windows_of
+from googlenet_jax.verification.graph import (
+    Const,
+    Node,
+    Windows,
+    execute,
+    number,
+    relaid,
+    windows_of,
+)
 
 Value = Any  # Ref, Const or a plain number
 POINTWISE = {"affine", "act"}
@@ -63,7 +71,9 @@ class Builder:
     def __init__(self) -> None:
         self.scope = ""
 
-    def emit(self, op: str, inputs: Sequence[Node], value: Tensor | None = None, **attrs: Any) -> Node:
+    def emit(
+        self, op: str, inputs: Sequence[Node], value: Tensor | None = None, **attrs: Any
+    ) -> Node:
         """A new node with its value."""
         node = Node(op, list(inputs), attrs, scope=self.scope)
         if value is None:
@@ -130,7 +140,11 @@ class Builder:
             raw = lambda v, order=order: v.permute(*order).reshape(list(shape))  # noqa: E731
             return self.emit("call", [x.node], function=raw, name="reshape")
         return self.emit(
-            "layout", [x.node], relaid(x.node.value, order, shape[1:]), order=order, tail=tuple(shape[1:])  # type: ignore[arg-type]
+            "layout",
+            [x.node],
+            relaid(x.node.value, order, shape[1:]),
+            order=order,
+            tail=tuple(shape[1:]),  # type: ignore[arg-type]
         )
 
     def channels_last(self, x: Ref, order: Sequence[int]) -> Node:
@@ -192,9 +206,9 @@ class Builder:
     def _operand(self, value: Value, model: Ref) -> Any:
         if isinstance(value, Ref):
             node = value.node
-            if node.op == "call" and node.attrs.get("name") == "expand":
-                if len(node.inputs[0].shape) == len(model.node.shape):
-                    return node.inputs[0]
+            grown = node.op == "call" and node.attrs.get("name") == "expand"
+            if grown and len(node.inputs[0].shape) == len(model.node.shape):
+                return node.inputs[0]
             return node
         if isinstance(value, Const) and value.value.ndim:
             return Const.apply(lambda v: aligned(v, model), value)
@@ -257,7 +271,11 @@ class Builder:
         )
 
     def _several(
-        self, name: str, function: Callable[..., Tensor], operands: Sequence[Any], nodes: Sequence[Node]
+        self,
+        name: str,
+        function: Callable[..., Tensor],
+        operands: Sequence[Any],
+        nodes: Sequence[Node],
     ) -> Node:
         consts = [each for each in operands if isinstance(each, Const)]
         if len(nodes) == 1 and len(consts) == 1 and name in ("mul", "div"):
@@ -437,7 +455,9 @@ class Builder:
         axes = _without_ones(x.axes, node.shape)
         return Ref(node, axes)
 
-    def call(self, name: str, function: Callable[..., Tensor], args: Sequence[Value], value: Tensor) -> Ref:
+    def call(
+        self, name: str, function: Callable[..., Tensor], args: Sequence[Value], value: Tensor
+    ) -> Ref:
         """Anything else: runs on the tensors as the run has them."""
         refs = [each for each in args if isinstance(each, Ref)]
         laid = [self.laid(each, each.shape) for each in refs]

@@ -152,9 +152,7 @@ class Differ:
         if id(base) in self.stops and source is not None:
             found = []
             if base.order != source:
-                found = [
-                    Edit("rewire", low.order, low_slot, theirs, base, source=source)
-                ]
+                found = [Edit("rewire", low.order, low_slot, theirs, base, source=source)]
             return found + self._aligned([*above, *ours], other, consumer, slot, base)
         if base.op == their_base.op and len(base.inputs) == len(their_base.inputs):
             found = self._merge(base, their_base)
@@ -208,8 +206,10 @@ class Differ:
         one = [self._sources(each, ours=True) for each in ours.inputs]
         two = [self._sources(each, ours=False) for each in theirs.inputs]
         score = np.array(
-            [[len(a & b) / max(len(a | b), 1) - 0.01 * abs(i - j) for j, b in enumerate(two)]
-             for i, a in enumerate(one)]
+            [
+                [len(a & b) / max(len(a | b), 1) - 0.01 * abs(i - j) for j, b in enumerate(two)]
+                for i, a in enumerate(one)
+            ]
         )
         rows, columns = linear_sum_assignment(-score)
         place = dict(zip(columns.tolist(), rows.tolist(), strict=True))  # theirs → ours
@@ -281,9 +281,13 @@ def same_operation(a: Node, b: Node) -> bool:
         case "max_pool":
             return pool_windows(a) == pool_windows(b)
         case "average":
-            return all(a.attrs[n].rule == b.attrs[n].rule != ("matrix",) for n in ("rows", "columns"))
+            return all(
+                a.attrs[n].rule == b.attrs[n].rule != ("matrix",) for n in ("rows", "columns")
+            )
         case "lrn":
-            return all(np.isclose(a.attrs[n], b.attrs[n], 1e-6) for n in ("size", "k", "alpha", "beta"))
+            return all(
+                np.isclose(a.attrs[n], b.attrs[n], 1e-6) for n in ("size", "k", "alpha", "beta")
+            )
         case "softmax" | "log_softmax":
             return True
         case "layout":

@@ -66,7 +66,16 @@ class Explainer:
                     equal.append(row)
                     continue
             unexplained.append((row, self._where(row)))
-        return Explanation(findings, unexplained, self.edits, self.tried)
+        return Explanation(findings, self._nearest(unexplained), self.edits, self.tried)
+
+    def _nearest(self, unexplained: list[tuple[Row, str]]) -> list[tuple[Row, str]]:
+        """A segment that holds another unexplained one has its place."""
+        inner = lambda row: self.regions[id(row)] - {row.node.order}  # type: ignore[union-attr]  # noqa: E731
+        found = []
+        for row, where in unexplained:
+            held = [w for other, w in unexplained if inner(other) and inner(other) < inner(row)]
+            found.append((row, held[0] if held else where))
+        return found
 
     # ------------------------------------------------------------------------------------ testing
 
@@ -138,6 +147,8 @@ class Explainer:
         assert row.node is not None and row.theirs is not None
         if self._adapted(row):
             return [], []
+        if row.kind == "output" and (swapped := self._swapped(row)):
+            return swapped
         edits = self.differ.edits(row.node, 0, row.theirs)
         spliced = [each for each in edits if each.kind == "splice"]
         if spliced or not self._passes(row, [*self.edits, *edits]):
@@ -172,9 +183,9 @@ class Explainer:
         """The layer in which an edit is."""
         node = edit.ours or edit.below
         assert node is not None
-        if edit.kind == "insert" and row.kind == "output" and edit.theirs is not None:
-            if edit.theirs.op in ("softmax", "log_softmax"):
-                return f"output {row.name}"
+        new = edit.theirs if edit.kind == "insert" else None
+        if row.kind == "output" and new is not None and new.op in ("softmax", "log_softmax"):
+            return f"output {row.name}"
         return self.pairing.place_of(node)
 
     def _rewired(self, edit: Edit, row: Row) -> list[Finding]:
@@ -182,22 +193,18 @@ class Explainer:
         names[self.pairing.reference.input.order] = "images"
         assert edit.ours is not None
         new, old = names.get(edit.source, "?"), names.get(edit.ours.order, "?")
-        if row.kind == "output":
-            heads = self._heads()
-            if edit.source in heads:
-                both = sorted({row.name, heads[edit.source]})
-                return [Finding("swapped outputs", ", ".join(both), f"{row.name} is {new}")]
         return [Finding("other source", row.name, f"reads {new} in place of {old}")]
 
-    def _heads(self) -> dict[int, str]:
-        """The order of the layer behind each output → the output's name."""
-        found = {}
+    def _swapped(self, row: Row) -> tuple[list[Finding], list[Edit]] | None:
+        """Whether an output is what another one should be."""
+        assert row.node is not None
         for name, node in self.pairing.reference.outputs.items():
-            for each in reversed(topological([node])):
-                if each.op == "conv":
-                    found.setdefault(each.order, name)
-                    break
-        return found
+            if name != row.name and node.op == "probe":
+                edit = Edit("rewire", row.node.order, source=node.inputs[0].order)
+                if self._passes(row, [*self.edits, edit]):
+                    both = ", ".join(sorted({row.name, name}))
+                    return [Finding("swapped outputs", both)], [edit]
+        return None
 
     # -------------------------------------------------------------------------- maps of other sizes
 

@@ -109,7 +109,7 @@ def named_leaves(tree: Any) -> dict[str, Tensor]:
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """"params/conv1/kernel", ".layers/0/.weight" without the dots."""
+    """ "params/conv1/kernel", ".layers/0/.weight" without the dots."""
     return "/".join(str(_entry(each)).strip(".") for each in path)
 
 
@@ -187,9 +187,7 @@ class _Reader:
     def _pointwise(self, name: str, params: Mapping[str, Any], values: list[Value]) -> Value | None:
         if name not in POINTWISE:
             return None
-        return self.builder.pointwise(
-            "add" if name == "add_any" else name, POINTWISE[name], values
-        )
+        return self.builder.pointwise("add" if name == "add_any" else name, POINTWISE[name], values)
 
     def _unknown(self, equation: Any, values: list[Value]) -> list[Value]:
         """An operation by its own name, run by JAX."""
@@ -232,7 +230,9 @@ class _Reader:
         if len(cases) != 2:
             raise Impossible
         return self.builder.pointwise(
-            "where", lambda w, no, yes: torch.where(w.bool(), _wide(yes), _wide(no)), [which, *cases]
+            "where",
+            lambda w, no, yes: torch.where(w.bool(), _wide(yes), _wide(no)),
+            [which, *cases],
         )
 
     def _do_clamp(self, params: Mapping[str, Any], low: Value, x: Value, high: Value) -> Value:
@@ -317,7 +317,10 @@ class _Reader:
             raise Impossible
         (axis,) = numbers.start_index_map or (None,)
         sizes = [s for i, s in enumerate(x.shape) if i != axis]
-        if x.axes[axis] != (3,) or [s for i, s in enumerate(params["slice_sizes"]) if i != axis] != sizes:
+        if (
+            x.axes[axis] != (3,)
+            or [s for i, s in enumerate(params["slice_sizes"]) if i != axis] != sizes
+        ):
             raise Impossible
         if tuple(numbers.collapsed_slice_dims) != (axis,) or axis != x.ndim - 1:
             raise Impossible
@@ -459,7 +462,7 @@ def _wide(value: Any) -> Any:
 
 def _scope(stack: str) -> str:
     """The module's path in a name stack: linen names every module that runs; its root is left out."""
-    words = [each for each in stack.split("/") if each and "(" not in each]
+    words = [each for each in stack.split("/") if each.isidentifier()]
     return "/".join(words[1:] if words and words[0][:1].isupper() else words)
 
 

@@ -1,11 +1,14 @@
 """Any PyTorch module's forward pass as an op graph: the aten operations that really ran."""
 
 import math
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from googlenet_jax.errors import UserError
@@ -33,8 +36,51 @@ SAME = {
     *("detach", "alias", "contiguous", "_to_copy", "to", "lift_fresh", "clone", "view_as"),
     *("lift_fresh_copy", "dropout", "feature_dropout", "alpha_dropout"),
 }
-MAKING = {"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "new_zeros", "new_ones"}
+MAKING = {
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "rand_like",
+    "new_zeros",
+    "new_ones",
+}
 RANDOM = {"bernoulli", "bernoulli_", "uniform_", "rand", "rand_like", "normal_", "randn"}
+
+
+class WithoutDropout(TorchFunctionMode):
+    """Dropout as a function does nothing, but where `allowed` holds the line that calls it.
+
+    `active`: the lines that called it to act.
+    """
+
+    def __init__(self, allowed: frozenset[Any] | None = frozenset()) -> None:
+        super().__init__()
+        self.allowed = allowed
+        self.active: set[Any] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if "dropout" in name:
+            train = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", True))
+            line = _caller()
+            if train:
+                self.active.add(line)
+                if self.allowed is not None and line not in self.allowed:
+                    return args[0] if args else kwargs["input"]
+        return func(*args, **kwargs)
+
+
+def _caller() -> tuple[str, int]:
+    """The nearest line outside PyTorch and this file."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        name = frame.f_code.co_filename
+        if f"{os.sep}torch{os.sep}" not in name and name != __file__:
+            break
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
 
 
 def layers_of(module: nn.Module) -> nn.Module:

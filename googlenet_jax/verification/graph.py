@@ -57,9 +57,7 @@ class Const:
         random = any(isinstance(each, Const) and each.random for each in args)
         return cls(function(*values), made=(function, args) if known else None, random=random)
 
-    def under(
-        self, leaves: Mapping[str, Tensor], memo: dict[int, Tensor] | None = None
-    ) -> Tensor:
+    def under(self, leaves: Mapping[str, Tensor], memo: dict[int, Tensor] | None = None) -> Tensor:
         """The value where some leaves have other values."""
         if not self.leaves & leaves.keys():
             return self.value

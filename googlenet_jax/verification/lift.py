@@ -228,11 +228,10 @@ def activation(node: Node) -> tuple[str, tuple[float, ...]] | None:
         slopes = (y[negative] / grid[negative]).double()
         if torch.allclose(slopes, slopes[:1].expand_as(slopes), 1e-5, 1e-6):
             slope = slopes[0]
-            if node.attrs.get("leaves"):
-                return "PReLU", tuple(slope[:3].tolist())
-            if torch.allclose(slope, slope[:1].expand_as(slope), 1e-6):
-                return "leaky ReLU", (float(f"{float(slope[0]):.6g}"),)
-            return "PReLU", tuple(slope[:3].tolist())
+            one = torch.allclose(slope, slope[:1].expand_as(slope), 1e-6)
+            numbers = tuple(float(f"{v:.6g}") for v in slope[: 1 if one else 3].tolist())
+            learnt = bool(node.attrs.get("leaves"))
+            return "PReLU" if learnt or not one else "leaky ReLU", numbers
         alpha = float(-y[grid[:, 0] == -40][0, 0])
         if same(F.elu(grid, alpha)):
             return "ELU", (float(f"{alpha:.6g}"),)
@@ -314,9 +313,12 @@ def _is_identity(node: Node) -> bool:
         case "affine":
             scale, shift = node.attrs["scale"], node.attrs["shift"]
             plain = not scale.leaves and not shift.leaves
-            return plain and bool((scale.value == 1).all()) and bool((shift.value == 0).all())
+            one = bool(((scale.value - 1).abs() < 1e-12).all())
+            return plain and one and bool((shift.value == 0).all())
         case "average":
-            eyes = (torch.eye(w.matrix.shape[1]) for w in (node.attrs["rows"], node.attrs["columns"]))
+            eyes = (
+                torch.eye(w.matrix.shape[1]) for w in (node.attrs["rows"], node.attrs["columns"])
+            )
             matrices = (node.attrs["rows"].matrix, node.attrs["columns"].matrix)
             return all(
                 m.shape == e.shape and bool((m == e).all())
@@ -341,4 +343,3 @@ def _merge_averages(graph: Graph) -> None:
                 made[name] = windows_of(product)
             node.attrs |= made
             node.inputs = inner.inputs
-

@@ -250,16 +250,16 @@ def _norms(
         return None  # more than a norm: nothing is said of it
     lacks = [part for part in PARTS if part in values and part not in other.leaves]
     epsilons = [mine.epsilon]
-    if other.epsilon is not None and mine.epsilon is not None:
-        if not math.isclose(other.epsilon, mine.epsilon, rel_tol=1e-4):
-            epsilons.append(other.epsilon)
+    both = other.epsilon is not None and mine.epsilon is not None
+    if both and not math.isclose(other.epsilon, mine.epsilon, rel_tol=1e-4):  # type: ignore[arg-type]
+        epsilons.append(other.epsilon)
     for parts, epsilon in _fewest(lacks, epsilons):
         given = {r: v for r, v in values.items() if r not in parts}
         if "var" in parts:
             given["var"] = torch.ones_like(values["var"]) - (epsilon or 0.0)
-        if parts or epsilon != mine.epsilon:
-            if _is(theirs, _norm_of(given, epsilon)):
-                return _norm_findings(parts, epsilon, mine, where)
+        changed = bool(parts) or epsilon != mine.epsilon
+        if changed and _is(theirs, _norm_of(given, epsilon)):
+            return _norm_findings(parts, epsilon, mine, where)
     return None
 
 
@@ -343,7 +343,10 @@ def kernel_names(
     for name, detail, value in tries:
         if value is not None and equal(value):
             if name == "transposed kernel" and ours.shape[:2] == (1, 1):
-                name, detail = "transposed classifier" if not theirs.attrs.get("x") else name, detail
+                name, detail = (
+                    "transposed classifier" if not theirs.attrs.get("x") else name,
+                    detail,
+                )
             return [Finding(name, where, detail)]
     for other in others:
         if other is not unit and equal(other.node.attrs["kernel"].value.double()):

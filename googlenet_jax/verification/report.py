@@ -113,7 +113,14 @@ def _training(report: Report) -> list[list[str]]:
         if kind not in kinds or row.relative / row.bound > kinds[kind].relative / kinds[kind].bound:
             kinds[kind] = row
     return [
-        ["≠" if r.parted else "=", r.layer, _number(r.relative), "", _number(r.largest), f"{r.bound:.1e}"]
+        [
+            "≠" if r.parted else "=",
+            r.layer,
+            _number(r.relative),
+            "",
+            _number(r.largest),
+            f"{r.bound:.1e}",
+        ]
         for r in kinds.values()
     ]
 
@@ -278,12 +285,12 @@ def page(report: Report, command: str) -> str:
             f"<h2>The channels of {html.escape(shown.name)}</h2>",
             _svg(draw_channels(shown), "difference by channel"),
         ]
-    pairs = [
-        [p["reference"], p["candidate"], p["by"]] for p in as_dict(report)["pairs"]
-    ]
+    pairs = [[p["reference"], p["candidate"], p["by"]] for p in as_dict(report)["pairs"]]
     about = {k: v for k, v in report.about.items() if k != "versions"} | report.about["versions"]
     sections += [
-        _folded(f"all {len(report.rows)} segments", _table(HEADS, [_cells(r) for r in report.rows])),
+        _folded(
+            f"all {len(report.rows)} segments", _table(HEADS, [_cells(r) for r in report.rows])
+        ),
         "<h2>Which layer is which</h2>",
         _folded(f"{len(pairs)} pairs", _table(("reference", "candidate", "by"), pairs)),
         _folded("the conversion as code", f"<pre>{html.escape(report.conversion())}</pre>"),

@@ -89,13 +89,18 @@ class Pairing:
     """A reference graph with a probe wherever a layer reads, and the candidate's values beside it."""
 
     def __init__(
-        self, reference: Graph, candidate: Graph, alignment: Alignment, dtype: str,
+        self,
+        reference: Graph,
+        candidate: Graph,
+        alignment: Alignment,
+        dtype: str,
         outputs: Mapping[str, str],
     ) -> None:
         self.reference, self.candidate, self.alignment = reference, candidate, alignment
         self.bound = rounding(alignment.reference, dtype)
         self.matched = alignment.nodes()
         self.names = {u.node.order: u.name for u in alignment.reference}
+        self.labels: dict[int, str] = {}
         self.rows: list[Row] = []
         self._probe_units()
         for name, theirs in outputs.items():
@@ -118,6 +123,8 @@ class Pairing:
             if key not in probes:
                 probes[key] = _probe(given)
                 name = self.place_of(given)
+                if name == given.op:  # made by no layer of its own
+                    name = self.labels.setdefault(id(given), f"input of {unit.name}")
                 self.rows.append(Row(name, "value", node=probes[key], theirs=their_given))
             unit.node.inputs = [probes[key]]
             self.rows.append(Row(unit.name, "convolution", node=unit.node, theirs=other, unit=unit))
@@ -126,7 +133,7 @@ class Pairing:
         """Where a value comes from, in words."""
         if node.op == "input":
             return "images"
-        unit = self.unit_below(node)
+        unit = self.unit_below(node) or self.labels.get(id(node), "")
         return unit or _tidy(node.scope) or node.op
 
     def unit_below(self, node: Node) -> str:

@@ -56,8 +56,14 @@ class Trained:
     momentum: Entries
 
 
-def train(side: Side, images: np.ndarray, labels: np.ndarray, outputs: Sequence[str],
-          whole: bool, frozen: frozenset[str] = frozenset()) -> Trained:
+def train(
+    side: Side,
+    images: np.ndarray,
+    labels: np.ndarray,
+    outputs: Sequence[str],
+    whole: bool,
+    frozen: frozenset[str] = frozenset(),
+) -> Trained:
     """Takes steps of SGD with momentum on the sum of the outputs' losses, those of auxiliary heads
     times 0.3, without dropout.
 
@@ -88,8 +94,14 @@ def _weight(place: int) -> float:
     return AUX_WEIGHT if place else 1.0
 
 
-def _train_jax(side: JaxSide, images: np.ndarray, labels: np.ndarray, outputs: Sequence[str],
-               whole: bool, frozen: frozenset[str]) -> Trained:
+def _train_jax(
+    side: JaxSide,
+    images: np.ndarray,
+    labels: np.ndarray,
+    outputs: Sequence[str],
+    whole: bool,
+    frozen: frozenset[str],
+) -> Trained:
     model = getattr(side, "model", None) if whole else None
     given = jnp.asarray(side.given(images))
 
@@ -135,8 +147,14 @@ def _train_jax(side: JaxSide, images: np.ndarray, labels: np.ndarray, outputs: S
     return found
 
 
-def _train_torch(side: TorchSide, images: np.ndarray, labels: np.ndarray, outputs: Sequence[str],
-                 whole: bool, frozen: frozenset[str]) -> Trained:
+def _train_torch(
+    side: TorchSide,
+    images: np.ndarray,
+    labels: np.ndarray,
+    outputs: Sequence[str],
+    whole: bool,
+    frozen: frozenset[str],
+) -> Trained:
     parameters = {n: p for n, p in side.module.named_parameters() if p.requires_grad}
     trained = {n: p for n, p in parameters.items() if n not in frozen}
     optimizer = torch.optim.SGD(list(trained.values()) or [torch.zeros(1)], LEARNING_RATE, MOMENTUM)
@@ -195,8 +213,12 @@ def nudged(side: Side, seed: int) -> Side:
 
 
 def compare_training(
-    reference: Trained, candidate: Trained, controls: Sequence[Trained], moves: Sequence[Move],
-    forward: float, statistics: frozenset[str],
+    reference: Trained,
+    candidate: Trained,
+    controls: Sequence[Trained],
+    moves: Sequence[Move],
+    forward: float,
+    statistics: frozenset[str],
 ) -> list[TrainingRow]:
     """Compares all that both have, under the reference's names.
 
@@ -221,9 +243,7 @@ def compare_training(
             value = moved([move], mine, {})[move.target]
             label = "statistic" if move.source in statistics else kind
             others = [getattr(c, kind)[move.target] for c in controls]
-            rows.append(
-                _row(f"{label} {move.source}", value, theirs[move.target], others, forward)
-            )
+            rows.append(_row(f"{label} {move.source}", value, theirs[move.target], others, forward))
     return rows
 
 
@@ -237,8 +257,13 @@ def _row(
 
 
 def statistics_findings(
-    before: Mapping[str, Tensor], reference: Trained, candidate: Trained, moves: Sequence[Move],
-    means: Mapping[str, str], momentum: float, bound: float,
+    before: Mapping[str, Tensor],
+    reference: Trained,
+    candidate: Trained,
+    moves: Sequence[Move],
+    means: Mapping[str, str],
+    momentum: float,
+    bound: float,
 ) -> list[Finding]:
     """Why running statistics differ after one step: another momentum, or the other variance.
 
@@ -279,7 +304,11 @@ def _share(before: Tensor, ours: Tensor, theirs: Tensor, bound: float) -> float 
     step, other = ours - before, theirs.reshape(before.shape) - before
     size = float((step * step).sum())
     share = float((step * other).sum()) / size if size else 1.0
-    return share if share > 0 and difference(before + share * step, before + other)[0] <= bound else None
+    return (
+        share
+        if share > 0 and difference(before + share * step, before + other)[0] <= bound
+        else None
+    )
 
 
 def _everywhere(found: list[Finding], layers: int) -> list[Finding]:

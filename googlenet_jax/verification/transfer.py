@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.runtime.storage import write_atomically, writing
 from googlenet_jax.models.network import Network, variable_shapes
+from googlenet_jax.runtime.storage import write_atomically, writing
 from googlenet_jax.verification.align import (
     Alignment,
     Layouts,
@@ -140,7 +140,9 @@ def _shapes(source: Tensor, kernel: Sequence[int]) -> list[tuple[int, ...]]:
     """What a kernel's leaf can be taken as: its own shape, and with a flattened map unfolded."""
     h, w, i, o = kernel
     own = [tuple(source.shape)]
-    return own if source.ndim == 4 else [*own, (h, w, i, o), (o, i, h, w), (i, h, w, o), (o, h, w, i)]
+    return (
+        own if source.ndim == 4 else [*own, (h, w, i, o), (o, i, h, w), (i, h, w, o), (o, h, w, i)]
+    )
 
 
 def _affine_moves(a: Node, b: Node, reference: Graph, candidate: Graph) -> list[Move]:
@@ -233,4 +235,3 @@ def code_of(moves_: list[Move], title: str) -> str:
                 value += f".reshape({', '.join(map(str, move.shape))})"
         lines.append(f"        {move.target!r}: {value},")
     return "\n".join([*lines, "    }", ""])
-

@@ -178,15 +178,24 @@ def verify(
         )
     with in_float64():
         sides = as_side(reference, dtype), as_side(candidate, dtype)
-        return _Verification(*sides, images, weights, dict(pairs or {}), dtype, seed, say).run(steps)
+        return _Verification(*sides, images, weights, dict(pairs or {}), dtype, seed, say).run(
+            steps
+        )
 
 
 class _Verification:
     """One comparison under way."""
 
     def __init__(
-        self, reference: Side, candidate: Side, images: np.ndarray, weights: str,
-        pairs: dict[str, str], dtype: str, seed: int, say: Callable[[str], None],
+        self,
+        reference: Side,
+        candidate: Side,
+        images: np.ndarray,
+        weights: str,
+        pairs: dict[str, str],
+        dtype: str,
+        seed: int,
+        say: Callable[[str], None],
     ) -> None:
         self.reference, self.candidate, self.images = reference, candidate, images
         self.weights, self.pairs, self.dtype, self.seed = weights, pairs, dtype, seed
@@ -221,8 +230,11 @@ class _Verification:
     def _align(self, one: Graph, other: Graph) -> Alignment:
         names = getattr(self.reference, "names", {})
         found = align(one, other, names, self.pairs)
-        shared = [r for r, c in found.pairs.items()
-                  if found.reference[r].shape == found.candidate[c].shape]
+        shared = [
+            r
+            for r, c in found.pairs.items()
+            if found.reference[r].shape == found.candidate[c].shape
+        ]
         if not shared:
             raise UserError(
                 f"none of the {len(found.candidate)} convolutions and fully connected layers of "
@@ -239,8 +251,13 @@ class _Verification:
         return dataclasses.replace(alignment, candidate=units)
 
     def _report(
-        self, one: Graph, ours: dict[str, Tensor], other: Graph, theirs: dict[str, Tensor],
-        alignment: Alignment, steps: int,
+        self,
+        one: Graph,
+        ours: dict[str, Tensor],
+        other: Graph,
+        theirs: dict[str, Tensor],
+        alignment: Alignment,
+        steps: int,
     ) -> Report:
         outputs = matched_outputs(ours, theirs)
         pairing = Pairing(one, other, alignment, self.precision, outputs)
@@ -267,8 +284,20 @@ class _Verification:
         if still := training.frozen_in(self.candidate):
             alone.append(f"gradients of {len(still)} frozen parameters")
         return Report(
-            verdict, rows, pairing.rows, _grouped(found.findings, pairing), found.unexplained,
-            after, found.tried, trained, why, alignment, self.moves, self.stuck, alone, self._about(),
+            verdict,
+            rows,
+            pairing.rows,
+            _grouped(found.findings, pairing),
+            found.unexplained,
+            after,
+            found.tried,
+            trained,
+            why,
+            alignment,
+            self.moves,
+            self.stuck,
+            alone,
+            self._about(),
         )
 
     def _trained(
@@ -292,9 +321,10 @@ class _Verification:
         mine = training.train(self.reference, images, labels, list(outputs), whole, still)
         theirs, *controls = (
             training.train(side, images, labels, list(outputs.values()), whole)
-            for side in (self.candidate, *(
-                training.nudged(self.candidate, i) for i in range(training.CONTROLS)
-            ))
+            for side in (
+                self.candidate,
+                *(training.nudged(self.candidate, i) for i in range(training.CONTROLS)),
+            )
         )
         means = _running(one)
         statistics = frozenset([*means, *means.values()]) if whole else frozenset()
@@ -311,8 +341,12 @@ class _Verification:
         )
 
     def _after(
-        self, explainer: Explainer, found: Explanation, theirs: Mapping[str, Tensor],
-        outputs: Mapping[str, str], bound: float,
+        self,
+        explainer: Explainer,
+        found: Explanation,
+        theirs: Mapping[str, Tensor],
+        outputs: Mapping[str, str],
+        bound: float,
     ) -> list[Row]:
         """The outputs, end to end, of the reference with all findings in it."""
         graph = apply(explainer.pairing.reference, found.edits, explainer.matched)
@@ -324,7 +358,9 @@ class _Verification:
             except (RuntimeError, ValueError, IndexError):
                 made = None
             value = theirs[other]
-            flat = None if made is None or made.numel() != value.numel() else made.reshape(value.shape)
+            flat = (
+                None if made is None or made.numel() != value.numel() else made.reshape(value.shape)
+            )
             relative, largest = difference(flat, value)
             rows.append(Row(name, "output", relative, relative, largest, bound))
         return rows
@@ -372,9 +408,7 @@ def _momentum(side: Side) -> float | None:
     return None
 
 
-def matched_outputs(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
-) -> dict[str, str]:
+def matched_outputs(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, str]:
     """The reference's outputs → the candidate's, by name, then by place."""
     found = {name: name for name in ours if name in theirs}
     rest = [n for n in ours if n not in found], [n for n in theirs if n not in found]
@@ -384,7 +418,10 @@ def matched_outputs(
 
 
 def _output_rows(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], outputs: Mapping[str, str], bound: float
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    outputs: Mapping[str, str],
+    bound: float,
 ) -> list[Row]:
     rows = []
     for name, other in outputs.items():
@@ -405,9 +442,10 @@ def _faithful(graph: Graph, real: Mapping[str, Tensor], bound: float) -> list[st
     for name, value in real.items():
         node = graph.outputs[name]
         made = node.value if node.value is not None else node.inputs[0].value
-        if made is not None and made.numel() == value.numel():
-            if difference(made.reshape(value.shape), value)[0] > bound:
-                found.append(f"segments before {name}: the graph does not give what the network does")
+        if made is None or made.numel() != value.numel():
+            continue
+        if difference(made.reshape(value.shape), value)[0] > bound:
+            found.append(f"segments before {name}: the graph does not give what the network does")
     return found
 
 
@@ -437,7 +475,11 @@ def _grouped(findings: list[Finding], pairing: Pairing) -> list[Finding]:
         if finding.name in everywhere and len(alike) > 2:
             wanted = could(finding.name)
             if finding.name.startswith(("BN", "missing batch")):
-                wanted = {u for u in wanted if u in alike} if len(alike) >= _norms_in(pairing) else wanted
+                wanted = (
+                    {u for u in wanted if u in alike}
+                    if len(alike) >= _norms_in(pairing)
+                    else wanted
+                )
             if wanted <= alike:
                 finding = dataclasses.replace(finding, layer="")
         if finding not in result:
@@ -462,7 +504,9 @@ def _norms_in(pairing: Pairing) -> int:
     return sum("var" in roles_of(n, leaves).leaves for n in nodes)
 
 
-def own_network(model: Network, variables: Mapping[str, Any] | None, size: int, dtype: str, seed: int) -> JaxSide:
+def own_network(
+    model: Network, variables: Mapping[str, Any] | None, size: int, dtype: str, seed: int
+) -> JaxSide:
     """A network of ours as a side; with random weights where `variables` is None."""
     if dtype not in DTYPES:
         raise UserError(f"--dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
@@ -471,4 +515,3 @@ def own_network(model: Network, variables: Mapping[str, Any] | None, size: int, 
     side = network_side(model, given, dtype)  # type: ignore[arg-type]
     side.drawn = drawn  # type: ignore[attr-defined]
     return side
-

@@ -195,17 +195,21 @@ FAULTS: dict[str, tuple[str, str, Plant]] = {
     ),
     "softmax": ("softmax inside", "output logits", logits(lambda x: F.softmax(x, -1))),
     "log softmax": ("log softmax inside", "output logits", logits(lambda x: F.log_softmax(x, -1))),
-    "dropout": ("dropout on in evaluation", "last", dropped),
+    "dropout": ("dropout on in evaluation", "input of head", dropped),
     "order": ("concatenation order", "mixed", mixed(average, (3, 0, 1, 2))),
     "no scale": (
         *("missing batch norm scale", ""),
         norms(lambda norm: as_function(norm, scale=False)),
     ),
-    "dilation": ("dilation", "conv2", conv2(padding=2, dilation=2)),
+    "dilation": ("dilation", "conv2", conv2(padding=1, dilation=2)),
     "stride": ("stride", "conv2", conv2(padding=1, stride=2)),
     "max for average": ("max for average", "mixed", mixed(lambda x: F.max_pool2d(x, 3, 1, 1))),
     "no pool": ("missing pool", "mixed", mixed(lambda x: x)),
-    "no norm": ("missing batch norm", "mixed/pool_proj", runs("mixed.b4", lambda u, x: F.relu(u.conv(x)))),
+    "no norm": (
+        "missing batch norm",
+        "mixed/pool_proj",
+        runs("mixed.b4", lambda u, x: F.relu(u.conv(x))),
+    ),
     "head's ReLU": ("missing ReLU", "aux1/fc", set_to("aux1.rectified", False)),
 }
 SLOW = {"leaky", "x255", "log softmax", "SELU", "SiLU by hand", "where", "in place", "one epsilon"}
@@ -213,8 +217,7 @@ SLOW = {"leaky", "x255", "log softmax", "SELU", "SiLU by hand", "where", "in pla
 
 def cases(table: dict[str, Any]) -> list[Any]:
     return [
-        pytest.param(name, marks=[pytest.mark.exhaustive] if name in SLOW else [])
-        for name in table
+        pytest.param(name, marks=[pytest.mark.exhaustive] if name in SLOW else []) for name in table
     ]
 
 
@@ -252,7 +255,10 @@ def test_what_is_on_no_list_is_unexplained_at_its_place_and_the_rest_goes_on(our
 
 @pytest.mark.parametrize(
     "names",
-    [("BGR", "floor", "counted padding", "no ReLU"), ("2x-1", "leaky", "epsilons", "swapped heads")],
+    [
+        ("BGR", "floor", "counted padding", "no ReLU"),
+        ("2x-1", "leaky", "epsilons", "swapped heads"),
+    ],
     ids=str,
 )
 def test_four_faults_at_once_are_all_found(names: tuple[str, ...], ours: JaxSide):
@@ -356,7 +362,11 @@ def test_reports_say_the_same_as_text_json_markdown_and_page(ours: JaxSide):
     assert data["explanations"] == [
         {"fault": "ceil against floor", "layer": "pool1", "detail": found.findings[0].detail}
     ]
-    for content in (reports.text(found), reports.markdown(found, "cmd"), reports.page(found, "cmd")):
+    for content in (
+        reports.text(found),
+        reports.markdown(found, "cmd"),
+        reports.page(found, "cmd"),
+    ):
         assert "ceil against floor (pool1" in content
         assert "With this in the reference, all outputs are the candidate's" in content
     assert not isinstance(found, Report) or str(found) == reports.text(found)
