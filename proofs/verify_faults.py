@@ -1,6 +1,6 @@
 """What `googlenet-jax verify` says of planted faults, and of every network without one.
 
-    python -m proofs.verify_faults [NAME …]      # some minutes on 2 cores; prints JSON
+    python -m proofs verify_faults [NAME …]      # some minutes on 2 cores; prints JSON
 
 Faults are planted in the PyTorch twins of `googlenet_torchvision` and `inception_v3`, an eighth of their
 channels, and of a small ResNet written in Equinox (where that is installed); some alone, four at
@@ -12,20 +12,16 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import jax
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-import jax  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-import googlenet_jax as gj  # noqa: E402
-from googlenet_jax.verification.report import sentence  # noqa: E402
-from googlenet_jax.verification.verify import (  # noqa: E402
+import googlenet_jax as gj
+from googlenet_jax.verification.report import sentence
+from googlenet_jax.verification.verify import (
     Report,
     default_images,
     own_network,

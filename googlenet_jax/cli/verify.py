@@ -5,8 +5,9 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from googlenet_jax.cli.convert import fields
+from googlenet_jax.cli.members import fields
 from googlenet_jax.errors import UserError, check_whole
+from googlenet_jax.runtime.storage import check_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             "verify: give a MODEL, or --reference FILE.py:NAME and --candidate FILE.py:NAME"
         )
+    for path in filter(None, (args.html, args.markdown, args.save_map)):
+        check_output(path)
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError:
@@ -170,9 +173,9 @@ def _model(args: argparse.Namespace) -> "tuple[Network, Any]":
     options = fields("--option", args.option)
     if not args.weights:
         return create_model(args.model, **options), None
-    from googlenet_jax.weights.convert import read_weights
+    from googlenet_jax.weights.load import load_of
 
-    weights = read_weights(args.weights, args.model, options=options)
+    weights = load_of(args.weights, args.model, options)
     return weights.model, weights
 
 

@@ -216,9 +216,7 @@ SLOW = {"leaky", "x255", "log softmax", "SELU", "SiLU by hand", "where", "in pla
 
 
 def cases(table: dict[str, Any]) -> list[Any]:
-    return [
-        pytest.param(name, marks=[pytest.mark.exhaustive] if name in SLOW else []) for name in table
-    ]
+    return [pytest.param(name, marks=[pytest.mark.proof] if name in SLOW else []) for name in table]
 
 
 @pytest.mark.parametrize("name", cases(EQUAL))
