@@ -7,6 +7,7 @@ weights settle what these leave open.
 
 import dataclasses
 import difflib
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
@@ -270,11 +271,15 @@ def roles_of(node: Node, leaves: Mapping[str, Tensor]) -> Roles:
         if torch.allclose(scaled, first):
             role = _shift_role((shifted - moved), first)
         else:
-            role, extra = _scale_role(lambda v, name=name: at(name, v)[0], leaf)
+            role, extra = _scale_role(functools.partial(_first_of, at, name), leaf)
             epsilon = extra if role == "var" else epsilon
         if role:
             found.setdefault(role, name)
     return Roles(found, epsilon)
+
+
+def _first_of(at: Callable[..., tuple[Tensor, Tensor]], name: str, value: Tensor) -> Tensor:
+    return at(name, value)[0]
 
 
 def _shift_role(change: Tensor, scale: Tensor) -> str:

@@ -139,6 +139,7 @@ class Builder:
         if not shape or order[0] != 0 or x.node.shape[0] != shape[0]:
             raw = lambda v, order=order: v.permute(*order).reshape(list(shape))  # noqa: E731
             return self.emit("call", [x.node], function=raw, name="reshape")
+        assert x.node.value is not None
         return self.emit(
             "layout",
             [x.node],

@@ -315,7 +315,9 @@ class _Reader:
         numbers = params["dimension_numbers"]
         if not isinstance(x, Ref) or not isinstance(index, Const) or index.value.ndim != 2:
             raise Impossible
-        (axis,) = numbers.start_index_map or (None,)
+        if len(numbers.start_index_map) != 1:
+            raise Impossible
+        axis = numbers.start_index_map[0]
         sizes = [s for i, s in enumerate(x.shape) if i != axis]
         if (
             x.axes[axis] != (3,)

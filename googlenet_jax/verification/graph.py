@@ -44,7 +44,7 @@ class Const:
     ) -> None:
         self.value, self.name, self.made = value, name, made
         arguments = [each for each in (made[1] if made else ()) if isinstance(each, Const)]
-        self.random = random or any(each.random for each in arguments)
+        self.random: bool = random or any(each.random for each in arguments)
         self.leaves: frozenset[str] = frozenset([name] if name else []).union(
             *(each.leaves for each in arguments)
         )

@@ -112,8 +112,8 @@ class TorchSide:
             except Exception as error:
                 errors.append(error)
         text = " ".join(str(errors[0]).split())[:200]
-        shape = list(self.pixels(images).shape)
         self.channels_last = first
+        shape = list(self.pixels(images).shape)
         raise UserError(
             f"{self.title} does not run on inputs {shape}: {type(errors[0]).__name__}: {text}"
         ) from errors[0]

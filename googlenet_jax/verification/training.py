@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,11 +111,9 @@ def _train_jax(
             made = side.function(tree, given)
             flat = jax.tree_util.tree_flatten_with_path(made)[0]
             return {output_label(path): value for path, value in flat}, tree
-        bare = model.clone(dropout=0.0)
-        if hasattr(bare, "aux_dropout"):
-            bare = bare.clone(aux_dropout=0.0)
         rngs = {"dropout": jax.random.key(0)}
-        output, new = bare.apply(tree, given, train=True, rngs=rngs, mutable=["batch_stats"])
+        with nn.intercept_methods(_without_dropout):
+            output, new = model.apply(tree, given, train=True, rngs=rngs, mutable=["batch_stats"])
         return {"logits": output.logits, **output.aux_logits}, {**tree, **new}
 
     @jax.jit
@@ -145,6 +144,13 @@ def _train_jax(
             found.first = named_leaves(tree)
     found.parameter, found.momentum = named_leaves(tree), named_leaves(momenta)
     return found
+
+
+def _without_dropout(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """Linen's dropout does nothing."""
+    if isinstance(context.module, nn.Dropout) and context.method_name == "__call__":
+        return args[0]
+    return function(*args, **kwargs)
 
 
 def _train_torch(

@@ -126,7 +126,9 @@ def _kernel_move(
     if placed is None:
         return "its kernel is no plain rearrangement of its weight"
     for through in _shapes(source, mine.shape):
-        for axes in itertools.permutations(range(len(through))):
+        orders = itertools.permutations(range(len(through)))
+        shapes = {axes: tuple(through[i] for i in axes) for axes in orders}
+        for axes in sorted(shapes, key=lambda each: shapes[each] != tuple(target.shape)):
             turned = marked.reshape(through).permute(*axes)
             if torch.equal(turned.reshape(placed.shape), placed):
                 own = through == tuple(source.shape)
@@ -231,7 +233,7 @@ def code_of(moves_: list[Move], title: str) -> str:
                 value += f".reshape{move.through!r}"
             if move.axes and move.axes != tuple(range(len(move.axes))):
                 value += f".transpose{move.axes!r}"
-            if not move.axes or len(move.axes) != len(move.shape):
+            if not move.axes or move.through or len(move.axes) != len(move.shape):
                 value += f".reshape({', '.join(map(str, move.shape))})"
         lines.append(f"        {move.target!r}: {value},")
     return "\n".join([*lines, "    }", ""])

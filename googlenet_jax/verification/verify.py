@@ -275,7 +275,7 @@ class _Verification:
         trained, why = self._trained(one, alignment, outputs, steps if not parted else 0)
         parted = parted or any(row.parted for row in trained)
         verdict = DIFFERENT if parted else ROUNDING
-        if not any(row.largest for row in (*rows, *trained)):
+        if not any(row.largest for row in rows) and not any(row.largest for row in trained):
             verdict = EQUAL
         alone = [f"the reference's output {n}" for n in ours if n not in outputs]
         alone += [f"the candidate's output {n}" for n in theirs if n not in outputs.values()]
@@ -350,11 +350,12 @@ class _Verification:
     ) -> list[Row]:
         """The outputs, end to end, of the reference with all findings in it."""
         graph = apply(explainer.pairing.reference, found.edits, explainer.matched)
+        assert graph.input.value is not None
         given = {id(graph.input): graph.input.value}
         rows = []
         for name, other in outputs.items():
             try:
-                made = evaluate([graph.outputs[name]], given)[0]  # type: ignore[dict-item]
+                made = evaluate([graph.outputs[name]], given)[0]
             except (RuntimeError, ValueError, IndexError):
                 made = None
             value = theirs[other]
@@ -488,7 +489,7 @@ def _grouped(findings: list[Finding], pairing: Pairing) -> list[Finding]:
 
 
 def _chain_of(node: Any, readers: Mapping[int, list[Any]]) -> list[str]:
-    found = []
+    found: list[str] = []
     while True:
         above = readers.get(id(node), [])
         if len(above) != 1 or above[0].op not in ("affine", "act", "dropout"):

@@ -345,7 +345,8 @@ def test_the_conversion_it_found_is_code_that_converts(ours: JaxSide):
     made = space["convert"](given)
     state = port.state_dict()
     assert set(made) == {name for name in state if "num_batches" not in name}
-    assert all(np.array_equal(value, state[name].numpy()) for name, value in made.items())
+    wrong = [name for name, value in made.items() if not np.array_equal(value, state[name].numpy())]
+    assert not wrong
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -366,7 +367,7 @@ def test_reports_say_the_same_as_text_json_markdown_and_page(ours: JaxSide):
         reports.page(found, "cmd"),
     ):
         assert "ceil against floor (pool1" in content
-        assert "With this in the reference, all outputs are the candidate's" in content
+        assert "With this in the reference, all outputs are" in content
     assert not isinstance(found, Report) or str(found) == reports.text(found)
 
 
