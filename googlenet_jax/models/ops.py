@@ -7,14 +7,16 @@ forms are used. Batch norm's gradient serves every platform. Every form computes
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from googlenet_jax.models import winograd
+from googlenet_jax.models import rules, winograd
 
 Array = jax.Array
+Arrays = Sequence[Array]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -50,37 +52,45 @@ def _indexed_max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
     return _max_along(_max_along(x, 2, window, stride), 1, window, stride)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _max_along(x: Array, axis: int, window: int, stride: int) -> Array:
     """Maximum over the windows of one axis; among equal values the first gets the gradient."""
-    return _max_along_forward(x, axis, window, stride)[0]
+    return _MAX_ALONG(x, axis=axis, window=window, stride=stride)[0]
 
 
-def _max_along_forward(
-    x: Array, axis: int, window: int, stride: int
-) -> tuple[Array, tuple[Array, Array]]:
-    size = x.shape[axis]
-    count = (size - window) // stride + 1
-    parts = [
-        lax.slice_in_dim(x, i, i + (count - 1) * stride + 1, stride, axis) for i in range(window)
-    ]
+def _parts(x: Array, axis: int, window: int, stride: int) -> list[Array]:
+    """For each place of a window, what stands there in every window."""
+    reach = (x.shape[axis] - window) // stride * stride + 1
+    return [lax.slice_in_dim(x, i, i + reach, stride, axis) for i in range(window)]
+
+
+def _max_along_forward(x: Array, axis: int, window: int, stride: int) -> tuple[Array, Array]:
+    """The maxima and, int8, where in its window each stands."""
+    parts = _parts(x, axis, window, stride)
     best = functools.reduce(jnp.maximum, parts)
     index = jnp.full(best.shape, window - 1, jnp.int8)
     for i in range(window - 2, -1, -1):
         index = jnp.where(parts[i] == best, jnp.int8(i), index)
     # The barrier keeps XLA from computing the maxima once more for each window that they enter next.
     best, index = lax.optimization_barrier((best, index))
-    return best, (index, jnp.zeros((0, size)))
+    return best, index
+
+
+def _max_along_tangent(
+    saved: Arrays, tangents: Arrays, axis: int, window: int, stride: int
+) -> tuple[Array]:
+    (index, _), (dx,) = saved, tangents
+    parts = enumerate(_parts(dx, axis, window, stride))
+    return (functools.reduce(jnp.add, (jnp.where(index == i, part, 0) for i, part in parts)),)
 
 
 def _max_along_backward(
-    axis: int, window: int, stride: int, residuals: tuple[Array, Array], dy: Array
+    saved: Arrays, cotangents: Arrays, axis: int, window: int, stride: int
 ) -> tuple[Array]:
     """For each place of the input the sum over the windows that it is the maximum of.
 
     Place `stride · q + phase` is offset `phase + stride · k` of window `q − k`.
     """
-    index, sized = residuals
+    (index, sized), (dy,) = saved, cotangents
     size, zero = sized.shape[1], jnp.zeros((), dy.dtype)
     reach = -(-window // stride)  # windows over one place
     places = -(-size // stride)  # of each phase
@@ -110,7 +120,13 @@ def _max_along_backward(
     return (lax.slice_in_dim(jnp.stack(phases, axis + 1).reshape(shape), 0, size, axis=axis),)
 
 
-_max_along.defvjp(_max_along_forward, _max_along_backward)
+_MAX_ALONG = rules.Operation(
+    forward=_max_along_forward,
+    # Of the input its size alone is kept.
+    saved=lambda args, outputs, axis, **_: (outputs[1], jnp.zeros((0, args[0].shape[axis]))),
+    tangent=_max_along_tangent,
+    backward=_max_along_backward,
+)
 
 # -------------------------------------------------------------------------------------------------------------- convolution
 
@@ -148,18 +164,22 @@ def _product(x: Array, kernel: Array) -> Array:
     return lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
 
 
-@jax.custom_vjp
 def _flat_product(x: Array, kernel: Array) -> Array:
     """`_product` of matrices: in the gradients of more dimensions XLA transposes copies of them."""
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:3], kernel.shape[1])
+    return _FLAT_PRODUCT(x, kernel)[0]
 
 
-def _flat_product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _flat_product(x, kernel), (x, kernel)
+def _flat_product_forward(x: Array, kernel: Array) -> tuple[Array]:
+    return ((x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:3], kernel.shape[1]),)
 
 
-def _flat_product_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
+def _flat_product_tangent(saved: Arrays, tangents: Arrays) -> tuple[Array]:
+    (x, kernel), (dx, dkernel) = saved, tangents
+    return (_product(dx, kernel) + _product(x, dkernel),)
+
+
+def _flat_product_backward(saved: Arrays, cotangents: Arrays) -> tuple[Array, Array]:
+    (x, kernel), (dy,) = saved, cotangents
     rows, dy_rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     dx = lax.dot_general(dy_rows, kernel, (((1,), (1,)), ((), ()))).reshape(x.shape)
     # One product of long columns and a small result is computed by one core; two are by two.
@@ -168,7 +188,12 @@ def _flat_product_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[A
     return dx, lax.dot_general(rows, dy_rows, (((1,), (1,)), ((0,), (0,)))).sum(0)
 
 
-_flat_product.defvjp(_flat_product_forward, _flat_product_backward)
+_FLAT_PRODUCT = rules.Operation(
+    forward=_flat_product_forward,
+    saved=lambda args, outputs, **_: tuple(args),
+    tangent=_flat_product_tangent,
+    backward=_flat_product_backward,
+)
 _SPLIT_ROWS = 4096  # at 7×7 and batch 32, 1568 rows, the split costs a third more
 
 # --------------------------------------------------------------------------------------------------------------- batch norm
@@ -186,13 +211,10 @@ def plain_batch_norm(
     return (jax.nn.relu(y) if relu else y).astype(x.dtype), mean, var
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def batch_norm(
     x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool
 ) -> tuple[Array, Array, Array]:
     """Batch norm, with ReLU where asked: saves the input alone for the backward pass, which recomputes the rest.
-
-    The statistics are for the running averages: no gradient flows through them.
 
     Args:
       x: `[N, H, W, C]`; gamma, beta: `[C]`, of the dtype that the statistics are computed in.
@@ -200,7 +222,8 @@ def batch_norm(
     Returns:
       `[N, H, W, C]` of x's dtype; mean and (biased) variance, `[groups, C]` of gamma's.
     """
-    return _batch_norm_forward(x, gamma, beta, epsilon, groups, relu)[0]
+    y, mean, var = _BATCH_NORM(x, gamma, beta, epsilon=epsilon, groups=groups, relu=relu)
+    return y, mean, var
 
 
 def _group(x: Array, groups: int) -> Array:
@@ -214,7 +237,7 @@ def _sum(x: Array) -> Array:
 
 def _batch_norm_forward(
     x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool
-):
+) -> tuple[Array, Array, Array]:
     grouped = _group(x, groups).astype(gamma.dtype)
     n = x.size // x.shape[-1] // groups
     mean = _sum(grouped) / n
@@ -222,16 +245,26 @@ def _batch_norm_forward(
     factor = gamma * lax.rsqrt(var + epsilon)
     y = (grouped - mean[:, None, None, None]) * factor[:, None, None, None] + beta
     y = (jax.nn.relu(y) if relu else y).reshape(x.shape).astype(x.dtype)
-    return (y, mean, var), (x, gamma, beta, mean, var)
+    return y, mean, var
 
 
-def _batch_norm_backward(epsilon: float, groups: int, relu: bool, residuals, cotangents):
-    x, gamma, beta, mean, var = residuals
-    dy = _group(cotangents[0], groups).astype(gamma.dtype)
+def _batch_norm_tangent(
+    saved: Arrays, tangents: Arrays, epsilon: float, groups: int, relu: bool
+) -> tuple[Array, ...]:
+    plain = functools.partial(plain_batch_norm, epsilon=epsilon, groups=groups, relu=relu)
+    return jax.jvp(plain, tuple(saved[:3]), tuple(tangents))[1]
+
+
+def _batch_norm_backward(
+    saved: Arrays, cotangents: Sequence[Array | None], epsilon: float, groups: int, relu: bool
+) -> tuple[Array, Array, Array]:
+    x, gamma, beta, mean, var = saved
+    dy, dmean, dvar = cotangents
     n = x.size // x.shape[-1] // groups
     wide = lambda v: v[:, None, None, None]  # noqa: E731
     centred = _group(x, groups).astype(gamma.dtype) - wide(mean)
     inverse = lax.rsqrt(var + epsilon)
+    dy = jnp.zeros_like(centred) if dy is None else _group(dy, groups).astype(gamma.dtype)
     if relu:
         dy = jnp.where(centred * wide(gamma * inverse) + beta > 0, dy, 0)
     sum_dy = _sum(dy)
@@ -242,7 +275,16 @@ def _batch_norm_backward(epsilon: float, groups: int, relu: bool, residuals, cot
         - centred * wide(factor * inverse * sum_dy_hat / n)
         - wide(factor * sum_dy / n)
     )
+    if dmean is not None:
+        dx = dx + wide(dmean / n)
+    if dvar is not None:
+        dx = dx + centred * wide(2 * dvar / n)
     return dx.reshape(x.shape).astype(x.dtype), sum_dy_hat.sum(0), sum_dy.sum(0)
 
 
-batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+_BATCH_NORM = rules.Operation(
+    forward=_batch_norm_forward,
+    saved=lambda args, outputs, **_: (*args, *outputs[1:]),
+    tangent=_batch_norm_tangent,
+    backward=_batch_norm_backward,
+)
