@@ -63,16 +63,23 @@ def _parts(x: Array, axis: int, window: int, stride: int) -> list[Array]:
     return [lax.slice_in_dim(x, i, i + reach, stride, axis) for i in range(window)]
 
 
-def _max_along_forward(x: Array, axis: int, window: int, stride: int) -> tuple[Array, Array]:
-    """The maxima and, int8, where in its window each stands."""
+def _max_along_forward(x: Array, axis: int, window: int, stride: int) -> tuple[Array]:
+    # The barrier keeps XLA from computing the maxima once more for each window that they enter next.
+    best = functools.reduce(jnp.maximum, _parts(x, axis, window, stride))
+    return (lax.optimization_barrier(best),)
+
+
+def _max_along_saved(
+    args: Arrays, outputs: Arrays, axis: int, window: int, stride: int
+) -> tuple[Array, Array]:
+    """Where in its window each maximum stands, int8; of the input its size alone is kept."""
+    (x,) = args
     parts = _parts(x, axis, window, stride)
     best = functools.reduce(jnp.maximum, parts)
-    index = jnp.full(best.shape, window - 1, jnp.int8)
+    index = jnp.full_like(best, window - 1, jnp.int8)
     for i in range(window - 2, -1, -1):
         index = jnp.where(parts[i] == best, jnp.int8(i), index)
-    # The barrier keeps XLA from computing the maxima once more for each window that they enter next.
-    best, index = lax.optimization_barrier((best, index))
-    return best, index
+    return lax.optimization_barrier(index), jnp.zeros((0, x.shape[axis]))
 
 
 def _max_along_tangent(
@@ -122,8 +129,7 @@ def _max_along_backward(
 
 _MAX_ALONG = rules.Operation(
     forward=_max_along_forward,
-    # Of the input its size alone is kept.
-    saved=lambda args, outputs, axis, **_: (outputs[1], jnp.zeros((0, args[0].shape[axis]))),
+    saved=_max_along_saved,
     tangent=_max_along_tangent,
     backward=_max_along_backward,
 )

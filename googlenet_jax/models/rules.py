@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import dtypes
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -27,12 +28,12 @@ class Operation:
     """A differentiable function of arrays with a backward pass of its own. Calling it returns a tuple.
 
     Attributes:
-      forward: `(*args, **settings)` → the outputs, a tuple. No gradient flows to whole numbers among them.
+      forward: `(*args, **settings)` → the outputs, a tuple of floats.
       saved: `(args, outputs, **settings)` → what tangents and the backward pass need, a tuple.
-      tangent: `(saved, tangents, **settings)` → the tangents of the floats among the outputs, a tuple;
-        linear in `tangents`, one for each argument.
+      tangent: `(saved, tangents, **settings)` → the outputs' tangents, a tuple; linear in `tangents`,
+        one for each argument.
       backward: `(saved, cotangents, **settings)` → the arguments' cotangents. It is the tangent's transpose;
-        `cotangents` are of the floats among the outputs, `None` for what nothing depends on.
+        among `cotangents`, one for each output, `None` stands for what nothing depends on.
     """
 
     forward: Callable[..., tuple[Array, ...]]
@@ -53,27 +54,12 @@ def _call(operation: Operation, settings: tuple, *args: Array) -> tuple[Array, .
 @_call.defjvp
 def _call_jvp(operation: Operation, settings: tuple, args: Arrays, tangents: Arrays):
     outputs = _call(operation, settings, *args)
-    avals = tuple(jax.typeof(output) for output in outputs if _is_float(output))
     saved = operation.saved(args, outputs, **dict(settings))
-    found = iter(
-        _tangent_p.bind(
-            *saved,
-            *tangents,
-            operation=operation,
-            settings=settings,
-            avals=avals,
-            count=len(args),
-        )
+    avals = tuple(map(jax.typeof, outputs))
+    found = _tangent_p.bind(
+        *saved, *tangents, operation=operation, settings=settings, avals=avals, count=len(args)
     )
-    return outputs, tuple(next(found) if _is_float(o) else _no_tangent(o) for o in outputs)
-
-
-def _is_float(x: Array) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)
-
-
-def _no_tangent(x: Array) -> Any:
-    return np.zeros(x.shape, jax.dtypes.float0)
+    return outputs, tuple(found)
 
 
 # ------------------------------------------------------------------------------------------------------------ the tangent
@@ -87,7 +73,8 @@ def _tangents_jvp(primals: Arrays, tangents: Sequence[Any], **params: Any):
     def whole(primal: Array, tangent: Any) -> Any:
         if not isinstance(tangent, ad.Zero):
             return tangent
-        return jnp.zeros_like(primal) if _is_float(primal) else _no_tangent(primal)
+        floats = jnp.issubdtype(primal.dtype, jnp.floating)
+        return jnp.zeros_like(primal) if floats else np.zeros(primal.shape, dtypes.float0)
 
     whole_tangents = tuple(map(whole, primals, tangents))
     return jax.jvp(functools.partial(_tangents, **params), tuple(primals), whole_tangents)
