@@ -1,5 +1,9 @@
 """The forms that XLA compiles best, chosen here and nowhere else; beside each stands the plain form that the tests compare it with.
 
+`FORMS` are what a network's option `forms` takes: "fast", the best on each platform; "plain", what the
+formula says and JAX differentiates, everywhere; "indexed", the fast ones, with the max pool by index
+on every platform: on a GPU its plain gradient scatters, which deterministic XLA refuses or slows.
+
 On a CPU the gradients that XLA derives for pooling and for 1×1 convolutions are slow, so they
 are written out, and a 3×3 convolution takes fewer products by Winograd's tiles; elsewhere the plain
 forms are used. Batch norm's gradient serves every platform. Every form computes the same mathematics, ties in pooling included.
@@ -17,7 +21,9 @@ from googlenet_jax.models import rules, winograd
 
 Array = jax.Array
 Arrays = Sequence[Array]
+AxisName = str | tuple[str, ...] | None
 Pads = tuple[tuple[int, int], tuple[int, int]]
+FORMS = ("fast", "plain", "indexed")
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 # ----------------------------------------------------------------------------------------------------------------- max pool
@@ -35,8 +41,12 @@ def plain_max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
     )
 
 
-def max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
+def max_pool(x: Array, window: int, stride: int, pads: Pads, forms: str = "fast") -> Array:
     """`plain_max_pool`, by an index of the maximum on a CPU. `[N, H, W, C]` → `[N, H', W', C]`."""
+    if forms == "plain":
+        return plain_max_pool(x, window, stride, pads)
+    if forms == "indexed":
+        return _indexed_max_pool(x, window, stride, pads)
     return lax.platform_dependent(
         x,
         cpu=functools.partial(_indexed_max_pool, window=window, stride=stride, pads=pads),
@@ -144,9 +154,11 @@ def plain_conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1
     )
 
 
-def conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1) -> Array:
+def conv(
+    x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1, forms: str = "fast"
+) -> Array:
     """`plain_conv`, where a 1×1 is a matrix product, and a 3×3 on a CPU a quarter of the products."""
-    if stride == 1 and groups == 1:
+    if stride == 1 and groups == 1 and forms != "plain":
         if kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
             return lax.platform_dependent(x, kernel[0, 0], cpu=_flat_product, default=_product)
         if kernel.shape[:2] == (3, 3) and _gains_by_winograd(x, kernel):
@@ -206,28 +218,49 @@ _SPLIT_ROWS = 4096  # at 7×7 and batch 32, 1568 rows, the split costs a third m
 
 
 def plain_batch_norm(
-    x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    epsilon: float,
+    groups: int,
+    relu: bool,
+    axis_name: AxisName = None,
 ) -> tuple[Array, Array, Array]:
     """Batch norm as the formula reads; see `batch_norm`."""
-    wide = x.astype(gamma.dtype).reshape(groups, -1, *x.shape[1:])
-    mean = wide.mean((1, 2, 3))
+
+    def average(v: Array) -> Array:
+        v = v.mean((1, 2, 3))
+        return v if axis_name is None else lax.pmean(v, axis_name)
+
+    wide = _group(x, groups).astype(gamma.dtype)
+    mean = average(wide)
     centred = wide - mean[:, None, None, None]
-    var = lax.square(centred).mean((1, 2, 3))
+    var = average(lax.square(centred))
     y = (centred * lax.rsqrt(var + epsilon)[:, None, None, None] * gamma + beta).reshape(x.shape)
     return (jax.nn.relu(y) if relu else y).astype(x.dtype), mean, var
 
 
 def batch_norm(
-    x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    epsilon: float,
+    groups: int,
+    relu: bool,
+    axis_name: AxisName = None,
+    forms: str = "fast",
 ) -> tuple[Array, Array, Array]:
     """Batch norm, with ReLU where asked: saves the input alone for the backward pass, which recomputes the rest.
 
     Args:
       x: `[N, H, W, C]`; gamma, beta: `[C]`, of the dtype that the statistics are computed in.
       groups: how many equal parts of the batch have statistics of their own.
+      axis_name: of a `shard_map` or `pmap`, over whose parts of the batch the statistics are taken.
     Returns:
       `[N, H, W, C]` of x's dtype; mean and (biased) variance, `[groups, C]` of gamma's.
     """
+    if forms == "plain" or axis_name is not None:
+        return plain_batch_norm(x, gamma, beta, epsilon, groups, relu, axis_name)
     y, mean, var = _BATCH_NORM(x, gamma, beta, epsilon=epsilon, groups=groups, relu=relu)
     return y, mean, var
 
