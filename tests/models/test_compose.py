@@ -10,41 +10,28 @@ import pytest
 
 import googlenet_jax as gj
 from googlenet_jax.models import ops
-from googlenet_jax.models.googlenet import TUTORIAL, AuxHead, Inception, Widths
+from googlenet_jax.models.googlenet import TUTORIAL
 from googlenet_jax.models.network import NormedNetwork
 from tests.models.compose import AS_IT_IS, JITTED, transform
 
 NAMES = (*JITTED, *AS_IT_IS)
-QUICK = (
-    "grad",
-    "grad of grad",
-    "hvp",
-    "hessian",
-    "vmap of grad",
-    "grad of vmap",
-    "remat",
-    "grad of scan",
-    "grad of shard_map",
-    "hvp inside shard_map",
-    "rank promotion",
-)
+QUICK = ("grad of grad", "hvp", "vmap of grad", "remat", "grad of shard_map")
 SMALL = {name: ({"stem": "small"}, 16) for name in gj.list_models()}
 SMALL |= dict.fromkeys(("inception_v2", "inception_v3"), ({"aux_heads": False}, 75))
 
 
 class Every(NormedNetwork):
-    """Each kind of layer once or twice."""
+    """A 3×3 and a 1×1 convolution with batch norm, and max pools of both strides: what has forms."""
 
     style = TUTORIAL
 
     @nn.compact
     def __call__(self, images, train, aux=None, use_running_average=None):
-        layers, x, wants_aux = self.begin(images, train, aux, use_running_average)
+        layers, x, _ = self.begin(images, train, aux, use_running_average)
         x = layers.conv("conv1", x, 3, 3)
         x = layers.pool("pool1", x)
-        x = Inception(layers, Widths(2, 2, 3, 2, 2, 1), name="inception")(x)
-        aux_logits = {"aux1": AuxHead(layers, 3, 0.0, name="aux1")(x)} if wants_aux else {}
-        return self.finish(layers, "pool", x, aux_logits)
+        x = layers.conv("conv2", layers.max_pool(x, 3, 1, 1), 2)
+        return self.finish(layers, "pool", x)
 
 
 @pytest.fixture(autouse=True)
@@ -98,9 +85,8 @@ def test_a_network_in_training(name):
     assert apart(tiny(), 6, name, train=True) < 1e-11
 
 
-@pytest.mark.parametrize("name", ["hvp", "grad of shard_map"])
-def test_a_network_in_evaluation(name):
-    assert apart(tiny(), 6, name, train=False) < 1e-11
+def test_a_network_in_evaluation():
+    assert apart(tiny(), 6, "hvp", train=False) < 1e-11
 
 
 @pytest.mark.exhaustive
@@ -124,6 +110,7 @@ def test_every_network(network, name, train):
     assert apart(model, size, name, train) < 1e-9
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_has_every_derivative(dtype):
     model = Every(num_classes=3, dropout=0.0, dtype=jnp.dtype(dtype))
@@ -179,7 +166,7 @@ def test_one_value_a_channel_is_refused_in_words():
         model.apply(variables, jnp.zeros((1, 1, 1, 3)), train=True, mutable=["batch_stats"])
 
 
-@pytest.mark.parametrize("forms", ["plain", "indexed"])
+@pytest.mark.parametrize("forms", ["plain", "indexed", "fast"])
 def test_the_option_chooses_the_forms_everywhere(forms):
     loss, *arguments = loss_of(tiny().clone(forms=forms), 6, True)
     text = jax.jit(jax.grad(loss)).lower(*arguments).as_text()
