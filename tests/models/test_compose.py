@@ -134,7 +134,7 @@ def test_gradients_flow_through_batch_statistics():
         return sum((leaf**2).sum() for leaf in jax.tree.leaves(updated))
 
     found = jax.jit(jax.grad(loss))(images)
-    step = 1e-5 * jnp.sign(found)
+    step, loss = 1e-5 * jnp.sign(found), jax.jit(loss)
     by_differences = (loss(images + step) - loss(images - step)) / 2
     assert float(by_differences) == pytest.approx(float((found * step).sum()), rel=1e-6)
     assert float(jnp.abs(found).max()) > 1e-3
@@ -150,6 +150,7 @@ def test_statistics_over_an_axis_are_the_whole_batchs():
     def run(model, images):
         return model.apply(variables, images, train=True, mutable=["batch_stats"])
 
+    # Of the plain forms: the axis has no fast one.
     whole, updated = run(model.clone(forms="plain"), images)
     parts, of_parts = jax.vmap(
         functools.partial(run, model.clone(bn_axis_name="parts")), axis_name="parts"
@@ -172,6 +173,4 @@ def test_the_option_chooses_the_forms_everywhere(forms):
     text = jax.jit(jax.grad(loss)).lower(*arguments).as_text()
     plain = forms == "plain"
     assert ("select_and_scatter" in text) == plain
-    traced = str(jax.make_jaxpr(jax.grad(loss))(*arguments))
-    assert ("reduce_window" in traced or "select_and_scatter" in traced) == plain
-    assert ("optimization_barrier" in traced) != plain
+    assert ("optimization_barrier" in text) != plain
