@@ -21,16 +21,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from googlenet_jax.data.pipeline import eval_image
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
+from googlenet_jax.data.resampling import INTERPOLATIONS
 from googlenet_jax.errors import UserError
-from googlenet_jax.evaluation.crops import (
-    CROPS,
-    INTERPOLATIONS,
-    Geometry,
-    cut,
-    geometry,
-    ten_of_144,
-    view_count,
-)
+from googlenet_jax.evaluation.crops import CROPS, Geometry, cut, geometry, ten_of_144, view_count
 from googlenet_jax.models.network import Network
 from googlenet_jax.runtime.sharding import data_sharding, replicated
 

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from googlenet_jax.data.bad_images import POLICIES
-from googlenet_jax.data.decoding import INTERPOLATIONS
+from googlenet_jax.data.resampling import INTERPOLATIONS
 from googlenet_jax.errors import UserError, nearest
 from googlenet_jax.training.optimizer import create_optimizer
 from googlenet_jax.training.task import TASKS, TaskKind

@@ -7,14 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from googlenet_jax.data.decoding import (
-    INTERPOLATIONS,
-    MAX_PIXELS,
-    BadImage,
-    decode,
-    decode_crop,
-    scale,
-)
+from googlenet_jax.data.decoding import MAX_PIXELS, BadImage, decode, decode_crop
+from googlenet_jax.data.resampling import INTERPOLATIONS, scale
 from tests.data.photographs import difference, encode, opened, photograph
 
 BOX = (31, 57, 290, 411)  # top, left, height, width of a crop of the photographs

@@ -1,6 +1,5 @@
 """An evaluation counts every example once, and goes on where it was stopped."""
 
-import fcntl
 import json
 import os
 import signal
@@ -138,12 +137,25 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, line: str) -> Non
         evaluate(Pictures(), path)
 
 
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "ab")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_second_evaluation_in_the_same_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "examples.jsonl"
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
         with pytest.raises(UserError, match="another evaluation writes it"):
             evaluate(Pictures(), path)
+        other.stdin.close()
+    evaluate(Pictures(), path)
 
 
 def test_a_folder_that_can_not_be_written_is_named(tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_a_disk_that_refuses_is_one_line(tmp_path, data_dir, largest):
 
 
 def test_what_a_disk_refuses_is_found_inside_other_errors():
-    from googlenet_jax.runtime.storage import disk_reason
+    from googlenet_jax.runtime.local_storage import disk_reason
 
     assert disk_reason(
         ValueError("INTERNAL: writing foo: No space left on device [os_error=28]")
