@@ -73,14 +73,14 @@ def train(
 def _train(
     config: ConfigDict | Mapping[str, Any], workdir: Path, peers: Peers | None, profile: bool
 ) -> None:
-    # The recipe, checked once. What is made from it below gets plain values.
-    config, kind = resolve(config)
-    recipe = config.to_dict()
+    # The recipe, checked, and what it describes, built: once.
+    resolved = resolve(config)
+    config, recipe = resolved.config, resolved.config.to_dict()
 
     # What is trained, on which devices, and when what happens.
     mesh = create_mesh()
-    task = kind.open(config, mesh)
-    plan = make_plan(config, task, mesh)
+    task = resolved.open(mesh)
+    plan = make_plan(resolved, task, mesh)
     when, shapes = plan.when, plan.shapes
     step_key = replicate(plan.step_key, mesh)
 
@@ -92,7 +92,7 @@ def _train(
         stop = Agreement(signals, mesh, peers.tick if peers else lambda: None)
         if is_first():
             stack.enter_context(locked(workdir))
-        check_folder(workdir, recipe, kind.defaults().to_dict())
+        check_folder(workdir, recipe, resolved.kind.defaults().to_dict())
         write_config(workdir, recipe)
         checkpoints = stack.enter_context(
             Checkpoints(

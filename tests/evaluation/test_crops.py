@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from googlenet_jax.data.device_resampling import resampling_weights
-from googlenet_jax.evaluation.crops import _resample, boxes, cut, geometry, short_sides, ten_of_144
+from googlenet_jax.data.device_resampling import resample, resampling_weights
+from googlenet_jax.evaluation.crops import boxes, cut, geometry, short_sides, ten_of_144
 from tests.evaluation import protocol
 
 FLOWER = np.ascontiguousarray(load_sample_image("flower.jpg")[::4, ::4])  # 107×160
@@ -165,7 +165,7 @@ def test_interpolations_are_opencvs_and_pillows(sides, interpolation, reference)
         )
         for axis in (0, 1)
     )
-    found = np.asarray(_resample(FLOWER.astype(np.float32), rows, columns)).astype(int)
+    found = np.asarray(resample(FLOWER.astype(np.float32), rows, columns)).astype(int)
     height, width = sides
     if interpolation == "auto":
         reference = cv2.INTER_AREA if height < len(FLOWER) else cv2.INTER_LINEAR

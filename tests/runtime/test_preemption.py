@@ -63,8 +63,8 @@ def disturbed(data_dir, name, *, before_batch=None, before_evaluation=None, sign
             sent.append(number)
             signal.raise_signal(signum)
 
-    def open_disturbed(config, mesh):
-        task = CLASSIFICATION.open(config, mesh)
+    def open_disturbed(resolved, mesh):
+        task = CLASSIFICATION.open(resolved, mesh)
         evaluated = []
 
         def batches(start):
@@ -83,7 +83,7 @@ def disturbed(data_dir, name, *, before_batch=None, before_evaluation=None, sign
         evaluations = {split: disturb(evaluate) for split, evaluate in task.evaluations.items()}
         return dataclasses.replace(task, batches=batches, evaluations=evaluations)
 
-    register_task(name, TaskKind(CLASSIFICATION.defaults, CLASSIFICATION.check, open_disturbed))
+    register_task(name, TaskKind(CLASSIFICATION.defaults, CLASSIFICATION.build, open_disturbed))
     config = tiny_config(data_dir)
     config.task = name
     return config
