@@ -75,7 +75,7 @@ def _train(
 ) -> None:
     # The recipe, checked, and what it describes, built: once.
     resolved = resolve(config)
-    config, recipe = resolved.config, resolved.config.to_dict()
+    config, fields = resolved.config, resolved.config.to_dict()
 
     # What is trained, on which devices, and when what happens.
     mesh = create_mesh()
@@ -92,12 +92,12 @@ def _train(
         stop = Agreement(signals, mesh, peers.tick if peers else lambda: None)
         if is_first():
             stack.enter_context(locked(workdir))
-        check_folder(workdir, recipe, resolved.kind.defaults().to_dict())
-        write_config(workdir, recipe)
+        check_folder(workdir, fields, resolved.kind.defaults().to_dict())
+        write_config(workdir, fields)
         checkpoints = stack.enter_context(
             Checkpoints(
                 workdir,
-                RunDescription(config=recipe, **task.description),
+                RunDescription(config=fields, **task.description),
                 config.checkpoint.keep,
                 best=config.checkpoint.best,
                 best_mode=config.checkpoint.best_mode,
