@@ -79,6 +79,7 @@ def assert_same(found: list[Record], expected: list[Record]) -> None:
         np.testing.assert_allclose(*values, atol=1e-4)
 
 
+@pytest.mark.proof
 def test_every_example_counts_once_whatever_batch_size_and_devices(tmp_path: Path) -> None:
     expected = evaluate(Pictures(), crops=144, batch_size=600)
     assert [each["index"] for each in expected] == list(range(COUNT))
@@ -91,6 +92,7 @@ def test_every_example_counts_once_whatever_batch_size_and_devices(tmp_path: Pat
         assert_same(found, expected)
 
 
+@pytest.mark.proof
 def test_goes_on_after_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "output" / "examples.jsonl"
     process = in_a_process("kill", path)
