@@ -24,7 +24,6 @@ from etils import epath
 
 from googlenet_jax.errors import UserError
 from googlenet_jax.runtime.local_storage import LOCK_FILE, Mirror, Storage, explaining, in_use
-from googlenet_jax.runtime.process import say
 
 BEAT: float = 10  # seconds between signs of life of a run that holds a store's folder
 SILENCE: float = 60  # seconds without one after which the folder is free
@@ -248,6 +247,8 @@ class _Lease:
         owner, known_dead = _read_owner(found)
         if known_dead:
             return found.generation
+        from googlenet_jax.runtime.process import say  # imports JAX
+
         say(f"{self._folder}: {owner} trained here; waiting {SILENCE:g} s for a sign of its life")
         began = time.monotonic()
         while time.monotonic() - began < SILENCE:
