@@ -17,7 +17,7 @@ import numpy as np
 from googlenet_jax.data.bad_images import BadImages
 from googlenet_jax.data.decoding import BadImage, Box, decode_crop
 from googlenet_jax.data.preprocessing import Preprocessing
-from googlenet_jax.data.resampling import INTERPOLATIONS, PAPER_INTERPOLATIONS, scale
+from googlenet_jax.data.resampling import INTERPOLATIONS, MAX_SIDE, PAPER_INTERPOLATIONS, scale
 from googlenet_jax.data.sources import Record, Source
 from googlenet_jax.data.workers import read_in_workers
 from googlenet_jax.errors import UserError, check_range, check_whole, nearest
@@ -25,6 +25,7 @@ from googlenet_jax.errors import UserError, check_range, check_whole, nearest
 Batch = dict[str, np.ndarray]
 
 DEFAULT_THREADS = min(os.cpu_count() or 1, 8)
+MOST_THREADS = 4096  # and processes: more than any host is helped by
 CROP_TRIES = 10  # torchvision's number, before it takes the central fallback
 
 
@@ -100,9 +101,9 @@ def train_batches(
     """
     rows = _share(batch_size, process_index, process_count)
     check_whole("start_step", start_step, 0)
-    check_whole("threads", threads, 0)
-    check_whole("workers", workers, 0)
-    check_whole("size", size, 1)
+    check_whole("threads", threads, 0, MOST_THREADS)
+    check_whole("workers", workers, 0, MOST_THREADS)
+    check_whole("size", size, 1, MAX_SIDE)
     check_whole("seed", seed, 0, 2**32 - 1)
     if interpolation not in (*INTERPOLATIONS, "random"):
         known = (*INTERPOLATIONS, "random")
@@ -151,8 +152,8 @@ def eval_batches(
             worker has died.
     """
     rows = _share(batch_size, process_index, process_count)
-    check_whole("threads", threads, 0)
-    check_whole("workers", workers, 0)
+    check_whole("threads", threads, 0, MOST_THREADS)
+    check_whole("workers", workers, 0, MOST_THREADS)
     reader = _Reader(source, preprocessing.size, keeps_bad=bad_images is not None)
     make_batches = functools.partial(
         _eval_dataset, reader, preprocessing, batch_size, rows, exact_decoding

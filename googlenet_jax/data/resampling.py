@@ -7,6 +7,8 @@ import cv2
 import cykooz_resizer
 import numpy as np
 
+from googlenet_jax.data.bad_images import BadImage
+
 # What scales a crop. "auto" averages areas where no side grows and is bilinear otherwise.
 # "bilinear", "area", "nearest" and "bicubic" are OpenCV's, and the paper's four (1409.4842, section
 # 6); of these only "area" doesn't alias where it shrinks. The last widens its kernel with the
@@ -20,15 +22,22 @@ _OPENCV = {
 ANTIALIASED = "bilinear_antialiased"
 INTERPOLATIONS = ("auto", *_OPENCV, ANTIALIASED)
 PAPER_INTERPOLATIONS = tuple(_OPENCV)
+MAX_SIDE = 32_767  # pixels of a scaled picture: OpenCV's limit
 
 
 def scale(image: np.ndarray, height: int, width: int, interpolation: str = "auto") -> np.ndarray:
     """Scales [H, W, C] or [H, W] to [height, width, C] with one of INTERPOLATIONS.
 
     uint8; for OpenCV's interpolations float32 as well. An image of that size comes back as it is.
+    Raises BadImage for a picture so narrow that a side would have more than MAX_SIDE pixels.
     """
     if image.shape[:2] == (height, width):
         return image
+    if max(height, width) > MAX_SIDE:
+        raise BadImage(
+            f"expected a picture less narrow: {image.shape[1]:,} × {image.shape[0]:,} pixels, scaled "
+            f"to {width:,} × {height:,}"
+        )
     if interpolation == ANTIALIASED:
         return scale_part(image, (0, 0, *image.shape[:2]), height, width)
     if interpolation == "auto":

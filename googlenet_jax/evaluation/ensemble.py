@@ -25,6 +25,7 @@ from googlenet_jax.data.resampling import INTERPOLATIONS
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.crops import CROPS, Geometry, cut, geometry, ten_of_144, view_count
 from googlenet_jax.models.network import Network
+from googlenet_jax.runtime.process import say
 from googlenet_jax.runtime.sharding import data_sharding, replicated
 
 Item = TypeVar("Item")
@@ -278,7 +279,20 @@ def _class_names(members: Sequence[Member], wanted: Sequence[str] | None) -> tup
                 f"{member.name}: expected a model of {len(names)} classes, as {whose} has, found "
                 f"{member.num_classes}"
             )
+        _warn_of_other_names(member, names, "the data set" if wanted is not None else first.name)
     return names
+
+
+def _warn_of_other_names(member: Member, names: Sequence[str], whose: str) -> None:
+    """Says where a member's classes are called otherwise, as then their positions decide."""
+    own = member.class_names
+    if own is None or sorted(own) == sorted(names):
+        return
+    place = next(i for i, (a, b) in enumerate(zip(own, names, strict=True)) if a != b)
+    say(
+        f"warning: {member.name} calls its classes otherwise than {whose}, so their positions "
+        f"decide: number {place} is {own[place]!r} there and {names[place]!r} here"
+    )
 
 
 def _kind(preprocessing: Preprocessing) -> Kind:

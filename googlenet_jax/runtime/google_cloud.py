@@ -60,6 +60,9 @@ class GoogleCloudStorage(Storage):
             fill(local)
             path.write_bytes(local.read_bytes())
 
+    def check_output(self, path: str | os.PathLike[str]) -> None:
+        pass  # a store has no folders
+
     def mirror(self, folder: Path) -> Mirror:
         return _Uploads(folder)
 

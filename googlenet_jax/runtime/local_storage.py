@@ -24,7 +24,7 @@ _DISK_ADVICE = {
     errno.EEXIST: "choose another place",
     errno.ENOTDIR: "choose another place",
     errno.EIO: "check the disk",
-    errno.ENOENT: "something removed the folder in the meantime",
+    errno.ENOENT: "the folder is not there; make it, or choose another place",
 }
 
 
@@ -38,6 +38,10 @@ class Storage(abc.ABC):
     @abc.abstractmethod
     def write(self, path: Path, fill: Callable[[Path], object]) -> None:
         """See `storage.write_atomically`."""
+
+    @abc.abstractmethod
+    def check_output(self, path: str | os.PathLike[str]) -> None:
+        """See `storage.check_output`."""
 
     @abc.abstractmethod
     def mirror(self, folder: Path) -> "Mirror":
@@ -108,6 +112,22 @@ class LocalStorage(Storage):
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def check_output(self, path: str | os.PathLike[str]) -> None:
+        folder = Path(path).parent
+        if Path(path).is_dir():
+            raise UserError(f"{path}: can't be written: it is a folder; name a file in it")
+        if not folder.is_dir():
+            found = "a file" if folder.exists() else "nothing"
+            raise UserError(
+                f"{path}: can't be written: expected a folder {folder}, found {found}; make it, or "
+                "choose another place"
+            )
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(
+                f"{path}: can't be written: {os.strerror(errno.EACCES)}; "
+                f"{_DISK_ADVICE[errno.EACCES]}"
+            )
 
     def mirror(self, folder: Path) -> Mirror:
         return Mirror(folder)

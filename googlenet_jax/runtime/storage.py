@@ -8,9 +8,10 @@ there is gs:// alone.
 import contextlib
 import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import IO, cast
 
 from etils import epath
 
@@ -40,6 +41,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     suffix of `path`. Raises what `write` and the file system raise, and then leaves nothing behind.
     """
     storage_of(path).write(path, write)
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Raises UserError where a file of this name can't be written, before there is anything to
+    write: its folder is not there or can't be written, or it is a folder itself.
+    """
+    storage_of(path).check_output(path)
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Opens a file of this machine for reading; never waits for what may never come.
+
+    Raises UserError for a pipe, a device or a folder, and OSError as `open` does.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket"}
+        raise UserError(
+            f"{path}: expected a file, found {kinds.get(stat.S_IFMT(mode), 'a device')}"
+        )
+    return open(path, "rb")
 
 
 def writing(path: str | os.PathLike[str]) -> contextlib.AbstractContextManager[None]:
