@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from googlenet_jax.data.decoding import BadImage, decode, exif_orientation
 from googlenet_jax.data.picture_files import ENDINGS, list_pictures
 from googlenet_jax.errors import UserError, printable
-from googlenet_jax.evaluation.predict import Prediction
 from googlenet_jax.runtime.storage import check_output, open_regular, write_atomically, writing
 
 GRID_SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
@@ -20,14 +20,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from googlenet_jax.evaluation.predict import Prediction
 
-def read_picture(file: str | Path | BinaryIO) -> np.ndarray:
-    """Reads a picture as training reads those of a folder: uint8 `[H, W, 3]`, RGB, turned as its
+
+def read_picture(file: str | Path | BinaryIO | Image.Image) -> np.ndarray:
+    """Reads a picture, or takes one that Pillow has opened, as training reads those of a folder: uint8 `[H, W, 3]`, RGB, turned as its
     EXIF orientation says; alpha is dropped, and 16 bits become their upper 8.
 
     Raises:
       UserError: no such file, no regular one (a pipe, a device), not a picture, or a damaged one.
     """
+    if isinstance(file, Image.Image):
+        return _as_rgb(file)
     try:
         if isinstance(file, str | Path):
             name: object = file
@@ -43,11 +47,30 @@ def read_picture(file: str | Path | BinaryIO) -> np.ndarray:
         raise UserError(f"{name}: can't read the picture: {error}") from error
 
 
+def _as_rgb(image: Image.Image) -> np.ndarray:
+    """What `decode` would make of the picture's file."""
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I;16"):
+            upper = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
+            return np.stack([upper] * 3, axis=-1)
+        if upright.mode in ("I", "F"):
+            raise UserError(
+                f"the picture: expected 8 or 16 bits a channel, found mode {upright.mode}; convert "
+                "it first"
+            )
+        return np.asarray(upright.convert("RGB"))
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's, of a damaged file that it reads only now: anything
+        raise UserError(f"the picture: can't read the picture: {error}") from error
+
+
 def draw_grid(
     path: str | Path,
     pictures: Sequence[np.ndarray],
     titles: Sequence[str],
-    predictions: Sequence[Sequence[Prediction]],
+    predictions: Sequence[Sequence["Prediction"]],
 ) -> None:
     """Draws `grid_figure` into the file that `path` names.
 
@@ -104,7 +127,7 @@ def find_pictures(argument: str) -> list[str]:
 def grid_figure(
     pictures: Sequence[np.ndarray],
     titles: Sequence[str],
-    predictions: Sequence[Sequence[Prediction]],
+    predictions: Sequence[Sequence["Prediction"]],
 ) -> "Figure":
     """Draws each picture (uint8 `[H, W, 3]`) under its title, its predictions below as bars."""
     from matplotlib.figure import Figure  # slow to import, and most predictions are only printed
@@ -129,7 +152,7 @@ def grid_figure(
     return figure
 
 
-def _draw_bars(axes: "Axes", predictions: Sequence[Prediction], bars: int) -> None:
+def _draw_bars(axes: "Axes", predictions: Sequence["Prediction"], bars: int) -> None:
     shares = [each.probability for each in predictions]
     axes.barh(range(len(predictions)), shares, color="#9ecae1", height=0.9)
     axes.set(xlim=(0, 1), ylim=(bars - 0.5, -0.5))

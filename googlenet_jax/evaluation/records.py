@@ -119,7 +119,7 @@ def _check_finite(ensemble: Ensemble, values: np.ndarray, first: int) -> None:
     if bad.any():
         example, member = np.argwhere(bad)[0]
         raise UserError(
-            f"{ensemble.members[member].name}: its outputs for example {first + example} are not "
+            f"{ensemble.members[member].source}: its outputs for example {first + example} are not "
             "finite; take other weights"
         )
 
@@ -145,12 +145,12 @@ def _fingerprint(member: Member) -> dict[str, Any]:
         about = f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}"
         crc = zlib.crc32(about.encode(), crc)
         crc = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, crc)
-    names = None if member.class_names is None else list(member.class_names)
+    names = None if member.labels is None else list(member.labels)
     return {
         "model": type(member.model).__name__,
         "options": _options(member.model),
         "classes": zlib.crc32(json.dumps(names).encode()),
-        "preprocessing": member.preprocessing.to_dict(),
+        "preprocessing": member.preprocessing and member.preprocessing.to_dict(),
         "class_offset": member.class_offset,
         "crc32": crc,
     }
