@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_sample_images
 
-from googlenet_jax.data.mesh import create_mesh
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.evaluation.ensemble import Ensemble, Member
 from googlenet_jax.models.registry import create_model
+from googlenet_jax.runtime.sharding import create_mesh
 
 SIZE = 224
 

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_sample_image
 
-from googlenet_jax.data.mesh import create_mesh, replicate
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.detection.classifier import Classifier, Scorer, Settings
 from googlenet_jax.detection.regions import with_context
 from googlenet_jax.models.registry import create_model
+from googlenet_jax.runtime.sharding import create_mesh, replicate
 
 
 def host_windows(image: np.ndarray, boxes: np.ndarray, size: int, fill: np.ndarray) -> np.ndarray:

@@ -78,7 +78,7 @@ def about() -> dict[str, Any]:
 def compile_row(mode: str, chips: int, batch: int) -> dict[str, Any]:
     """The compiler's report of one step, and the seconds that it took to compile."""
     from googlenet_jax.cli.train import read_recipe
-    from googlenet_jax.training.ahead import compile_step
+    from googlenet_jax.profiling.ahead import compile_step
 
     options, config = MODES[mode], read_recipe(CONFIG, [])
     config.batch_size = batch * chips

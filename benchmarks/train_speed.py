@@ -18,7 +18,7 @@ FORMS = ("ours", "plain_linen")
 
 def measure(form: str, batch_size: int, steps: int) -> dict[str, float]:
     """Compiles one training step and times it; returns images/s (of the median step) and the seconds of compilation."""
-    from googlenet_jax.training.allocator import keep_freed_memory
+    from googlenet_jax.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
     import jax

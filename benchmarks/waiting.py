@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from googlenet_jax.data.mesh import create_mesh, shard_batch
+from googlenet_jax.runtime.sharding import create_mesh, shard_batch
 from googlenet_jax.training.classification import CLASSIFICATION
 from googlenet_jax.training.optimizer import create_optimizer, create_schedule
 from googlenet_jax.training.state import make_create_state

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from googlenet_jax.training.loop import train
     from googlenet_jax.training.losses import register_loss
     from googlenet_jax.training.optimizer import register_optimizer
-    from googlenet_jax.training.run import load_run
     from googlenet_jax.training.task import register_task
+    from googlenet_jax.weights.load import load_run
     from googlenet_jax.weights.pretrained import load_pretrained
     from googlenet_jax.weights.safetensors import load_weights, save_weights
 
@@ -40,7 +40,7 @@ _HOMES = {
     "register_optimizer": "googlenet_jax.training.optimizer",
     "register_task": "googlenet_jax.training.task",
     "train": "googlenet_jax.training.loop",
-    "load_run": "googlenet_jax.training.run",
+    "load_run": "googlenet_jax.weights.load",
 }
 
 __all__ = [

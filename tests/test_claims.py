@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from benchmarks import claims
+from proofs import claims
 
 
 @pytest.fixture(scope="module")

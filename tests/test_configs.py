@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from googlenet_jax.data.mesh import create_mesh, shard_batch
 from googlenet_jax.errors import UserError
+from googlenet_jax.runtime.sharding import create_mesh, shard_batch
 from googlenet_jax.training.classification import make_task
 from googlenet_jax.training.config import in_steps, resolve
 from googlenet_jax.training.optimizer import create_optimizer, create_schedule

@@ -10,7 +10,7 @@ import pytest
 
 from googlenet_jax.cli.main import main
 from googlenet_jax.models import registry
-from googlenet_jax.training import process
+from googlenet_jax.runtime import process
 from googlenet_jax.training.writers import read_metrics
 from tests.training.tiny_run import Tiny
 

@@ -1,11 +1,11 @@
-"""The planted faults: each can be planted, and a sample is seen; `python benchmarks/mutations.py` tries all of them."""
+"""The planted faults: each can be planted, and a sample is seen; `python proofs/mutations.py` tries all of them."""
 
 from pathlib import Path
 
 import pytest
 
-from benchmarks import mutations
-from benchmarks.faults import FAULTS, PIPELINE, Fault
+from proofs import mutations
+from proofs.faults import FAULTS, PIPELINE, Fault
 
 # Of several rooms, and with tests of a few seconds.
 SAMPLE = (

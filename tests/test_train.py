@@ -9,7 +9,7 @@ import pytest
 
 from googlenet_jax.cli.main import main
 from googlenet_jax.cli.train import read_recipe
-from googlenet_jax.training import process
+from googlenet_jax.runtime import process
 from googlenet_jax.training.writers import read_metrics
 
 ROOT = Path(__file__).parents[1]

@@ -75,7 +75,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--layers: expected `bench train MODEL` without --peer")
     if args.peer:
         try:
-            from googlenet_jax.verification.torch_speed import create
+            from googlenet_jax.profiling.torch_speed import create
         except ImportError:
             raise UserError("--peer torch: PyTorch is not installed: pip install torch") from None
         create(args.model)
@@ -83,20 +83,20 @@ def _check(args: argparse.Namespace) -> None:
 
 def _measure(args: argparse.Namespace) -> Any:
     """What a process of one side does."""
-    from googlenet_jax.training.process import prepare
+    from googlenet_jax.runtime.process import prepare
 
     train = args.what == "train"
     settings = {"train": train, "batch_size": args.batch_size, "steps": args.steps}
     tuned = prepare()  # both sides have the same allocator
     if args.side.startswith("torch"):
         from googlenet_jax.models.registry import create_model
-        from googlenet_jax.verification.torch_speed import time_peer
+        from googlenet_jax.profiling.torch_speed import time_peer
 
         size, compiled = create_model(args.model).input_size, args.side == COMPILED
         timing = time_peer(args.model, **settings, size=size, dtype=args.dtype, compiled=compiled)
         return dataclasses.asdict(timing)
     from googlenet_jax.models.registry import create_model
-    from googlenet_jax.verification import speed
+    from googlenet_jax.profiling import speed
 
     model = create_model(args.model, dtype=args.dtype)
     if args.side == "layers":
@@ -211,7 +211,7 @@ def _summed(rounds: list[Any], batch_size: int) -> dict[str, Any]:
 
 def _about(args: argparse.Namespace) -> dict[str, Any]:
     """What was measured, on what, with which versions."""
-    from googlenet_jax.verification.versions import versions
+    from googlenet_jax.runtime.versions import versions
 
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from googlenet_jax.training.ahead import Report
+    from googlenet_jax.profiling.ahead import Report
 
 
 def add_parser(subparsers: Any) -> None:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     jax.config.update("jax_platforms", "cpu")  # the compiler alone is wanted, also beside a TPU
     config = read_recipe(args.config, args.fields)
-    from googlenet_jax.training.ahead import compile_step
+    from googlenet_jax.profiling.ahead import compile_step
 
     report = compile_step(
         config, args.topology, chips=args.chips, classes=args.classes, examples=args.examples

@@ -70,8 +70,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Converts and prints what was written; returns 0."""
-    from googlenet_jax.files import is_store
     from googlenet_jax.models.registry import model_name, model_options
+    from googlenet_jax.runtime.storage import is_store
     from googlenet_jax.weights.convert import convert
     from googlenet_jax.weights.tree import flatten
 
@@ -116,8 +116,8 @@ def run(args: argparse.Namespace) -> int:
 def _of_run(args: argparse.Namespace) -> Any:
     """The weights of a run's folder: with --ema the average, else what the run's best use is."""
     from googlenet_jax.errors import UserError
-    from googlenet_jax.training.run import load_run
-    from googlenet_jax.weights.bundle import Weights
+    from googlenet_jax.weights.load import load_run
+    from googlenet_jax.weights.trained_model import Weights
 
     if args.model or args.option or args.flavour or args.kind:
         raise UserError(

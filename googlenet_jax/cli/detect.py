@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.files import writing
+from googlenet_jax.runtime.storage import writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.score <= 1:
         raise UserError(f"--score: expected 0 to 1, found {args.score}")
     from googlenet_jax.detection.runs import load_ensemble
-    from googlenet_jax.training.process import prepare, say_settings
+    from googlenet_jax.runtime.process import prepare, say_settings
 
     prepare()
     ensemble = load_ensemble(args.weights.split(",") if args.weights else [args.run])

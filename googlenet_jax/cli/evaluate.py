@@ -51,13 +51,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the result; returns 0."""
-    from googlenet_jax.data.mesh import create_mesh
     from googlenet_jax.data.pipeline import DEFAULT_THREADS
     from googlenet_jax.evaluation.ensemble import Ensemble
     from googlenet_jax.evaluation.records import evaluate_ensemble
     from googlenet_jax.evaluation.report import write_report
     from googlenet_jax.evaluation.results import summarize
-    from googlenet_jax.training.process import prepare, say_settings
+    from googlenet_jax.runtime.process import prepare, say_settings
+    from googlenet_jax.runtime.sharding import create_mesh
 
     prepare()
     loaded = load_members(args)

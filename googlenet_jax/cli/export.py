@@ -30,10 +30,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes both files; returns 0."""
-    from googlenet_jax.evaluation.export import check_artifact, describe, export_model
-    from googlenet_jax.files import write_atomically, writing
     from googlenet_jax.models.registry import create_model, model_name
-    from googlenet_jax.training.process import prepare, say_settings
+    from googlenet_jax.runtime.process import prepare, say_settings
+    from googlenet_jax.runtime.storage import write_atomically, writing
+    from googlenet_jax.weights.export import check_artifact, describe, export_model
 
     path = args.output or Path(f"{args.model}.stablehlo")
     beside = path.with_suffix(".json")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.files import is_store
+from googlenet_jax.runtime.storage import is_store
 
 if TYPE_CHECKING:
     from googlenet_jax.evaluation.ensemble import Member
@@ -74,7 +74,7 @@ def _load(name: str) -> Loaded:
 
 def _load_run(name: str, folder: str, choices: list[str]) -> Loaded:
     from googlenet_jax.evaluation.ensemble import Member
-    from googlenet_jax.training.run import load_run
+    from googlenet_jax.weights.load import load_run
 
     weights = step = None
     for choice in choices:

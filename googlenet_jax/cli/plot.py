@@ -28,9 +28,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draws the picture and says where it is; returns 0."""
     from googlenet_jax.errors import UserError
-    from googlenet_jax.files import write_atomically, writing
+    from googlenet_jax.runtime.storage import reaching, run_folder, write_atomically, writing
     from googlenet_jax.training.curves import draw_curves
-    from googlenet_jax.training.store import reaching, run_folder
     from googlenet_jax.training.writers import METRICS_FILE, read_metrics
 
     runs = {}

@@ -57,10 +57,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the predictions; returns 0, or 1 where a picture could not be read."""
-    from googlenet_jax.data.mesh import create_mesh
     from googlenet_jax.evaluation.ensemble import Ensemble
     from googlenet_jax.evaluation.pictures import check_grid_path, draw_grid
-    from googlenet_jax.training.process import prepare, say_settings
+    from googlenet_jax.runtime.process import prepare, say_settings
+    from googlenet_jax.runtime.sharding import create_mesh
 
     if args.top < 1:
         raise UserError(f"--top: expected at least 1, found {args.top}")

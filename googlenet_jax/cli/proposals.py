@@ -72,9 +72,9 @@ def _made(source: "DetectionSource", name: str, run: str | None, workers: int) -
     if proposals.proposals_file(source, name).exists() and not by_run:
         return proposals.load_proposals(source, name)
     if by_run:
-        from googlenet_jax.data.mesh import create_mesh
         from googlenet_jax.detection.multibox import propose_split
-        from googlenet_jax.training.process import prepare, say_settings
+        from googlenet_jax.runtime.process import prepare, say_settings
+        from googlenet_jax.runtime.sharding import create_mesh
 
         prepare()
         say_settings()

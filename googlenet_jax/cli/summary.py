@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from googlenet_jax.models.network import Network, PrintedTable
-    from googlenet_jax.verification.printed import Comparison
-    from googlenet_jax.verification.summary import Row, Summary
+    from googlenet_jax.profiling.printed import Comparison
+    from googlenet_jax.profiling.summary import Row, Summary
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the summary; returns 0."""
     from googlenet_jax.errors import check_whole
-    from googlenet_jax.verification.summary import summarize
+    from googlenet_jax.profiling.summary import summarize
 
     model = _create(args.model, args)
     size = model.input_size
@@ -92,7 +92,7 @@ def _as_json(
     model: "Network", size: int, summary: "Summary", printed: "PrintedTable | None" = None
 ) -> dict[str, Any]:
     from googlenet_jax.models.registry import model_name, model_options
-    from googlenet_jax.verification.printed import compare
+    from googlenet_jax.profiling.printed import compare
 
     result: dict[str, Any] = {
         "model": {"name": model_name(model), "input_size": size, **model_options(model)},
@@ -114,7 +114,7 @@ def _as_json(
 
 def summary_text(summary: "Summary", printed: "PrintedTable | None" = None) -> str:
     """The rows and totals as an aligned table; with `printed`, its figures beside the last layer that each sums up."""
-    from googlenet_jax.verification.printed import compare
+    from googlenet_jax.profiling.printed import compare
 
     header = ["layer", "output", "depth", "parameters", "multiply-adds"]
     comparisons = compare(summary, printed) if printed else []

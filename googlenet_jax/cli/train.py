@@ -55,14 +55,14 @@ def run(args: argparse.Namespace) -> int:
     """Trains; returns 0. Raises KeyboardInterrupt or SystemExit where a signal has stopped the run,
     which is saved then.
     """
-    from googlenet_jax.training.guard import catching_signals
+    from googlenet_jax.runtime.preemption import catching_signals
 
     with catching_signals():  # before the slow imports
         config = read_recipe(args.config, args.fields)
-        from googlenet_jax.training.process import prepare
+        from googlenet_jax.runtime.process import prepare
 
         prepare()
-        from googlenet_jax.training.cluster import connect
+        from googlenet_jax.runtime.distributed import connect
         from googlenet_jax.training.loop import train
 
         if args.peer_timeout < 1:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from googlenet_jax.models.network import Network
     from googlenet_jax.verification.of_keras import KerasSide
-    from googlenet_jax.weights.bundle import Weights
+    from googlenet_jax.weights.trained_model import Weights
 
 
 def add_parser(subparsers: Any) -> None:

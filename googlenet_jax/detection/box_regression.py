@@ -17,8 +17,8 @@ from tqdm import tqdm
 from googlenet_jax.detection.boxes import iou
 from googlenet_jax.detection.measures import Objects
 from googlenet_jax.errors import UserError
-from googlenet_jax.files import write_atomically, writing
-from googlenet_jax.training.process import shows_progress
+from googlenet_jax.runtime.process import shows_progress
+from googlenet_jax.runtime.storage import write_atomically, writing
 
 FILE = "box_regression.npz"
 NEAR = 0.6  # IoU above which a window is a pair with its object

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from googlenet_jax.data.mesh import data_sharding, replicated
 from googlenet_jax.data.preprocessing import Preprocessing, standardize
 from googlenet_jax.detection.boxes import clip
 from googlenet_jax.detection.measures import Detections
 from googlenet_jax.detection.regions import to_canvas, warp, with_context
 from googlenet_jax.detection.suppression import SUPPRESSED, suppress
+from googlenet_jax.runtime.sharding import data_sharding, replicated
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from googlenet_jax.data.mesh import create_mesh, replicate
 from googlenet_jax.detection import measures
 from googlenet_jax.detection.box_regression import (
     Regression,
@@ -26,6 +25,7 @@ from googlenet_jax.detection.runs import Ensemble
 from googlenet_jax.detection.selective_search import selective_search
 from googlenet_jax.detection.sources import DetectionSource, load_detection_source
 from googlenet_jax.errors import UserError
+from googlenet_jax.runtime.sharding import create_mesh, replicate
 
 ROUND = 512  # an image's boxes are padded to a multiple of so many, so that few shapes compile
 

@@ -15,7 +15,7 @@ from googlenet_jax.detection.sources import DetectionSource
 from googlenet_jax.detection.windows import BACKGROUND, LEFT_OUT, window_labels
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import CutShort
-from googlenet_jax.training.process import shows_progress
+from googlenet_jax.runtime.process import shows_progress
 
 CHUNK = 16  # images that are read at a time
 

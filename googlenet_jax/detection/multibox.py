@@ -18,7 +18,6 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from googlenet_jax.data.mesh import data_sharding, replicate, replicated
 from googlenet_jax.data.preprocessing import Preprocessing, standardize
 from googlenet_jax.detection.batches import numbered_batches
 from googlenet_jax.detection.matching import ALPHA, kmeans_priors, matching_loss
@@ -30,10 +29,11 @@ from googlenet_jax.detection.sources import DetectionSource, load_detection_sour
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import CutShort
 from googlenet_jax.models.registry import create_model, model_options
-from googlenet_jax.training.checkpoint import read_run
+from googlenet_jax.runtime.sharding import data_sharding, replicate, replicated
 from googlenet_jax.training.classification import build_model
 from googlenet_jax.training.config import default_config
 from googlenet_jax.training.task import Batch, Evaluate, Task, TaskKind, register_task
+from googlenet_jax.weights.checkpoints import read_run
 
 REDUCED = 64  # channels to which the last map is reduced before it is read whole
 VISIBLE = 0.5  # an object with less of it inside a training crop is none there

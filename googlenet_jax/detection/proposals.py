@@ -19,8 +19,8 @@ from tqdm import tqdm
 from googlenet_jax.detection.selective_search import SMALLEST_SIDE, selective_search
 from googlenet_jax.detection.sources import DetectionSource, load_detection_source
 from googlenet_jax.errors import UserError
-from googlenet_jax.files import write_atomically, writing
-from googlenet_jax.training.process import shows_progress
+from googlenet_jax.runtime.process import shows_progress
+from googlenet_jax.runtime.storage import write_atomically, writing
 
 DataDir = str | os.PathLike[str] | None
 # An image's boxes, and its height and width.

@@ -38,10 +38,10 @@ from googlenet_jax.detection.windows import (
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.metrics import top1
 from googlenet_jax.models.registry import model_options
+from googlenet_jax.runtime.process import say
 from googlenet_jax.training.classification import build_model
 from googlenet_jax.training.config import default_config
 from googlenet_jax.training.losses import create_loss
-from googlenet_jax.training.process import say
 from googlenet_jax.training.task import Batch, Evaluate, Task, TaskKind, register_task
 
 NAME = "rcnn"

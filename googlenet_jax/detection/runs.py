@@ -7,7 +7,7 @@ from typing import Any
 from googlenet_jax.detection.classifier import Classifier
 from googlenet_jax.detection.rcnn import NAME
 from googlenet_jax.errors import UserError
-from googlenet_jax.training.run import load_run
+from googlenet_jax.weights.load import load_run
 
 
 @dataclasses.dataclass(frozen=True)

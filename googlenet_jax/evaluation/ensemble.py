@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from googlenet_jax.data.mesh import data_sharding, replicated
 from googlenet_jax.data.pipeline import eval_image
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.errors import UserError
@@ -33,6 +32,7 @@ from googlenet_jax.evaluation.crops import (
     view_count,
 )
 from googlenet_jax.models.network import Network
+from googlenet_jax.runtime.sharding import data_sharding, replicated
 
 Item = TypeVar("Item")
 About = TypeVar("About")

@@ -9,12 +9,12 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from googlenet_jax.data.bad_images import BadImages
-from googlenet_jax.data.mesh import data_sharding, replicated, shard_batch
 from googlenet_jax.data.pipeline import DEFAULT_THREADS, eval_batches
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.data.sources import Source
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.metrics import METRICS, Metric, cross_entropy
+from googlenet_jax.runtime.sharding import data_sharding, replicated, shard_batch
 
 Batch = dict[str, jax.Array]
 Sums = Mapping[str, jax.Array]

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.predict import Prediction
-from googlenet_jax.files import write_atomically, writing
+from googlenet_jax.runtime.storage import write_atomically, writing
 
 GRID_SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from googlenet_jax.data.sources import Source
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.ensemble import Ensemble, Member, average_of_prefixes
-from googlenet_jax.files import writing
+from googlenet_jax.runtime.storage import writing
 
 FORMAT_VERSION = 1
 TOP = 5  # classes that a record names

@@ -18,7 +18,7 @@ from googlenet_jax.evaluation.pictures import grid_figure
 from googlenet_jax.evaluation.predict import Prediction
 from googlenet_jax.evaluation.records import TOP, Record
 from googlenet_jax.evaluation.results import confusion_matrix, worst_mistakes
-from googlenet_jax.files import write_atomically, writing
+from googlenet_jax.runtime.storage import write_atomically, writing
 
 MISTAKES = 24  # shown
 LABELLED = 30  # classes up to which the confusion matrix has names and numbers

@@ -22,9 +22,9 @@ from googlenet_jax.evaluation.evaluate import evaluate_source, make_eval_step
 from googlenet_jax.evaluation.metrics import METRICS, Metric
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model, model_options
+from googlenet_jax.runtime.process import shows_progress
 from googlenet_jax.training.config import default_config
 from googlenet_jax.training.losses import create_loss
-from googlenet_jax.training.process import shows_progress
 from googlenet_jax.training.task import TASKS, Evaluate, Task, TaskKind
 
 

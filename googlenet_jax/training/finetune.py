@@ -13,13 +13,13 @@ from ml_collections import ConfigDict
 
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError, nearest
-from googlenet_jax.files import is_store
-from googlenet_jax.training.process import say
-from googlenet_jax.training.run import load_run
+from googlenet_jax.runtime.process import say
+from googlenet_jax.runtime.storage import is_store
 from googlenet_jax.training.state import TrainState
-from googlenet_jax.weights.bundle import Weights
 from googlenet_jax.weights.convert import read_weights
+from googlenet_jax.weights.load import load_run
 from googlenet_jax.weights.pretrained import list_pretrained, pretrained_file
+from googlenet_jax.weights.trained_model import Weights
 
 
 def read_initial(config: ConfigDict) -> Weights:

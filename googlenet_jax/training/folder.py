@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.files import write_atomically, writing
-from googlenet_jax.training.checkpoint import FOLDER
+from googlenet_jax.runtime.process import is_first
+from googlenet_jax.runtime.storage import write_atomically, writing
 from googlenet_jax.training.config import changed_fields
-from googlenet_jax.training.process import is_first
 from googlenet_jax.training.writers import METRICS_FILE
+from googlenet_jax.weights.checkpoints import FOLDER
 
 CONFIG_FILE = "config.json"
 

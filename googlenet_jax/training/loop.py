@@ -15,22 +15,21 @@ import jax
 from ml_collections import ConfigDict
 
 import googlenet_jax.training.classification  # noqa: F401  # registers the default task
-from googlenet_jax.data.mesh import create_mesh, place, replicate, shard_batch
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import CutShort
-from googlenet_jax.training.checkpoint import Checkpoints, RunDescription
-from googlenet_jax.training.cluster import PEER_TIMEOUT, Agreement, Peers, telling, watching
+from googlenet_jax.runtime.distributed import PEER_TIMEOUT, Agreement, Peers, telling, watching
+from googlenet_jax.runtime.preemption import catching_signals, end, signal_name
+from googlenet_jax.runtime.process import is_first, make_deterministic, say, say_settings
+from googlenet_jax.runtime.sharding import create_mesh, place, replicate, shard_batch
+from googlenet_jax.runtime.storage import locked, reaching, run_folder
 from googlenet_jax.training.config import resolve
 from googlenet_jax.training.finetune import begin_with, read_initial, tell
 from googlenet_jax.training.folder import check_folder, write_config
-from googlenet_jax.training.guard import catching_signals, end, locked, signal_name
 from googlenet_jax.training.patterns import check_patterns, parse_multipliers
 from googlenet_jax.training.plan import make_plan
-from googlenet_jax.training.process import is_first, make_deterministic, say, say_settings
 from googlenet_jax.training.profile import FOLDER as PROFILE_FOLDER
 from googlenet_jax.training.profile import Profile
 from googlenet_jax.training.state import TrainState, eval_variables, is_finite
-from googlenet_jax.training.store import reaching, run_folder
 from googlenet_jax.training.task import Task
 from googlenet_jax.training.writers import (
     CURVES_FILE,
@@ -43,6 +42,7 @@ from googlenet_jax.training.writers import (
     cut_back,
     draw_if_stale,
 )
+from googlenet_jax.weights.checkpoints import Checkpoints, RunDescription
 
 
 def train(

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from googlenet_jax.data.mesh import check_batch_size
+from googlenet_jax.runtime.sharding import check_batch_size
 from googlenet_jax.training.config import Durations, in_steps
 from googlenet_jax.training.optimizer import create_optimizer, create_schedule
 from googlenet_jax.training.patterns import Frozen

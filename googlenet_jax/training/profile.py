@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 
-from googlenet_jax.files import is_store, writing
-from googlenet_jax.training.process import say
-from googlenet_jax.training.store import upload
+from googlenet_jax.runtime.process import say
+from googlenet_jax.runtime.storage import is_store, upload, writing
 
 FOLDER = "profile"
 SKIPPED = 5  # steps that compile and warm up

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from googlenet_jax.data.mesh import replicated
 from googlenet_jax.errors import UserError
+from googlenet_jax.runtime.sharding import replicated
 
 
 @flax.struct.dataclass

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from googlenet_jax.data.mesh import data_sharding, replicated
 from googlenet_jax.evaluation.metrics import batch_mean
+from googlenet_jax.runtime.sharding import data_sharding, replicated
 from googlenet_jax.training.patterns import Frozen
 from googlenet_jax.training.state import TrainState
 from googlenet_jax.training.task import Batch, Task

@@ -19,10 +19,9 @@ import jax
 from tqdm import tqdm
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.files import is_store, write_atomically, writing
+from googlenet_jax.runtime.process import is_first, say, shows_progress
+from googlenet_jax.runtime.storage import is_store, upload, write_atomically, writing
 from googlenet_jax.training.curves import draw_curves
-from googlenet_jax.training.process import is_first, say, shows_progress
-from googlenet_jax.training.store import upload
 
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"

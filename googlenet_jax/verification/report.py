@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from googlenet_jax.files import write_atomically, writing
+from googlenet_jax.runtime.storage import write_atomically, writing
 from googlenet_jax.verification.compare import Row
 from googlenet_jax.verification.verify import EQUAL, ROUNDING, Verification
 

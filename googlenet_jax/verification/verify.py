@@ -15,12 +15,12 @@ from torch import nn
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import model_name, model_options, option_defaults
+from googlenet_jax.runtime.versions import versions
 from googlenet_jax.verification import explain, match, ours, reference, training
 from googlenet_jax.verification.compare import Comparison, Row, compare
 from googlenet_jax.verification.of_keras import KerasSide
 from googlenet_jax.verification.ours import Fault
 from googlenet_jax.verification.theirs import Theirs
-from googlenet_jax.verification.versions import versions
 
 DTYPES = ("float64", "float32", "bfloat16")
 EQUAL, ROUNDING, DIFFERENT = "equal", "equal to rounding", "different"

@@ -8,11 +8,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from googlenet_jax.weights.bundle import Weights
     from googlenet_jax.weights.convert import convert, read_weights, write_weights
     from googlenet_jax.weights.pretrained import list_pretrained, load_pretrained
     from googlenet_jax.weights.safetensors import load_weights, read_metadata, save_weights
     from googlenet_jax.weights.torch import from_torch, to_torch
+    from googlenet_jax.weights.trained_model import Weights
 
 # Public name -> the file that has it.
 _HOMES = {

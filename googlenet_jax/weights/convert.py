@@ -14,16 +14,16 @@ import numpy as np
 from googlenet_jax.data.imagenet import class_names as imagenet_names
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError
-from googlenet_jax.files import write_atomically, writing
 from googlenet_jax.models.registry import create_model, model_name, option_defaults
+from googlenet_jax.runtime.storage import write_atomically, writing
 from googlenet_jax.weights import keras, pytorch
-from googlenet_jax.weights.bundle import Weights
 from googlenet_jax.weights.folded import note
 from googlenet_jax.weights.isolation import read_tensors
 from googlenet_jax.weights.kinds import OURS, detect_kind, goal_kind
 from googlenet_jax.weights.names import SCHEMES
 from googlenet_jax.weights.safetensors import load_weights, read_metadata, save_weights
 from googlenet_jax.weights.torch import to_torch
+from googlenet_jax.weights.trained_model import Weights
 from googlenet_jax.weights.tree import COUNTERS, expected_shapes, flatten
 
 # The most classes that the public weights have (the FID network's): a file may hold so many before

@@ -21,12 +21,12 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from googlenet_jax.errors import UserError, nearest
-from googlenet_jax.files import writing
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import list_models
-from googlenet_jax.weights.bundle import Weights
+from googlenet_jax.runtime.storage import writing
 from googlenet_jax.weights.convert import read_weights, write_weights
 from googlenet_jax.weights.safetensors import load_weights
+from googlenet_jax.weights.trained_model import Weights
 
 _CHUNK = 1 << 20
 # No file below is larger; a server that sends more is wrong.

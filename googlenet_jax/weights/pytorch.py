@@ -16,9 +16,9 @@ from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model, model_name, option_defaults
-from googlenet_jax.weights.bundle import Weights
 from googlenet_jax.weights.folded import note, unfold
 from googlenet_jax.weights.torch import from_torch, torch_names
+from googlenet_jax.weights.trained_model import Weights
 
 _HALF = (127.5, 127.5, 127.5)
 _INCEPTION = {"mean": _HALF, "std": _HALF, "size": 299}

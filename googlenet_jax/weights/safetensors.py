@@ -17,9 +17,9 @@ from flax import traverse_util
 
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError
-from googlenet_jax.files import write_atomically
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model, model_name, model_options
+from googlenet_jax.runtime.storage import write_atomically
 from googlenet_jax.weights.tree import (
     COUNTERS,
     as_array,

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 from googlenet_jax.data.digits import prepare_digits
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.models.registry import model_options
-from googlenet_jax.training.checkpoint import Checkpoints, RunDescription
 from googlenet_jax.training.classification import build_model
 from googlenet_jax.training.config import default_config
 from googlenet_jax.training.state import TrainState
+from googlenet_jax.weights.checkpoints import Checkpoints, RunDescription
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

@@ -6,7 +6,7 @@ import pytest
 
 from googlenet_jax.cli import bench
 from googlenet_jax.cli.main import main
-from googlenet_jax.verification import speed
+from googlenet_jax.profiling import speed
 
 
 def measured(seconds: list[float], cpu: float, **more) -> dict:
@@ -132,7 +132,7 @@ def test_a_registered_network_is_measured_in_a_process(command, capsys):
 
 
 def test_layers_are_timed_one_by_one(command, monkeypatch, capsys):
-    monkeypatch.setattr("googlenet_jax.training.process.prepare", tuple)
+    monkeypatch.setattr("googlenet_jax.runtime.process.prepare", tuple)
     monkeypatch.setattr(speed, "PEAK_SIZE", 64)
     monkeypatch.setattr(speed, "COPY_BYTES", 1 << 16)
     assert main([*command, "--side=layers"]) == 0

@@ -8,7 +8,7 @@ import pytest
 
 from googlenet_jax.cli.main import main
 from googlenet_jax.data.preprocessing import Preprocessing
-from googlenet_jax.training.run import load_run
+from googlenet_jax.weights.load import load_run
 from googlenet_jax.weights.safetensors import save_weights
 
 Capture = pytest.CaptureFixture[str]

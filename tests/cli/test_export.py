@@ -82,7 +82,7 @@ def test_the_artifact_gives_the_networks_logits_without_this_project(weights, tm
 
 
 def test_an_artifact_that_differs_is_not_written(weights, tmp_path, capsys, monkeypatch):
-    from googlenet_jax.evaluation import export
+    from googlenet_jax.weights import export
 
     monkeypatch.setattr(export, "export_model", lambda *_: b"damaged")
     out = tmp_path / "bn.stablehlo"

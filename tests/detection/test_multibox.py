@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from googlenet_jax.cli.main import main
-from googlenet_jax.data.mesh import create_mesh
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.detection.multibox import MultiBox, _prepare, default_multibox_config
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.registry import create_model
+from googlenet_jax.runtime.sharding import create_mesh
 from googlenet_jax.training.config import resolve
 from googlenet_jax.training.loop import train
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from googlenet_jax.cli.main import main
-from googlenet_jax.data.mesh import create_mesh
 from googlenet_jax.detection.box_regression import load_regression
 from googlenet_jax.detection.rcnn import RCNN, default_rcnn_config
 from googlenet_jax.errors import UserError
+from googlenet_jax.runtime.sharding import create_mesh
 from googlenet_jax.training.config import resolve
 from googlenet_jax.training.loop import train
 from tests.detection.conftest import shapes

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_image
 
-from googlenet_jax.data.mesh import create_mesh
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.ensemble import Ensemble, Member, average_of_prefixes
 from googlenet_jax.models.network import Output
+from googlenet_jax.runtime.sharding import create_mesh
 from tests.evaluation import protocol
 
 CLASSES = 6

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from googlenet_jax.data.mesh import create_mesh, replicate
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.data.sources import Source, load_source
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import evaluate_source, make_eval_step
 from googlenet_jax.models.network import Output
+from googlenet_jax.runtime.sharding import create_mesh, replicate
 
 PREPROCESSING = Preprocessing(size=8, resize=8)
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from googlenet_jax.data.mesh import create_mesh
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.ensemble import Ensemble, Member
 from googlenet_jax.evaluation.records import Record, evaluate_ensemble
+from googlenet_jax.runtime.sharding import create_mesh
 from tests.evaluation.test_ensemble import CLASSES, images, member
 
 COUNT = 23

@@ -22,7 +22,7 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.models.layers import BatchNorm
 from googlenet_jax.models.network import Network, Output
 from googlenet_jax.models.registry import register_model
-from googlenet_jax.training import cluster
+from googlenet_jax.runtime import distributed as cluster
 from googlenet_jax.training.classification import CLASSIFICATION
 from googlenet_jax.training.task import TaskKind, register_task
 

@@ -10,7 +10,7 @@ import googlenet_jax as gj
 from googlenet_jax.cli.main import main
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.registry import model_options
-from googlenet_jax.verification.summary import summarize
+from googlenet_jax.profiling.summary import summarize
 from tests.models.test_networks import KEYS, SMALL, count, shapes, small
 
 

@@ -22,8 +22,8 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import nn
 
 import googlenet_jax as gj
-from googlenet_jax.data.mesh import create_mesh, replicate, shard_batch
 from googlenet_jax.models.network import Network
+from googlenet_jax.runtime.sharding import create_mesh, replicate, shard_batch
 from googlenet_jax.training.classification import build_model, make_task
 from googlenet_jax.training.config import default_config, in_steps, resolve
 from googlenet_jax.training.optimizer import create_optimizer, create_schedule

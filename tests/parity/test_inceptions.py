@@ -22,7 +22,7 @@ from tests.parity.harness import (
 NARROW = {"width": 0.125, "num_classes": 7}
 WITHOUT_AUX = {"aux_heads": False}
 # Through this many batch norms rounding grows tenfold with a step at the rate of the other networks' proof (1e-4), until after ten
-# steps nothing is left to compare; at this one it stays. `benchmarks/parity_inception.py` goes to the recipes' rates, with a control.
+# steps nothing is left to compare; at this one it stays. `proofs/parity_inception.py` goes to the recipes' rates, with a control.
 RATE = {"schedule.learning_rate": 1e-6}
 
 

@@ -13,9 +13,9 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.training import loop, plan
 from googlenet_jax.training.classification import CLASSIFICATION
 from googlenet_jax.training.loop import train
-from googlenet_jax.training.run import load_run
 from googlenet_jax.training.task import TaskKind, register_task
 from googlenet_jax.training.writers import read_metrics
+from googlenet_jax.weights.load import load_run
 from tests.training.tiny_run import tiny_config
 
 

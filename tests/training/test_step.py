@@ -16,13 +16,13 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from googlenet_jax.data.augment import apply_transforms, device_transforms
-from googlenet_jax.data.mesh import create_mesh, replicate, shard_batch
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import make_eval_step
 from googlenet_jax.evaluation.metrics import METRICS, cross_entropy
 from googlenet_jax.models.layers import BatchNorm, max_pool
 from googlenet_jax.models.network import Output
+from googlenet_jax.runtime.sharding import create_mesh, replicate, shard_batch
 from googlenet_jax.training.losses import create_loss
 from googlenet_jax.training.optimizer import create_optimizer, create_schedule
 from googlenet_jax.training.state import TrainState, eval_variables, make_create_state

@@ -1,0 +1,144 @@
+"""What concerns the process that is a command, and not the training: whether it speaks for
+several, its standard error, its settings of XLA and JAX.
+"""
+
+import hashlib
+import mmap
+import os
+import platform
+import sys
+import warnings
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxlib
+from absl import logging
+from tqdm import tqdm
+
+from googlenet_jax.runtime.allocator import keep_freed_memory
+
+TUNING = "GOOGLENET_JAX_TUNING"
+# YNN, a library of kernels, is quicker than XLA's own for reductions alone.
+XLA_CPU_FLAGS = {"xla_cpu_experimental_ynn_fusion_type": "reduce"}
+CACHE_BYTES = 2 << 30  # a training step takes some 10 MB
+_settings: list[str] = []  # what `prepare` has set and `say_settings` has not told yet
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and speaks: the first of several, or the
+    only one.
+    """
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """A line for the person, on standard error, above the progress bar; the first process speaks
+    for all.
+    """
+    if is_first():
+        tqdm.write(text, file=sys.stderr)
+
+
+def shows_progress() -> bool:
+    """Whether a person watches standard error."""
+    return sys.stderr.isatty()
+
+
+def prepare() -> tuple[str, ...]:
+    """Sets up a process that is a command: the memory allocator, XLA's flags for a CPU, and where
+    compiled code is kept. Returns what it has set for speed, in words; `say_settings` tells them.
+
+    GOOGLENET_JAX_TUNING=0 in the environment leaves allocator and flags alone; XLA_FLAGS and JAX's
+    own settings of its cache come before these. Call it before JAX touches a device.
+    """
+    _settings.clear()
+    # absl's, on which Orbax tells what it does, and prints tracebacks of what it also raises.
+    logging.set_verbosity(logging.FATAL)
+    if os.environ.get(TUNING, "") not in ("0", "off", "false"):
+        if keep_freed_memory():
+            _settings.append("freed memory is kept and huge pages are asked for")
+        if _is_for_cpu():
+            _settings.extend(_add_xla_flags())
+    config: Any = jax.config  # its stubs name no option
+    if config.jax_compilation_cache_dir is None:
+        if config.jax_compilation_cache_max_size == -1:
+            jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+        jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
+    # An entry cut short by a kill, or removed by another process: JAX compiles instead.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+    return tuple(_settings)
+
+
+def say_settings() -> None:
+    """Says once what `prepare` has set for speed, and how to turn it off."""
+    if _settings:
+        say(f"for speed: {', '.join(_settings)} ({TUNING}=0 turns it off)")
+        _settings.clear()
+
+
+def _is_for_cpu() -> bool:
+    """Whether JAX has the CPU alone: a plugin for an accelerator has an XLA of its own, which might
+    not know a flag, and ends the process then.
+    """
+    platforms = getattr(jax.config, "jax_platforms", None)
+    if platforms:
+        return platforms == "cpu"
+    plugins = entry_points(group="jax_plugins")
+    return not plugins and not any(map(find_spec, ("jax_plugins", "libtpu")))
+
+
+def _add_xla_flags() -> list[str]:
+    """Adds the flags that make XLA's code for this CPU faster; returns them.
+
+    XLA ends a process that names a flag which it doesn't know, so the flag's name is looked for in
+    jaxlib itself.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    new = [
+        f"--{name}={value}"
+        for name, value in XLA_CPU_FLAGS.items()
+        if name not in given and _jaxlib_knows(name)
+    ]
+    if new:
+        os.environ["XLA_FLAGS"] = " ".join([given, *new]).strip()
+    return new
+
+
+def _jaxlib_knows(flag: str) -> bool:
+    library = Path(jaxlib.__file__).with_name("libjax_common.so")
+    try:
+        with (
+            library.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
+        ):
+            return text.find(flag.encode()) >= 0
+    except (OSError, ValueError):
+        return False
+
+
+def make_deterministic() -> None:
+    """Asks XLA for the same bits in every run on a GPU; a CPU's are always the same.
+
+    Call it before JAX touches a device: XLA reads its flags once. It rules out atomics and the
+    choice of kernels by timing, at some cost in speed.
+    """
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+
+
+def _cache_folder() -> Path:
+    """Compiled code, kept apart by jaxlib's version and the CPU: code for one CPU can hold
+    instructions that another lacks.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    cpu = next(
+        (line for line in lines if line.startswith(("flags", "Features"))), platform.processor()
+    )
+    # JAX can't bound a folder that it has filled without bounds: those are apart too.
+    key = f"{jaxlib.__version__} {platform.machine()} {cpu} bounded"
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "googlenet_jax" / f"compiled-{name}"
