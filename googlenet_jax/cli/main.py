@@ -22,6 +22,7 @@ from googlenet_jax.cli import (
     detect,
     evaluate,
     export,
+    fid,
     plot,
     predict,
     prepare,
@@ -46,6 +47,7 @@ SUBCOMMANDS = {
     "proposals": proposals,
     "detect": detect,
     "compile": compile,
+    "fid": fid,
 }
 
 INTERRUPTED = 130  # 128 + SIGINT

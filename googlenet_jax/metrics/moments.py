@@ -66,7 +66,7 @@ class Moments:
     @classmethod
     def zeros(cls, width: int, mesh: Mesh | None = None) -> "Moments":
         """Of no examples yet, with `width` features."""
-        columns, whole = _shardings(width, mesh)
+        columns, whole = shardings(width, mesh)
 
         def zero(shape: tuple[int, ...], sharding: Any, dtype: Any = jnp.float32) -> Array:
             # Made on the devices, so that a mesh over several processes has its parts there.
@@ -118,7 +118,7 @@ class Moments:
         moved = np.outer(their_total, step)
         second = second + their_second + moved + moved.T + more * np.outer(step, step)
         total = total + their_total + more * step
-        columns, whole = _shardings(len(shift), self.mesh)
+        columns, whole = shardings(len(shift), self.mesh)
         return self.replace(  # type: ignore[attr-defined]
             count=_put(np.int32(count + more), whole),
             bad=_put(np.int32(int(fetch(self.bad)) + int(fetch(other.bad))), whole),
@@ -131,7 +131,12 @@ class Moments:
         total = sum(fetch(part).astype(np.float64) for part in self.total)
         half = sum(fetch(part).astype(np.float64) for part in self.half)
         shift = fetch(self.shift).astype(np.float64)
-        return int(fetch(self.count)), shift, np.asarray(total), np.asarray(half + np.transpose(half))
+        return (
+            int(fetch(self.count)),
+            shift,
+            np.asarray(total),
+            np.asarray(half + np.transpose(half)),
+        )
 
 
 def statistics_of(features: np.ndarray) -> Statistics:
@@ -175,7 +180,7 @@ def fetch(array: Any) -> np.ndarray:
 @jax.jit
 def _update(moments: Moments, features: Array, mask: Array) -> Moments:
     features, mesh = features.astype(jnp.float32), moments.mesh
-    columns, whole = _shardings(features.shape[1], mesh)
+    columns, whole = shardings(features.shape[1], mesh)
     if mesh is not None:
         # Each device has all features of the batch (kilobytes an image) and makes columns of its
         # own, in place of a sum of whole matrices over the devices.
@@ -185,16 +190,27 @@ def _update(moments: Moments, features: Array, mask: Array) -> Moments:
     new = mask.sum(dtype=jnp.int32)
     mean = jnp.where(mask[:, None], features, 0).sum(0) / jnp.maximum(new, 1)
     shift = jnp.where(moments.count == 0, mean, moments.shift)
-    total, half = moments.total, moments.half
-    for start in range(0, len(features), CHUNK):
-        rows = slice(start, start + CHUNK)
-        sums, products = _chunk(features[rows], mask[rows], shift)
-        for part in sums:
-            total = _add(total, part)
-        for part in products:
+
+    def add(sums: tuple[Pair, Pair], part: tuple[Array, Array]) -> tuple[tuple[Pair, Pair], None]:
+        total, half = sums
+        vectors, matrices = _chunk(*part, shift)
+        for vector in vectors:
+            total = add_to_pair(total, vector)
+        for matrix in matrices:
             if mesh is not None:
-                part = jax.lax.with_sharding_constraint(part, columns)
-            half = _add(half, part)
+                matrix = jax.lax.with_sharding_constraint(matrix, columns)
+            half = add_to_pair(half, matrix)
+        return (total, half), None
+
+    sums = moments.total, moments.half
+    if len(features) <= CHUNK:
+        (total, half), _ = add(sums, (features, mask))
+    else:
+        missing = -len(features) % CHUNK
+        rows = jnp.pad(features, ((0, missing), (0, 0))).reshape(-1, CHUNK, features.shape[1])
+        (total, half), _ = jax.lax.scan(
+            add, sums, (rows, jnp.pad(mask, (0, missing)).reshape(-1, CHUNK))
+        )
     return moments.replace(  # type: ignore[attr-defined]
         count=moments.count + new,
         bad=moments.bad + (mask & ~finite).sum(dtype=jnp.int32),
@@ -242,7 +258,7 @@ def _two_sum(a: Array, b: Array) -> Pair:
     return total, (a - (total - part)) + (b - part)
 
 
-def _add(pair: Pair, value: Array) -> Pair:
+def add_to_pair(pair: Pair, value: Array) -> Pair:
     high, error = _two_sum(pair[0], value)
     low = pair[1] + error
     total = high + low
@@ -254,7 +270,7 @@ def _as_pair(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return high, (values - high).astype(np.float32)
 
 
-def _shardings(width: int, mesh: Mesh | None) -> tuple[Any, Any]:
+def shardings(width: int, mesh: Mesh | None) -> tuple[Any, Any]:
     """Where a [D, D] matrix lies, its columns split where they divide, and everything else."""
     if mesh is None:
         return None, None

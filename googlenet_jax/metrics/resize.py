@@ -89,13 +89,14 @@ def _taps(method: str, old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _bilinear(method: str, old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     """Two taps, wherever the scale: TensorFlow 1 measures from the first pixel's centre, PyTorch
-    from the image's edge. Both compute places in float32.
+    from the image's edge. Both compute places in float32; PyTorch's are rounded once, after a fused
+    multiply and add.
     """
     scale = np.float32(old) / np.float32(new)
     place = np.arange(new, dtype=np.float32)
     if method == "torch":
-        half = np.float32(0.5)
-        place = np.maximum((place + half) * scale - half, np.float32(0))
+        fused = (place.astype(np.float64) + 0.5) * np.float64(scale) - 0.5
+        place = np.maximum(fused.astype(np.float32), np.float32(0))
     else:
         place = place * scale
     low = np.minimum(place.astype(np.int64), old - 1)
