@@ -7,7 +7,7 @@ import os
 import sys
 
 # Parameters of glibc's mallopt(3).
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _HUGE_PAGE = 2 << 20
 _MADV_HUGEPAGE = 14  # of madvise(2)
 
@@ -18,6 +18,11 @@ def keep_freed_memory() -> bool:
 
     With glibc's defaults each large buffer is a new mapping, and a step on a CPU takes hundreds of
     thousands of page faults. The price is a larger resident size. Call it before threads allocate.
+
+    It is the main thread's heap that keeps large buffers: a heap of another thread holds at most
+    64 MB, and what is larger is still mapped anew. So `process.prepare` also has JAX compute in the
+    calling thread. One heap for all threads (M_ARENA_MAX) would keep them too, but there they wait
+    for each other's small blocks, most of all once a compiler has left it in pieces.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -25,7 +30,7 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(libc, "mallopt", None)
     if mallopt is None:
         return False
-    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 256 << 20), (_ARENA_MAX, 1))
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 256 << 20))
     kept = [mallopt(parameter, value) for parameter, value in settings]
     _ask_for_huge_pages(libc)
     return all(kept)

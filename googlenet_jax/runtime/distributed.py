@@ -2,15 +2,14 @@
 
 JAX's own coordination service tells neither who is missing nor who hangs in Python; what is said
 here goes through the same service's key-value store, which every process reaches as long as the
-first one lives; that one's end is seen on the connection to it. The module is the only one that
-touches them.
+first one lives. Where that one dies, JAX itself ends the others, in its own words: docs/pods.md.
+The module is the only one that touches them.
 """
 
 import contextlib
 import json
 import os
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -66,14 +65,13 @@ def connect(
     waiting.daemon = True
     waiting.start()
     try:
-        with _relayed():
-            jax.distributed.initialize(
-                coordinator,
-                num_processes,
-                process_id,
-                cluster_detection_method=None if coordinator is None else "deactivate",
-                initialization_timeout=timeout + 60,
-            )
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            cluster_detection_method=None if coordinator is None else "deactivate",
+            initialization_timeout=timeout + 60,
+        )
     except ValueError as error:
         if coordinator is None and "coordinator_address" in str(error):
             return  # no cluster: this process trains alone
@@ -100,92 +98,6 @@ def _environment_names_others() -> bool:
     return "JAX_COORDINATOR_ADDRESS" in os.environ or any(
         kind.is_env_present() for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method
     )
-
-
-@contextlib.contextmanager
-def _relayed() -> Iterator[None]:
-    """Lets the client that JAX makes inside reach process 0 through threads of this process.
-
-    When its connection breaks, JAX aborts with a trace, and neither an option nor a callback
-    changes that. So it keeps one that doesn't break, and the threads see that theirs does.
-    """
-    from jax._src import distributed  # no public name lets anything come between
-
-    make = getattr(getattr(distributed, "_jax", None), "get_distributed_runtime_client", None)
-    if make is None:  # a JAX that has renamed it: its words stay
-        yield
-        return
-
-    def make_relayed(address: str, node_id: int, **options: Any) -> Any:
-        if node_id > 0:  # process 0 reaches itself
-            # Where that can't be (Windows, a TMPDIR too long for a socket), JAX's words stay.
-            with contextlib.suppress(OSError, AttributeError):
-                address = _open_relay(address, stack.enter_context(tempfile.TemporaryDirectory()))
-        return make(address, node_id, **options)
-
-    with contextlib.ExitStack() as stack:
-        distributed._jax.get_distributed_runtime_client = make_relayed
-        try:
-            yield
-        finally:
-            distributed._jax.get_distributed_runtime_client = make
-
-
-def _open_relay(address: str, folder: str) -> str:
-    """Where a client of gRPC reaches `address` through this process, while the folder is there."""
-    # A file and not a port: for one, gRPC would obey the environment's http_proxy.
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(f"{folder}/0")
-    listener.listen()
-    threading.Thread(target=_relay, args=(listener, address), daemon=True).start()
-    return f"unix:{folder}/0"
-
-
-def _relay(listener: socket.socket, address: str) -> None:
-    """Connects what comes to the listener with process 0, at HOST:PORT."""
-    host, _, port = address.rpartition(":")
-    while True:
-        near, _ = listener.accept()
-        try:
-            far = socket.create_connection((host.strip("[]"), int(port)), timeout=10)
-        except OSError:  # process 0 doesn't listen yet; JAX tries again
-            near.close()
-            continue
-        far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        threading.Thread(target=_ask, args=(near, far), daemon=True).start()
-        threading.Thread(target=_answer, args=(near, far, host), daemon=True).start()
-
-
-def _ask(near: socket.socket, far: socket.socket) -> None:
-    """Passes on what JAX asks process 0, until either closes."""
-    with contextlib.suppress(OSError):
-        while data := near.recv(1 << 16):
-            far.sendall(data)
-        far.shutdown(socket.SHUT_WR)
-
-
-def _answer(near: socket.socket, far: socket.socket, host: str) -> None:
-    """Passes on what process 0 answers; its end, or SILENCE seconds without an answer, ends this
-    process while it watches the others, who are asked every few seconds then.
-    """
-    problem = "has died: the connection to it is closed"
-    far.settimeout(SILENCE)
-    while True:
-        watched = not _apart.is_set()
-        try:
-            if not (data := far.recv(1 << 16)):
-                break
-            near.sendall(data)
-        except TimeoutError:
-            if watched:
-                problem = f"has died or hangs: no sign of life for {SILENCE:.0f} s"
-                break
-        except OSError:
-            break
-    if not _apart.is_set():
-        _end_run(f"process 0 of {jax.process_count()} on {host} {problem}")
-    with contextlib.suppress(OSError):
-        near.shutdown(socket.SHUT_RDWR)
 
 
 def _end_run(problem: str) -> None:

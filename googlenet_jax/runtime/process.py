@@ -23,7 +23,9 @@ from googlenet_jax.runtime.allocator import keep_freed_memory
 TUNING = "GOOGLENET_JAX_TUNING"
 # YNN, a library of kernels, is quicker than XLA's own for reductions alone.
 XLA_CPU_FLAGS = {"xla_cpu_experimental_ynn_fusion_type": "reduce"}
+ASYNC_DISPATCH = "JAX_CPU_ENABLE_ASYNC_DISPATCH"
 CACHE_BYTES = 2 << 30  # a training step takes some 10 MB
+DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
 _settings: list[str] = []  # what `prepare` has set and `say_settings` has not told yet
 
 
@@ -48,11 +50,12 @@ def shows_progress() -> bool:
 
 
 def prepare() -> tuple[str, ...]:
-    """Sets up a process that is a command: the memory allocator, XLA's flags for a CPU, and where
-    compiled code is kept. Returns what it has set for speed, in words; `say_settings` tells them.
+    """Sets up a process that is a command: the memory allocator, the thread in which a CPU
+    computes, XLA's flags for a CPU, and where compiled code is kept. Returns what it has set for
+    speed, in words; `say_settings` tells them.
 
-    GOOGLENET_JAX_TUNING=0 in the environment leaves allocator and flags alone; XLA_FLAGS and JAX's
-    own settings of its cache come before these. Call it before JAX touches a device.
+    GOOGLENET_JAX_TUNING=0 in the environment leaves all but the cache alone; XLA_FLAGS and JAX's
+    own settings come before these. Call it before JAX touches a device.
     """
     _settings.clear()
     # absl's, on which Orbax tells what it does, and prints tracebacks of what it also raises.
@@ -60,6 +63,8 @@ def prepare() -> tuple[str, ...]:
     if os.environ.get(TUNING, "") not in ("0", "off", "false"):
         if keep_freed_memory():
             _settings.append("freed memory is kept and huge pages are asked for")
+            if _compute_in_calling_thread():
+                _settings.append(f"{ASYNC_DISPATCH}=0")
         if _is_for_cpu():
             _settings.extend(_add_xla_flags())
     config: Any = jax.config  # its stubs name no option
@@ -88,6 +93,18 @@ def _is_for_cpu() -> bool:
         return platforms == "cpu"
     plugins = entry_points(group="jax_plugins")
     return not plugins and not any(map(find_spec, ("jax_plugins", "libtpu")))
+
+
+def _compute_in_calling_thread() -> bool:
+    """Makes a CPU's computations run in the thread that calls them, whose heap keeps their buffers
+    (see `allocator`); returns whether this has set it. Other platforms' calls still return at once.
+    """
+    config: Any = jax.config
+    name = ASYNC_DISPATCH.lower()
+    if ASYNC_DISPATCH in os.environ or not config.values.get(name, False):
+        return False
+    config.update(name, False)
+    return True
 
 
 def _add_xla_flags() -> list[str]:
@@ -125,7 +142,7 @@ def make_deterministic() -> None:
     Call it before JAX touches a device: XLA reads its flags once. It rules out atomics and the
     choice of kernels by timing, at some cost in speed.
     """
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_FLAG}".strip()
 
 
 def _cache_folder() -> Path:

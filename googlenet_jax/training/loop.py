@@ -62,6 +62,8 @@ def train(
     Raises UserError for a recipe that is impossible or not the run's, data or checkpoints that
     can't be read, a loss that is not finite, a store that can't be reached.
     """
+    if config.get("deterministic", False) is True:
+        make_deterministic()  # first: XLA reads its flags as soon as anything asks for a device
     with watching(peer_timeout) as peers:
         folder = run_folder(workdir)
         with reaching(folder):
@@ -74,8 +76,6 @@ def _train(
     # The recipe, checked once. What is made from it below gets plain values.
     config, kind = resolve(config)
     recipe = config.to_dict()
-    if config.deterministic:
-        make_deterministic()
 
     # What is trained, on which devices, and when what happens.
     mesh = create_mesh()

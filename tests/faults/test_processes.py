@@ -99,17 +99,14 @@ def test_a_killed_process_is_named(start):
     assert (run.workdir / "checkpoints" / "5").is_dir()
 
 
-def test_one_that_stands_still_and_then_the_death_of_process_0_are_named(start):
+def test_one_that_stands_still_is_named_and_the_death_of_process_0_ends_it(start):
     own = {1: ["--peer-timeout=6"], 2: ["--stands-still"]}
     run = start("still", 3, 1, own=own)
     assert run.processes[1].wait(300) == 1
     assert "process 2 of 3 on" in run.said(1)
     assert "hangs: it stands still since" in run.said(1)
     run.processes[0].kill()
-    assert run.processes[2].wait(60) == 1
-    words = run.said(2).strip().splitlines()  # JAX's own would be a trace
-    assert len(words) == 1
-    assert "process 0 of 3 on 127.0.0.1 has died: the connection to it is closed;" in words[0]
+    assert run.processes[2].wait(60) != 0  # JAX ends it, in its own words
 
 
 def test_a_process_that_never_comes_is_an_error(start):

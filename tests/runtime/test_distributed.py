@@ -1,13 +1,9 @@
 """What a process makes of what the others say of themselves; real ones are in tests/faults/."""
 
-import socket
-import time
-
 import jax
 import pytest
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.runtime import distributed as cluster
 from googlenet_jax.runtime.distributed import SILENCE, Peers, connect
 
 
@@ -58,51 +54,6 @@ def test_one_that_has_failed_or_finished(peers):
     )
     finished = {1: says(1, tick=-1), 2: says(1, tick=-1)}
     assert [peers._problem(finished, now) for now in (0.0, 1000.0)] == ["", ""]
-
-
-@pytest.fixture
-def relay(monkeypatch, tmp_path):
-    """(JAX's end, process 0's end, what this process ends with), after 0.3 s of silence."""
-    monkeypatch.setattr(cluster, "SILENCE", 0.3)
-    ended = []
-    monkeypatch.setattr(cluster, "_end_run", ended.append)
-    with socket.create_server(("127.0.0.1", 0)) as first, socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(10)
-        address = f"127.0.0.1:{first.getsockname()[1]}"
-        client.connect(cluster._open_relay(address, str(tmp_path)).removeprefix("unix:"))
-        with first.accept()[0] as process_0:
-            process_0.settimeout(10)
-            yield client, process_0, ended
-    cluster._apart.set()
-
-
-def passes(one, other):
-    one.sendall(b"word")
-    return other.recv(4) == b"word"
-
-
-def test_what_jax_and_process_0_say_is_passed_on(relay):
-    client, process_0, _ = relay
-    assert passes(client, process_0)
-    assert passes(process_0, client)
-    client.close()
-    assert process_0.recv(1) == b""
-
-
-@pytest.mark.parametrize("closes", [True, False])
-def test_the_end_and_the_silence_of_process_0_count_while_it_is_watched(relay, closes):
-    client, process_0, ended = relay
-    time.sleep(0.4)
-    assert passes(process_0, client)  # silence did not count yet
-    cluster._apart.clear()
-    assert passes(process_0, client)
-    if closes:
-        process_0.close()
-    assert client.recv(1) == b""
-    why = "has died: the connection to it is closed" if closes else "no sign of life for 0 s"
-    assert len(ended) == 1
-    assert ended[0].startswith("process 0 of 1 on 127.0.0.1 has died")
-    assert why in ended[0]
 
 
 def test_alone_it_trains_although_a_device_was_used_before(monkeypatch):

@@ -40,6 +40,32 @@ jax.numpy.ones(3).sum()
 print(os.environ.get("XLA_FLAGS", ""))
 print(jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size)
 """
+# A function takes and frees an array of 128 MiB, after JAX has compiled it itself; each call's page
+# faults are counted. Then where the blocks of two threads lie.
+COMPUTE = """
+import ctypes, resource, threading
+from googlenet_jax.runtime import process
+print(any("ASYNC_DISPATCH" in each for each in process.prepare()))
+import jax
+import jax.numpy as jnp
+double = jax.jit(lambda x: jax.lax.fori_loop(0, 2, lambda i, y: y + x, x))
+x = jnp.zeros((1 << 15, 1 << 10))
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    jax.block_until_ready(double(x))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+blocks = []
+for _ in range(2):
+    thread = threading.Thread(target=lambda: blocks.append(libc.malloc(1 << 16)))
+    thread.start()
+    thread.join()
+with open("/proc/self/maps") as lines:
+    ends = [line.split()[0].split("-") for line in lines if line.rstrip().endswith("[heap]")]
+low, high = int(ends[0][0], 16), int(ends[-1][1], 16)
+print(low <= libc.malloc(1 << 16) < high, any(low <= block < high for block in blocks))
+"""
 FLAG = "--xla_cpu_experimental_ynn_fusion_type=reduce"
 
 
@@ -63,6 +89,19 @@ def test_freed_memory_is_kept_and_lies_in_huge_pages(tmp_path):
     (kilobytes, faults), _ = run(REUSE, tmp_path)
     assert int(faults) < 100  # 64 MiB in pages of 4 KiB are 16,384
     assert not huge or int(kilobytes) >= 32 << 10
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_computed_buffers_are_kept_and_threads_have_heaps_of_their_own(tmp_path):
+    """One heap for all kept them too, but threads waited for each other's blocks."""
+    (sets, faults, heaps), _ = run(COMPUTE, tmp_path)
+    assert sets == "True" and int(faults) < 1000  # 128 MiB in pages of 4 KiB are 32,768
+    assert heaps == "True False"
+
+
+def test_a_users_own_choice_of_dispatch_stays(tmp_path):
+    (sets, *_), _ = run(COMPUTE, tmp_path, JAX_CPU_ENABLE_ASYNC_DISPATCH="1")
+    assert sets == "False"
 
 
 def test_a_command_sets_xlas_flag_and_a_bounded_cache_and_says_so_once(tmp_path):
@@ -107,3 +146,23 @@ def test_a_flag_that_this_jaxlib_does_not_know_is_left_out(tmp_path):
     """XLA would end the process."""
     change = "process.XLA_CPU_FLAGS['xla_cpu_not_a_flag'] = '1'"
     assert run(PREPARE.format(change=change), tmp_path)[0][0] == FLAG
+
+
+TRAIN = """
+import sys
+from googlenet_jax.runtime import process
+process.DETERMINISTIC_FLAG = "--xla_not_a_flag=true"
+from googlenet_jax.cli.main import main
+sys.exit(main(["train", "--config=digits", "--config.batch_size=0", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_the_deterministic_flag_is_there_before_xla_reads_its_flags(tmp_path, deterministic):
+    """XLA ends a process that names a flag which it doesn't know; that it has ended shows that it
+    has read the flag.
+    """
+    fields = [f"--workdir={tmp_path / 'run'}", f"--config.deterministic={deterministic}"]
+    done = subprocess.run([sys.executable, "-c", TRAIN, *fields], capture_output=True, text=True)
+    assert ("xla_not_a_flag" in done.stderr) == deterministic
+    assert done.returncode == 1 and ("batch_size" in done.stderr) != deterministic
