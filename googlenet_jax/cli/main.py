@@ -22,6 +22,7 @@ from googlenet_jax.cli import (
     detect,
     evaluate,
     export,
+    features,
     fid,
     plot,
     predict,
@@ -48,6 +49,7 @@ SUBCOMMANDS = {
     "detect": detect,
     "compile": compile,
     "fid": fid,
+    "features": features,
 }
 
 INTERRUPTED = 130  # 128 + SIGINT

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.metrics.resize import INPUT, resize
+from googlenet_jax.metrics.resize import INPUT
 
 SUFFIXES = frozenset(
     f".{name}" for name in ["bmp", "gif", "jpg", "jpeg", "pgm", "png", "ppm", "tif", "tiff", "webp"]
@@ -148,16 +148,20 @@ def check_alike(images: ImageSet, found: Survey, mixed: bool) -> list[str]:
 
 
 def batches(
-    images: ImageSet, batch_size: int, method: str, mixed: bool, start: int = 0
+    images: ImageSet,
+    batch_size: int,
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+    start: int = 0,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (images, mask bool [B]) in order, from number `start`, the next one being read
-    meanwhile: uint8 [B, H, W, 3], or where sizes are mixed float32 [B, 299, 299, 3], resized here
-    by the same tables as the device's. The last is padded with zeros.
+    """Yields (images [B, H, W, 3], mask bool [B]) in order, from number `start`, the next ones being
+    read meanwhile. The last is padded with zeros.
+
+    `prepare` brings each image, uint8 [H, W, 3], to one size, where they are not of one.
     """
 
     def one(index: int) -> np.ndarray:
         pixels = images.read(index)
-        return resize(pixels[None], method)[0] if mixed else pixels
+        return pixels if prepare is None else prepare(pixels)
 
     def load(first: int) -> tuple[np.ndarray, np.ndarray]:
         indices = range(first, min(first + batch_size, len(images)))

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from googlenet_jax.metrics.features import InceptionFeatures
 from googlenet_jax.metrics.images import ImageSet, batches, check_alike, survey
 from googlenet_jax.metrics.moments import Statistics, merge_statistics, statistics_of
+from googlenet_jax.metrics.resize import resize
 from googlenet_jax.metrics.stored import read_arrays, write_arrays
 from googlenet_jax.metrics.sums import Probabilities
 from googlenet_jax.runtime.sharding import shard_batch
@@ -147,9 +148,10 @@ def run_batches(
     names = tuple(layers)
     if features.mesh is not None:
         batch_size = -(-batch_size // features.mesh.size) * features.mesh.size
-    # Images that the host has resized are at the network's size: the device leaves them alone.
+    # The device leaves images alone that the host has brought to the network's size.
+    prepare = (lambda pixels: resize(pixels[None], features.resize)[0]) if separately else None
     with tqdm(desc=images.name, total=len(images), unit="image", disable=hidden) as bar:
-        for pixels, mask in batches(images, batch_size, features.resize, separately):
+        for pixels, mask in batches(images, batch_size, prepare):
             placed: Any = pixels
             if features.mesh is not None:
                 placed = shard_batch({"image": pixels}, features.mesh)["image"]

@@ -40,7 +40,7 @@ class Rows:
     def zeros(cls, capacity: int, width: int, mesh: Mesh | None = None) -> "Rows":
         """Of no rows yet."""
         columns, _ = shardings(width, mesh)
-        table = jax.jit(lambda: jnp.zeros((capacity, width)), out_shardings=columns)()
+        table = jax.jit(lambda: jnp.zeros((capacity, width), jnp.float32), out_shardings=columns)()
         return cls(table, place(np.int32(0), mesh), place(np.int32(0), mesh))
 
     def update(self, features: Array, mask: Array) -> "Rows":
@@ -101,7 +101,7 @@ class Probabilities:
     @classmethod
     def zeros(cls, splits: int, classes: int, examples: int | None) -> "Probabilities":
         """Of no images yet."""
-        table, line = jnp.zeros((splits, classes)), jnp.zeros(splits)
+        table, line = (jnp.zeros(shape, jnp.float32) for shape in ((splits, classes), (splits,)))
         return cls((table, table), (line, line), jnp.zeros(splits, jnp.int32), examples)
 
     def update(self, logits: Array, mask: Array) -> "Probabilities":
