@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from googlenet_jax.training.losses import register_loss
     from googlenet_jax.training.optimizer import register_optimizer
     from googlenet_jax.training.task import register_task
-    from googlenet_jax.weights.load import load_run
-    from googlenet_jax.weights.pretrained import load_pretrained
-    from googlenet_jax.weights.safetensors import load_weights, save_weights
+    from googlenet_jax.weights.load import load
+    from googlenet_jax.weights.safetensors import save_weights
+    from googlenet_jax.weights.trained_model import TrainedModel
 
 # Public name -> where it lives: imported on first use, so that `import googlenet_jax` costs
 # nothing.
@@ -32,27 +32,25 @@ _HOMES = {
     "endpoints": "googlenet_jax.models.endpoints",
     "fold_batch_norm": "googlenet_jax.models.folding",
     "save_weights": "googlenet_jax.weights.safetensors",
-    "load_pretrained": "googlenet_jax.weights.pretrained",
-    "load_weights": "googlenet_jax.weights.safetensors",
     "register_augmentation": "googlenet_jax.data.augment",
     "register_loss": "googlenet_jax.training.losses",
     "register_metric": "googlenet_jax.evaluation.metrics",
     "register_optimizer": "googlenet_jax.training.optimizer",
     "register_task": "googlenet_jax.training.task",
     "train": "googlenet_jax.training.loop",
-    "load_run": "googlenet_jax.weights.load",
+    "load": "googlenet_jax.weights.load",
+    "TrainedModel": "googlenet_jax.weights.trained_model",
 }
 
 __all__ = [
     "Network",
     "Output",
+    "TrainedModel",
     "create_model",
     "endpoints",
     "fold_batch_norm",
     "list_models",
-    "load_pretrained",
-    "load_run",
-    "load_weights",
+    "load",
     "metrics",
     "register_augmentation",
     "register_loss",

@@ -67,7 +67,7 @@ def test_x5_and_x30_make_the_papers_list_of_changes():
     assert recipe("imagenet_bn_inception") == baseline
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_smoke_resumes_in_between(tmp_path):
     """Of the recipe that compiles fastest; test_configs.py takes a step of each."""
     for duration in ("2 steps", "4 steps"):
@@ -77,4 +77,4 @@ def test_smoke_resumes_in_between(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2, 3, 4]
     assert {line["step"] for line in lines if line["split"] != "train"} >= {4}
-    assert gj.load_run(str(tmp_path)) is not None
+    assert gj.load(str(tmp_path)) is not None

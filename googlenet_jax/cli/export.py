@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from googlenet_jax.cli.members import ONE, load_members
+from googlenet_jax.cli.members import add_weights, load_members
 from googlenet_jax.errors import UserError
 
 # Above rounding: of the folding in the model's dtype, in units of the logits' root mean square.
@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
         "class names. It is checked in a process that has jax and numpy alone.",
     )
     parser.add_argument("model", metavar="MODEL", help="a model's name, as the weights have it")
-    parser.add_argument("--weights", required=True, action="append", metavar="F", help=ONE)
+    add_weights(parser, one=True)
     parser.add_argument(
         "--output", type=Path, metavar="OUT", help="default: MODEL.stablehlo in this folder"
     )
@@ -32,22 +32,25 @@ def run(args: argparse.Namespace) -> int:
     """Writes both files; returns 0."""
     from googlenet_jax.models.registry import create_model, model_name
     from googlenet_jax.runtime.process import prepare, say_settings
-    from googlenet_jax.runtime.storage import write_atomically, writing
-    from googlenet_jax.weights.export import check_artifact, describe, export_model
+    from googlenet_jax.runtime.storage import check_output, write_atomically, writing
+    from googlenet_jax.weights.export import LOADABLE, check_artifact, describe, export_model
 
     path = args.output or Path(f"{args.model}.stablehlo")
     beside = path.with_suffix(".json")
     if beside == path:
         raise UserError(f"--output: expected another ending than .json, found {path}")
+    check_output(path)
     create_model(args.model)  # raises, before weights are read, where there is none of that name
     prepare()
     loaded = load_members(args)
     if len(loaded) != 1:
         raise UserError(f"--weights: expected one model, found {len(loaded)}")
-    member = loaded[0].member
+    (member,) = loaded
+    member.check_complete()
+    assert member.preprocessing is not None  # checked
     name = model_name(member.model)
     if name != args.model:
-        raise UserError(f"{member.name}: expected weights of {args.model}, found {name}'s")
+        raise UserError(f"{member.source}: expected weights of {args.model}, found {name}'s")
     say_settings()
     network = (member.model, member.variables, member.preprocessing)
     artifact = export_model(*network)
@@ -71,10 +74,12 @@ def run(args: argparse.Namespace) -> int:
         "preprocessing": str(beside),
         "bytes": len(artifact),
         "largest_difference": difference,
+        "loadable": LOADABLE,
     }
     if args.json:
         print(json.dumps(result))
     else:
         print(f"wrote {path} ({len(artifact) / 1e6:.1f} MB) and {beside}")
         print(f"run by itself, its logits differ by {difference:.1e} of their root mean square")
+        print(f"it can be loaded {LOADABLE}")
     return 0

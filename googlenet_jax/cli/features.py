@@ -51,12 +51,13 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.metrics.summary import to_stderr
     from googlenet_jax.runtime.process import prepare, say_settings
     from googlenet_jax.runtime.sharding import create_mesh
+    from googlenet_jax.weights.load import load
 
     if args.batch_size < 1:
         raise UserError(f"--batch-size: expected at least 1, found {args.batch_size}")
     prepare()
     sets = [open_images(path, args.data_dir) for path in args.paths]
-    trained = _load(args.model)
+    trained = load(args.model)
     is_fid = getattr(trained.model, "flavour", None) == "fid"
     if args.resize and not is_fid:
         raise UserError("--resize: of the FID's network alone; this one has its own preprocessing")
@@ -87,13 +88,3 @@ def run(args: argparse.Namespace) -> int:
         else f"wrote {args.output}: {args.layer}, {'×'.join(map(str, shape))}"
     )
     return 0
-
-
-def _load(name: str) -> Any:
-    """What `--model` names, with its model, variables and preprocessing."""
-    from googlenet_jax.cli.members import load_members
-    from googlenet_jax.weights.pretrained import list_pretrained, pretrained_file
-
-    if name in list_pretrained() and not Path(name).exists():
-        name = str(pretrained_file(name))
-    return load_members(argparse.Namespace(weights=[name]))[0].member

@@ -123,20 +123,11 @@ def load_features(args: argparse.Namespace) -> "InceptionFeatures":
 
     from googlenet_jax.metrics.features import inception_features
     from googlenet_jax.runtime.sharding import create_mesh
-    from googlenet_jax.weights.convert import read_weights
+    from googlenet_jax.weights.load import load
 
     mesh = create_mesh() if jax.device_count() > 1 else None
-    if args.weights is None:
-        return inception_features(resize=args.resize, mesh=mesh)
-    from googlenet_jax.weights.kinds import OURS, detect_kind
-
-    ours = detect_kind(args.weights) == OURS
-    loaded = (
-        read_weights(args.weights)
-        if ours
-        else read_weights(args.weights, "inception_v3", options={"flavour": "fid"})
-    )
-    return inception_features(loaded.model, loaded.variables, args.resize, mesh)
+    trained = load(args.weights or "inception_v3_fid")
+    return inception_features(trained.model, trained.variables, args.resize, mesh)
 
 
 def _summaries(

@@ -6,8 +6,9 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from googlenet_jax.cli.convert import fields
+from googlenet_jax.cli.members import fields
 from googlenet_jax.errors import UserError, check_whole
+from googlenet_jax.runtime.storage import check_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from googlenet_jax.models.network import Network
     from googlenet_jax.verification.of_keras import KerasSide
-    from googlenet_jax.weights.trained_model import Weights
+    from googlenet_jax.weights.trained_model import TrainedModel
 
 
 def add_parser(subparsers: Any) -> None:
@@ -79,6 +80,8 @@ DIFFERENT = 3  # exit status; 1 and 2 are errors
 
 def run(args: argparse.Namespace) -> int:
     """Prints the verification; returns 0 where the two are equal, and 3 where they differ."""
+    if args.html:
+        check_output(args.html)
     for name, smallest in (("steps", 0), ("seed", 0), ("size", 1)):
         if getattr(args, name) is not None:
             check_whole(f"--{name}", getattr(args, name), smallest)
@@ -118,15 +121,15 @@ def run(args: argparse.Namespace) -> int:
     return 0 if found.first is None else DIFFERENT
 
 
-def _model(args: argparse.Namespace) -> "tuple[Network, Weights | None]":
+def _model(args: argparse.Namespace) -> "tuple[Network, TrainedModel | None]":
     from googlenet_jax.models.registry import create_model
 
     options = fields("--option", args.option)
     if not args.weights:
         return create_model(args.model, **options), None
-    from googlenet_jax.weights.convert import read_weights
+    from googlenet_jax.weights.load import load_of
 
-    weights = read_weights(args.weights, args.model, options=options)
+    weights = load_of(args.weights, args.model, options)
     return weights.model, weights
 
 
@@ -144,7 +147,7 @@ def _other(args: argparse.Namespace, model: "Network", size: int) -> "nn.Module 
 
 
 def _images(
-    args: argparse.Namespace, model: "Network", weights: "Weights | None"
+    args: argparse.Namespace, model: "Network", weights: "TrainedModel | None"
 ) -> "np.ndarray | None":
     if not args.images:
         return None

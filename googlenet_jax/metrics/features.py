@@ -15,6 +15,7 @@ from googlenet_jax.models.endpoints import endpoints
 from googlenet_jax.models.folding import fold_batch_norm
 from googlenet_jax.models.network import Network
 from googlenet_jax.runtime.sharding import replicate
+from googlenet_jax.weights.load import load
 
 Array = jax.Array
 Features = Callable[[Array], Array]
@@ -74,9 +75,8 @@ def inception_features(
     """
     check_resize(resize)
     if model is None or variables is None:
-        from googlenet_jax.weights.pretrained import load_pretrained
-
-        model, variables = load_pretrained("inception_v3_fid")
+        trained = load("inception_v3_fid")
+        model, variables = trained.model, trained.variables
     if getattr(model, "flavour", None) != "fid":
         raise UserError(
             "features: expected inception_v3 of flavour 'fid', found "

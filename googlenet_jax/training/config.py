@@ -3,8 +3,8 @@ compiled or downloaded.
 """
 
 import dataclasses
-import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +13,10 @@ from ml_collections import ConfigDict
 
 from googlenet_jax.data.bad_images import POLICIES
 from googlenet_jax.data.decoding import INTERPOLATIONS
+from googlenet_jax.data.pipeline import MOST_THREADS
+from googlenet_jax.data.preprocessing import LARGEST
 from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.training.finetune import complete_from_initial
 from googlenet_jax.training.optimizer import create_optimizer
 from googlenet_jax.training.task import TASKS, TaskKind
 
@@ -61,15 +64,15 @@ def default_config() -> ConfigDict:
     config.deterministic = False
 
     config.model = ConfigDict(type_safe=False)
-    config.model.name = "googlenet_bn"  # a name of list_models()
+    config.model.name = "googlenet_bn"  # a name of list_models(); "" is init_from's network
     # Of that model, as create_model takes them: {"width": 0.5, "stem": "small"}
     config.model.options = ConfigDict(type_safe=False)
 
-    # Weights to begin with: a file of any kind that `googlenet-jax convert` reads, a run's folder or
-    # a name of list_pretrained(); "" draws them. What has another shape, such as a head of other
-    # classes, is drawn anew.
+    # Weights to begin with: whatever `gj.load` opens; "" initialises them. What has another shape,
+    # such as a head of other classes, is initialised.
     config.init_from = ""
-    # Parts that stay as they are, patterns over the parameter tree: ("conv*", "inception_3*")
+    # Parts that stay as they are, patterns over the parameter tree: ("conv*", "inception_3*");
+    # "all_but=2" is all but the last two modules and the heads.
     config.freeze = ()
     # Whether their batch norms keep and use their running statistics too.
     config.freeze_statistics = True
@@ -89,13 +92,17 @@ def default_config() -> ConfigDict:
     config.data.bad_image_limit = 100  # … until there are more than so many
 
     config.preprocessing = ConfigDict(type_safe=False)
-    config.preprocessing.size = 224  # height and width of the network's input, in pixels
+    # Height and width of the network's input, in pixels; 0 takes all preprocessing from init_from.
+    config.preprocessing.size = 224
     # Short side before the centre crop of an evaluation, in pixels.
     config.preprocessing.resize = 256
     # By channel in channel_order, in units of 0–255.
     config.preprocessing.mean = (123.675, 116.28, 103.53)
     config.preprocessing.std = (58.395, 57.12, 57.375)
     config.preprocessing.channel_order = "rgb"  # what the network sees: "rgb", or "bgr" as Caffe's
+    # Of an evaluation's resizing, as `Preprocessing` names them.
+    config.preprocessing.crop = "center"
+    config.preprocessing.interpolation = "auto"
 
     config.augment = ConfigDict(type_safe=False)
     # Height and width of the images to train on; 0 is preprocessing.size. Smaller is faster
@@ -186,6 +193,7 @@ def default_config() -> ConfigDict:
     return config
 
 
+LARGEST_STEPS = 2**31 - 1  # they are counted in 32 bits
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) (epochs?|steps?)")
 
 
@@ -208,7 +216,10 @@ def steps(duration: str, steps_per_epoch: float) -> int:
     number, is_epochs = _parse_duration(duration)
     if number == 0:
         return 0
-    return max(1, round(number * steps_per_epoch) if is_epochs else int(number))
+    count = number * steps_per_epoch if is_epochs else number
+    if count > LARGEST_STEPS:
+        raise UserError(f"expected at most {LARGEST_STEPS:,} steps, found {duration!r}")
+    return max(1, round(count))
 
 
 def period(duration: str, steps_per_epoch: float) -> float:
@@ -245,7 +256,14 @@ def in_steps(config: ConfigDict, examples: int) -> Durations:
     Raises UserError where the warm-up is as long as the run.
     """
     epoch = examples / config.batch_size
-    total, warmup = steps(config.duration, epoch), steps(config.schedule.warmup, epoch)
+    counted = {}
+    for name in ("duration", "schedule.warmup", "schedule.every", "ema.start"):
+        group, _, field = name.rpartition(".")
+        try:
+            counted[name] = steps((config[group] if group else config)[field], epoch)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+    total, warmup = counted["duration"], counted["schedule.warmup"]
     if warmup >= total:
         raise UserError(
             f"schedule.warmup: {config.schedule.warmup!r} is {warmup} steps, expected fewer than the run's {total}"
@@ -257,16 +275,16 @@ def in_steps(config: ConfigDict, examples: int) -> Durations:
         checkpoint_every=period(config.checkpoint_every, epoch),
         log_every=period(config.log_every, epoch),
         warmup=warmup,
-        decay_every=steps(config.schedule.every, epoch),
-        ema_start=steps(config.ema.start, epoch),
+        decay_every=counted["schedule.every"],
+        ema_start=counted["ema.start"],
     )
 
 
 Check = Callable[[Any], bool]
 
 
-def _at_least(low: int) -> tuple[Check, str]:
-    return lambda value: value >= low, f"a whole number of at least {low}"
+def _from_to(low: int, high: int) -> tuple[Check, str]:
+    return lambda value: low <= value <= high, f"a whole number from {low} to {high:,}"
 
 
 def _one_of(names: tuple[str, ...]) -> tuple[Check, str]:
@@ -276,8 +294,11 @@ def _one_of(names: tuple[str, ...]) -> tuple[Check, str]:
 def _duration(low: float) -> tuple[Check, str]:
     expected = "a duration above zero" if low else "a duration"
     return (
-        lambda value: _parse_duration(value)[0] > 0 or not low,
-        f"{expected} such as '60 epochs', '0.5 epochs' or '5000 steps'",
+        lambda value: (
+            (_parse_duration(value)[0] > 0 or not low)
+            and _parse_duration(value)[0] <= LARGEST_STEPS
+        ),
+        f"{expected}, of at most {LARGEST_STEPS:,} steps, such as '60 epochs', '0.5 epochs' or '5000 steps'",
     )
 
 
@@ -304,11 +325,11 @@ _CHECKS: dict[str, tuple[Check, str]] = {
         lambda splits: len(splits) > 0 and all(splits),
         "at least one split, such as ('test',)",
     ),
-    "data.threads": _at_least(1),
-    "data.workers": _at_least(0),
+    "data.threads": _from_to(1, MOST_THREADS),
+    "data.workers": _from_to(0, MOST_THREADS),
     "data.on_bad_image": _one_of(POLICIES),
-    "data.bad_image_limit": _at_least(0),
-    "augment.size": _at_least(0),
+    "data.bad_image_limit": _from_to(0, LARGEST_STEPS),
+    "augment.size": _from_to(0, LARGEST),
     "augment.interpolation": _one_of((*INTERPOLATIONS, "random")),
     "augment.brightness": _share_up_to(1),
     "augment.contrast": _share_up_to(1),
@@ -317,8 +338,8 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "augment.lighting": _NOT_NEGATIVE,
     "augment.mixup": _NOT_NEGATIVE,
     "augment.cutmix": _NOT_NEGATIVE,
-    "batch_size": _at_least(1),
-    "eval_batch_size": _at_least(1),
+    "batch_size": _from_to(1, LARGEST_STEPS),
+    "eval_batch_size": _from_to(1, LARGEST_STEPS),
     "duration": _duration(1),
     "eval_every": _duration(1),
     "checkpoint_every": _duration(1),
@@ -335,18 +356,23 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "schedule.power": _POSITIVE,
     "loss.aux_weight": _NOT_NEGATIVE,
     "loss.label_smoothing": _FRACTION,
-    "skip_not_finite": _at_least(0),
-    "devices.accumulate": _at_least(1),
+    "skip_not_finite": _from_to(0, LARGEST_STEPS),
+    "devices.accumulate": _from_to(1, LARGEST_STEPS),
     "ema.decay": _FRACTION,
     "ema.start": _duration(0),
-    "checkpoint.keep": _at_least(1),
+    "checkpoint.keep": _from_to(1, LARGEST_STEPS),
     "checkpoint.best_mode": _one_of(("max", "min")),
 }
 
 
-def resolve(config: ConfigDict | Mapping[str, Any]) -> tuple[ConfigDict, TaskKind]:
-    """Checks a recipe without compiling, reading or downloading anything; returns it whole, and its
-    kind of task.
+def resolve(
+    config: ConfigDict | Mapping[str, Any], kept: Mapping[str, Any] | None = None
+) -> tuple[ConfigDict, TaskKind]:
+    """Checks a recipe without compiling or downloading anything; returns it whole, and its kind of
+    task. Only where it takes its network or preprocessing from `init_from` is that read.
+
+    Args:
+      kept: the config of the run that is resumed, which has them already.
 
     A field that the recipe lacks, as one written by an older version may, has its default. Raises
     UserError for an unknown field, a wrong type, an impossible value, two fields that contradict
@@ -366,6 +392,7 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> tuple[ConfigDict, TaskKin
         _check_type(name, value, default)
         _check_value(name, value)
     config.update_from_flattened_dict({name: _as_config(value) for name, value in given.items()})
+    complete_from_initial(config, kept)
     _check_together(config)
     kind.check(config)
     return config, kind
@@ -387,7 +414,7 @@ def _is_type(value: Any, expected: type) -> bool:
     if isinstance(value, bool) or expected is bool:
         return isinstance(value, bool) and expected is bool
     if expected is float:
-        return isinstance(value, int | float) and math.isfinite(value)
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return isinstance(value, list | tuple if expected is tuple else expected)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from googlenet_jax.cli.main import main
 from googlenet_jax.data.preprocessing import Preprocessing
-from googlenet_jax.weights.load import load_run
+from googlenet_jax.weights.load import load
 from googlenet_jax.weights.safetensors import save_weights
 
 Capture = pytest.CaptureFixture[str]
@@ -22,7 +22,7 @@ def evaluate(*argv: str, capsys: Capture) -> dict:
 def test_evaluates_the_runs_own_split_and_average_by_default(
     run_folder: Path, capsys: Capture
 ) -> None:
-    result = evaluate("--run", str(run_folder), capsys=capsys)
+    result = evaluate("--weights", str(run_folder), capsys=capsys)
     assert result["members"] == [{"name": str(run_folder), "step": 12, "weights": "ema"}]
     assert [result[key] for key in ("data", "split", "examples")] == ["digits", "test", 360]
     # It says "seven" to everything.
@@ -59,14 +59,14 @@ def test_prints_for_a_person(run_folder: Path, capsys: Capture) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "digits train[:10%], 144 examples"
     assert lines[1] == f"{run_folder}@raw, step 12, raw weights"
-    assert " ".join(lines[3].split()) == "models crops cost top-1 error top-5 error to base"
+    assert " ".join(lines[3].split()) == "models crops cost top-1 error top-5 error top-5 change"
     assert lines[4].split()[:3] == ["1", "1", "1"]
 
 
 def test_a_weight_file_brings_its_preprocessing(
     run_folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    trained, path = load_run(run_folder, "raw"), tmp_path / "weights.safetensors"
+    trained, path = load(f"{run_folder}@raw"), tmp_path / "weights.safetensors"
     preprocessing = trained.preprocessing.to_dict()
     save_weights(path, trained.model, trained.variables, preprocessing, trained.class_names)
     data = ["--split", "train[:2%]", "--data", "digits"]
@@ -86,7 +86,7 @@ def test_a_weight_file_brings_its_preprocessing(
 def test_another_preprocessing_gives_other_numbers(
     run_folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    trained, path = load_run(run_folder, "raw"), tmp_path / "weights.safetensors"
+    trained, path = load(f"{run_folder}@raw"), tmp_path / "weights.safetensors"
     other = Preprocessing(size=9, resize=12, mean=(0, 0, 0), std=(255, 255, 255))
     save_weights(path, trained.model, trained.variables, other.to_dict())
     data = ["--split", "train[:5%]", "--data", "digits", "--crops", "10"]
@@ -105,7 +105,7 @@ def test_another_preprocessing_gives_other_numbers(
     ],
 )
 def test_says_what_is_wrong(run_folder: Path, argv: list[str], said: str, capsys: Capture) -> None:
-    assert main(["evaluate", "--run", str(run_folder), *argv]) == 1
+    assert main(["evaluate", "--weights", str(run_folder), *argv]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert said in captured.err and "unexpected" not in captured.err
@@ -127,5 +127,5 @@ def test_a_choice_that_a_run_does_not_have(
 
 
 def test_a_folder_without_a_run(tmp_path: Path, capsys: Capture) -> None:
-    assert main(["evaluate", "--run", str(tmp_path)]) == 1
+    assert main(["evaluate", "--weights", str(tmp_path)]) == 1
     assert str(tmp_path) in capsys.readouterr().err

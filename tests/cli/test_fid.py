@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from googlenet_jax import metrics
-from googlenet_jax.cli import features as features_command
 from googlenet_jax.cli import fid as command
 from googlenet_jax.cli.main import main
 from googlenet_jax.metrics import extract, summary
+from googlenet_jax.weights import load
 from tests.metrics.conftest import features  # noqa: F401  # a fixture
 
 
@@ -100,7 +100,7 @@ def test_features_go_on_where_they_were_stopped(capsys, monkeypatch, tmp_path, d
     class Member:
         model, variables, preprocessing = features.model, features.variables, None
 
-    monkeypatch.setattr(features_command, "_load", lambda name: Member)
+    monkeypatch.setattr(load, "load", lambda name: Member)
     monkeypatch.setattr(extract, "PART", 8)
     output = tmp_path / "f.npz"
     common = ["features", "digits@test[:20]", "digits@test[20:23]", "--model", "narrow"]

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from googlenet_jax.cli.streams import Unbreakable
 from googlenet_jax.errors import UserError
 from googlenet_jax.runtime.storage import locked
 from googlenet_jax.training.classification import CLASSIFICATION
 from googlenet_jax.training.loop import train
 from googlenet_jax.training.task import TaskKind, register_task
 from googlenet_jax.training.writers import read_metrics
-from googlenet_jax.weights.load import load_run
+from googlenet_jax.weights.load import load
 from tests.training.tiny_run import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -33,9 +34,7 @@ def lines_of(workdir):
 
 
 def final_bits(workdir):
-    return [
-        np.asarray(leaf).tobytes() for leaf in _leaves(load_run(workdir, weights="raw").variables)
-    ]
+    return [np.asarray(leaf).tobytes() for leaf in _leaves(load(f"{workdir}@raw").variables)]
 
 
 def _leaves(tree):
@@ -99,9 +98,13 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize(
-    ("signum", "ending"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+    ("signum", "ending", "moment"),
+    [
+        *((signal.SIGINT, KeyboardInterrupt, moment) for moment in MOMENTS),
+        *((signal.SIGTERM, SystemExit, moment) for moment in MOMENTS),
+        (signal.SIGHUP, SystemExit, "inside an evaluation"),
+    ],
 )
-@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_signal_stops_the_run_saved_and_it_goes_on_exactly(
     tmp_path, data_dir, whole, capsys, moment, signum, ending
 ):
@@ -112,12 +115,12 @@ def test_a_signal_stops_the_run_saved_and_it_goes_on_exactly(
         train(config, tmp_path)
     assert getattr(stopped.value, "code", 0) == 0
     assert signal.getsignal(signum) == handler
-    name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
+    name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
     assert (
         f"stopped by {name} after step {step} of 24, which is saved; the same command goes on"
         in capsys.readouterr().err
     )
-    assert load_run(tmp_path).step == step
+    assert load(tmp_path).step == step
     train(config, tmp_path)
     assert lines_of(tmp_path) == lines_of(whole)
     assert final_bits(tmp_path) == final_bits(whole)
@@ -142,7 +145,7 @@ def test_a_replacement_that_was_cut_short_is_settled(tmp_path, data_dir, whole):
     folder = tmp_path / "run" / "checkpoints"
     (folder / "24").rename(folder / "unevaluated-24")
     train(tiny_config(data_dir), tmp_path / "run")
-    assert load_run(tmp_path / "run").step == 24
+    assert load(tmp_path / "run").step == 24
     shutil.copytree(folder / "24", folder / "unevaluated-24")
     train(tiny_config(data_dir), tmp_path / "run")
     assert sorted(path.name for path in folder.iterdir()) == sorted(
@@ -194,7 +197,8 @@ except UserError as error:
 
 
 @pytest.mark.parametrize(
-    ("signum", "status", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 0, "SIGTERM")]
+    ("signum", "status", "name"),
+    [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 0, "SIGTERM"), (signal.SIGHUP, 0, "SIGHUP")],
 )
 def test_before_there_is_a_state_a_signal_ends_the_process_in_one_line(signum, status, name):
     done = run_script(IN_NO_STATE, int(signum))
@@ -202,6 +206,13 @@ def test_before_there_is_a_state_a_signal_ends_the_process_in_one_line(signum, s
         status,
         f"googlenet-jax: stopped by {name} before anything was trained",
     )
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As `nohup` starts a command, which goes on when the terminal is closed."""
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + IN_NO_STATE
+    done = run_script(code, int(signal.SIGHUP))
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_second_signal_ends_the_process_at_once():
@@ -257,7 +268,7 @@ def test_a_second_run_in_the_folder_refuses_and_a_killed_ones_lock_does_not_bloc
         assert (
             workdir / "checkpoints" / "99.orbax-checkpoint-tmp"
         ).exists()  # the other's unfinished save
-        assert load_run(workdir).step == 24  # readers need no lock
+        assert load(workdir).step == 24  # readers need no lock
         assert {path: path.read_bytes() for path in before} == before
         process.kill()
         process.wait()
@@ -276,6 +287,17 @@ def test_a_disk_that_refuses_is_one_line(tmp_path, data_dir, largest):
     ), done.stdout + done.stderr
     assert done.stdout.count("\n") == 1
     assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_reader_of_standard_error_that_goes_away_does_not_end_training(tmp_path, data_dir, whole):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as stream:
+        with pytest.raises(BrokenPipeError):
+            print("nobody hears", file=stream)
+        with contextlib.redirect_stderr(Unbreakable(stream)):
+            train(tiny_config(data_dir), tmp_path)
+    assert final_bits(tmp_path) == final_bits(whole)
 
 
 def test_what_a_disk_refuses_is_found_inside_other_errors():
