@@ -71,9 +71,10 @@ _TURNS: dict[
 }
 
 
-cv2.utils.logging.setLogLevel(
-    cv2.utils.logging.LOG_LEVEL_SILENT
-)  # what its decoders say of damaged files; BadImage says it once, and names it
+# What its decoders say of damaged files, BadImage says once, and names the file. (OpenCV 4 has the
+# function here, OpenCV 5 there.)
+_set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+_set_log_level(0)
 
 
 class BadImage(ValueError):
