@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+pytestmark = pytest.mark.proof
 TINY = {"num_classes": 10, "width": 0.05, "aux_heads": False}
 
 
@@ -20,31 +21,26 @@ def load(name):
     return module
 
 
-@pytest.mark.exhaustive
 def test_hessian_vector_product():
     found = load("hessian_vector_product").main(steps=3, **TINY)
     assert np.isfinite(found).all() and abs(found[-1]) >= abs(found[0])
 
 
-@pytest.mark.slow
 def test_deep_inversion():
     found = load("deep_inversion").main(steps=5, **TINY)
     assert found[-1] < found[0]
 
 
-@pytest.mark.slow
 def test_per_example_gradients():
     norms = np.asarray(load("per_example_gradients").main(width=0.05))
     assert norms.shape == (4,) and (norms > 0).all() and len(set(norms.tolist())) == 4
 
 
-@pytest.mark.exhaustive
 def test_nnx_training():
     found = load("nnx_training").main(steps=3, **TINY)
     assert found[-1] < found[0]
 
 
-@pytest.mark.slow
 def test_an_fsdp_step_is_the_same_on_one_device_and_on_two():
     code = f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); import fsdp_step; print(*fsdp_step.main(width=0.05))"
     found = []

@@ -72,7 +72,7 @@ def _run(
     for name in names:
         if name not in named:
             raise UserError(
-                f"endpoints: {type(model).__name__} has no {name!r}{nearest(name, named)}; "
+                f"endpoints: {type(model).__name__} has no endpoint {name!r}{nearest(name, named)}; "
                 "endpoints(model, variables, images) without names gives every one"
             )
     return _Names(tuple(named)), [named[name] for name in names]
