@@ -212,12 +212,18 @@ class TorchResNet(nn.Module):
 
 RESNET: dict[str, tuple[Wanted | None, list[Plant]]] = {
     "no fault": (set(), []),
-    "no shortcut": ({("missing shortcut", "blocks/1/two")}, [put("blocks.1", "shortcut", False)]),
+    "no shortcut": (
+        {("missing shortcut", "after blocks/1/two")},
+        [put("blocks.1", "shortcut", False)],
+    ),
     "leaky": (
         {("activation", "blocks/2/one")},
         [put("blocks.2", "act", lambda x: F.leaky_relu(x, 0.2))],
     ),
-    "average for max": ({("average for max", "stem")}, [put("", "pool", nn.AvgPool2d(2, 2))]),
+    "average for max": (
+        {("average for max", "input of blocks/0/one")},
+        [put("", "pool", nn.AvgPool2d(2, 2))],
+    ),
     "2x-1": GOOGLENET["2x-1"],
 }
 

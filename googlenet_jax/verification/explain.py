@@ -186,7 +186,12 @@ class Explainer:
         new = edit.theirs if edit.kind == "insert" else None
         if row.kind == "output" and new is not None and new.op in ("softmax", "log_softmax"):
             return f"output {row.name}"
-        return self.pairing.place_of(node)
+        place = self.pairing.place_of(node)
+        if place != node.op:
+            return place
+        # Of no module that has a name: behind the last layer that has one.
+        before = [n.order for n in topological([node]) if n.order in self.pairing.names]
+        return f"after {self.pairing.names[max(before)]}" if before else place
 
     def _rewired(self, edit: Edit, row: Row) -> list[Finding]:
         names = {u.node.order: u.name for u in self.pairing.alignment.reference}
