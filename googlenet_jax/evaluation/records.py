@@ -48,7 +48,7 @@ def evaluate_ensemble(
         rank, log_probability: of the label, [models][crops], for the average of the first models:
           how many classes stand before it (0 is a top-1 hit), and its logarithm (natural).
         alone: {"rank": …, "log_probability": …} likewise for each model by itself.
-        classes, probabilities: the five likeliest of all models with the most crops.
+        classes, probabilities: the five most probable of all models with the most crops.
     Raises:
       UserError: the file is another evaluation's, damaged, in use or can't be written; a model's
         outputs are not finite.
