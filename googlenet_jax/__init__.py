@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from googlenet_jax import weights
+    from googlenet_jax import metrics, weights
     from googlenet_jax.data.augment import register_augmentation
     from googlenet_jax.evaluation.metrics import register_metric
     from googlenet_jax.models.endpoints import endpoints
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from googlenet_jax.models.registry import create_model, list_models, register_model
     from googlenet_jax.training.loop import train
     from googlenet_jax.training.losses import register_loss
-    from googlenet_jax.training.optimizer import register_optimizer
+    from googlenet_jax.training.optimizer import register_optimizer, register_schedule
     from googlenet_jax.training.task import register_task
+    from googlenet_jax.verification.verify import verify
     from googlenet_jax.weights.load import load
     from googlenet_jax.weights.safetensors import save_weights
     from googlenet_jax.weights.trained_model import TrainedModel
@@ -36,9 +37,11 @@ _HOMES = {
     "register_loss": "googlenet_jax.training.losses",
     "register_metric": "googlenet_jax.evaluation.metrics",
     "register_optimizer": "googlenet_jax.training.optimizer",
+    "register_schedule": "googlenet_jax.training.optimizer",
     "register_task": "googlenet_jax.training.task",
     "train": "googlenet_jax.training.loop",
     "load": "googlenet_jax.weights.load",
+    "verify": "googlenet_jax.verification.verify",
     "TrainedModel": "googlenet_jax.weights.trained_model",
 }
 
@@ -51,14 +54,17 @@ __all__ = [
     "fold_batch_norm",
     "list_models",
     "load",
+    "metrics",
     "register_augmentation",
     "register_loss",
     "register_metric",
     "register_model",
     "register_optimizer",
+    "register_schedule",
     "register_task",
     "save_weights",
     "train",
+    "verify",
     "weights",
 ]
 
@@ -66,8 +72,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
-    if name == "weights":
-        return importlib.import_module("googlenet_jax.weights")
+    if name in ("metrics", "weights"):
+        return importlib.import_module(f"googlenet_jax.{name}")
     raise AttributeError(f"module 'googlenet_jax' has no attribute {name!r}")
 
 

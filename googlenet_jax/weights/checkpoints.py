@@ -14,18 +14,16 @@ CRC-32 finds.
 import dataclasses
 import itertools
 import json
-import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -33,11 +31,12 @@ from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.registry import create_model, list_models, model_options, option_defaults
 from googlenet_jax.runtime.process import is_first
-from googlenet_jax.runtime.storage import is_from_store, is_store, reaching, run_folder, writing
+from googlenet_jax.runtime.storage import reaching, run_folder, storage_of, writing
 from googlenet_jax.weights.trained_model import TrainedModel
 
 FORMAT_VERSION = 1
 FOLDER = "checkpoints"
+TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of an unfinished one of a file system
 COMMITTED = ocp.path.atomicity.COMMIT_SUCCESS_FILE  # in a finished checkpoint of a store
 
 
@@ -51,7 +50,8 @@ class RunDescription:
     model again.
 
     `model_options` are those of `models.registry.model_options`, `preprocessing` is
-    `Preprocessing.to_dict()`, `config` the whole config.
+    `Preprocessing.to_dict()`, `config` the whole config, `data` what tells the training split from
+    another (`Source.identity`; empty where nothing is known).
     """
 
     model_name: str
@@ -59,6 +59,7 @@ class RunDescription:
     config: dict[str, Any]
     class_names: tuple[str, ...]
     preprocessing: dict[str, Any]
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON has it: tuples become lists, so that what was written compares equal to
@@ -69,7 +70,8 @@ class RunDescription:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "RunDescription":
         """Inverse of `to_json`; keys that this class does not have are left aside."""
-        known = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        names = [field.name for field in dataclasses.fields(cls)]
+        known = {name: values[name] for name in names if name != "data" or name in values}
         return cls(**{**known, "class_names": tuple(values["class_names"])})
 
 
@@ -210,6 +212,7 @@ class Checkpoints:
     def _read(self, step: int, state: Any) -> Restored:
         content = _read_metadata(self._manager, step)
         self._refuse_another_model(step, content)
+        self._refuse_other_data(step, content)
         _refuse_other_arrays(self.folder / str(step), content["arrays"], _flatten(state))
         arrays = _read_arrays(self._manager, step, content["arrays"], _flatten(state))
         evaluated = content.get("evaluated", True)  # older checkpoints don't say
@@ -272,6 +275,20 @@ class Checkpoints:
                 f"{where}: the checkpoint's {ours['model_name']} has other options: {', '.join(changed)}; train in another folder"
             )
 
+    def _refuse_other_data(self, step: int, content: Mapping[str, Any]) -> None:
+        """Refuses to go on with another data set under the same name; older checkpoints don't say
+        what they were trained on.
+        """
+        ours, theirs = self._description.to_json()["data"], content.get("data")
+        if not ours or not theirs or ours == theirs:
+            return
+        differs = next((name for name in theirs if theirs[name] != ours.get(name)), "fingerprint")
+        raise UserError(
+            f"{self.folder / str(step)}: the run was trained on other data under this name: "
+            f"{differs} {_shortened(theirs[differs])}, now {_shortened(ours.get(differs))}; give the "
+            "data of the run (data.dir), or train in another folder"
+        )
+
     def _move_aside(self, steps: list[int]) -> None:
         def move() -> None:
             for step in steps:
@@ -280,6 +297,11 @@ class Checkpoints:
         if steps:
             self._first(move)
             self._manager.reload()
+
+
+def _shortened(value: Any) -> str:
+    text = ", ".join(value) if isinstance(value, list) else str(value)
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,8 +316,7 @@ def _tidy(folder: Path) -> None:
     """Names what Orbax is about to remove, moves aside the checkpoints whose metrics would stop it
     from opening the folder, and settles a replacement that was cut short.
     """
-    if is_store(folder):
-        (folder / ".keep").write_bytes(b"")  # a folder of a store is there when something is in it
+    storage_of(folder).make(folder)
     for path in folder.glob("unevaluated-*"):
         replaced = folder / path.name.removeprefix("unevaluated-")
         if _is_finished(replaced):
@@ -313,52 +334,31 @@ def _tidy(folder: Path) -> None:
 
 
 def _folder(workdir: Path) -> Path:
-    return (workdir if is_store(workdir) else workdir.absolute()) / FOLDER
+    return storage_of(workdir).absolute(workdir) / FOLDER
 
 
 def _unfinished(folder: Path) -> list[Path]:
-    """What a save that was cut short has left."""
-    if is_store(folder):
-        return sorted(p for p in folder.iterdir() if p.name.isdigit() and not _is_finished(p))
-    return sorted(folder.glob("*.orbax-checkpoint-tmp*"))
+    """What a save that was cut short has left: a folder under another name, where a file system
+    renames; elsewhere one without the object that Orbax writes last.
+    """
+    return sorted(
+        path
+        for path in folder.glob("*")
+        if TEMPORARY in path.name or (path.name.isdigit() and not _is_finished(path))
+    )
 
 
 def _is_finished(checkpoint: Path) -> bool:
-    """Whether a checkpoint of this name counts. A file system's does as soon as Orbax has given it
-    the name; on a store, which can't rename, Orbax writes an object last.
-    """
-    return (checkpoint / COMMITTED if is_store(checkpoint) else checkpoint).exists()
+    """Whether a checkpoint of this name counts."""
+    return storage_of(checkpoint).is_whole(checkpoint, COMMITTED)
 
 
 def _rename(checkpoint: Path, target: Path) -> None:
-    """Renames a checkpoint that is finished. On a store it is copied: killed at any moment, at
-    least one of the two is finished.
-    """
-    if not is_store(checkpoint):
-        checkpoint.rename(target)
-        return
-    if target.exists():
-        _remove(target)
-    marker = checkpoint / COMMITTED
-    for path in [*(p for p in _objects(checkpoint) if p != marker), marker]:
-        (target / path.relative_to(checkpoint)).write_bytes(path.read_bytes())
-    _remove(checkpoint)
+    storage_of(checkpoint).rename(checkpoint, target, COMMITTED)
 
 
 def _remove(checkpoint: Path) -> None:
-    if not is_store(checkpoint):
-        shutil.rmtree(checkpoint)
-        return
-    (checkpoint / COMMITTED).unlink(missing_ok=True)  # half-removed, it must not count
-    cast(epath.Path, checkpoint).rmtree(missing_ok=True)
-
-
-def _objects(folder: Path) -> Iterator[Path]:
-    for path in list(folder.iterdir()):
-        if path.is_dir():
-            yield from _objects(path)
-        else:
-            yield path
+    storage_of(checkpoint).remove(checkpoint, COMMITTED)
 
 
 def _with_damaged_metrics(folder: Path) -> list[tuple[Path, _Damaged]]:
@@ -574,7 +574,7 @@ def _refuse_if_no_damage(manager: ocp.CheckpointManager, step: int, error: Excep
     """Raises what was not the checkpoint's fault: UserError, or what a store's client has raised,
     as it is.
     """
-    if is_from_store(error, manager.directory):
+    if storage_of(manager.directory).refusal(error):
         raise error
     outside = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied", "Out of memory")
     if isinstance(error, PermissionError | MemoryError) or any(

@@ -176,7 +176,7 @@ def recipe(
         **changes,
     }
     config.update_from_flattened_dict(fields)
-    return resolve(config)[0]
+    return resolve(config).config
 
 
 def _by_torch_name(
@@ -206,7 +206,7 @@ class Ours:
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         mesh, source = create_mesh(jax.devices()[:1]), TenClasses([None] * config.batch_size)
         task, when = (
-            dataclasses.replace(make_task(config, mesh, source, []), model=model),
+            dataclasses.replace(make_task(resolve(config), mesh, source, []), model=model),
             in_steps(config, len(source)),
         )
         rates = {"factor": config.schedule.factor, "every": when.decay_every}
@@ -327,9 +327,9 @@ class Theirs:
         return {name: value.detach().numpy() for name, value in found.items()}
 
     def _update_average(self) -> None:
-        decay = (
-            self.config.ema.decay if self.steps >= int(self.config.ema.start.split()[0]) else 0.0
-        )
+        after = self.steps - int(self.config.ema.start.split()[0])
+        rising = (1 + after) / (10 + after)  # TensorFlow's rule for the first steps
+        decay = min(self.config.ema.decay, rising) if after >= 0 else 0.0
         for name, value in self._values().items():
             self.average[name] = decay * self.average.get(name, 0.0) + (1 - decay) * value
 
