@@ -240,7 +240,11 @@ def deterministic(settings: Settings) -> dict[str, Any]:
         for number in range(2):
             run, path = f"{folder}/{number}", f"{folder}/{number}.safetensors"
             fields = [f"--config.duration={settings.rounds} steps", "--config.deterministic=True"]
-            fields += [f"--config.dtype={DTYPE}", f"--config.data.dir={folder}/data"]
+            fields += [
+                "--config.schedule.warmup=0 steps",
+                f"--config.dtype={DTYPE}",
+                f"--config.data.dir={folder}/data",
+            ]
             _command("train", "--config=digits", f"--workdir={run}", *fields)
             _command("convert", run, path)
             weights.append(load_file(path))
