@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from googlenet_jax import weights
     from googlenet_jax.data.augment import register_augmentation
     from googlenet_jax.evaluation.metrics import register_metric
+    from googlenet_jax.interpretability.explain import explain
     from googlenet_jax.models.endpoints import endpoints
     from googlenet_jax.models.folding import fold_batch_norm
     from googlenet_jax.models.network import Network, Output
@@ -40,6 +41,7 @@ _HOMES = {
     "register_optimizer": "googlenet_jax.training.optimizer",
     "register_task": "googlenet_jax.training.task",
     "train": "googlenet_jax.training.loop",
+    "explain": "googlenet_jax.interpretability.explain",
     "load_run": "googlenet_jax.weights.load",
 }
 
@@ -48,6 +50,7 @@ __all__ = [
     "Output",
     "create_model",
     "endpoints",
+    "explain",
     "fold_batch_norm",
     "list_models",
     "load_pretrained",

@@ -133,11 +133,11 @@ def grid_figure(
         row, column = divmod(i, columns)
         axes[2 * row, column].imshow(picture, interpolation="nearest")
         axes[2 * row, column].set_title(_shortened(title, 30), fontsize=8, parse_math=False)
-        _draw_bars(axes[2 * row + 1, column], top, bars)
+        draw_bars(axes[2 * row + 1, column], top, bars)
     return figure
 
 
-def _draw_bars(axes: "Axes", predictions: Sequence[Prediction], bars: int) -> None:
+def draw_bars(axes: "Axes", predictions: Sequence[Prediction], bars: int) -> None:
     shares = [each.probability for each in predictions]
     axes.barh(range(len(predictions)), shares, color="#9ecae1", height=0.9)
     axes.set(xlim=(0, 1), ylim=(bars - 0.5, -0.5))
