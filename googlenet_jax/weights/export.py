@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,17 @@ def export_model(
     Returns:
       What `jax.export.deserialize` reads, with the weights inside.
     """
-    function = _function(model, variables, preprocessing)
+    function = serving_function(model, variables, preprocessing)
     size = preprocessing.size
     (batch,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
     return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(images).serialize())
 
 
-def _function(model: Network, variables: Mapping[str, Any], preprocessing: Preprocessing) -> Any:
+def serving_function(
+    model: Network, variables: Mapping[str, Any], preprocessing: Preprocessing
+) -> Callable[[jax.Array], jax.Array]:
+    """Returns images uint8 `[N, S, S, 3]`, RGB → logits `[N, num_classes]`, batch norm folded."""
     if isinstance(model, NormedNetwork) and not model.bn_folded:
         model, variables = fold_batch_norm(model, variables)
 
@@ -72,17 +75,7 @@ def check_artifact(
     Raises:
       UserError: the process failed.
     """
-    rng = np.random.default_rng(0)
-    shape = (preprocessing.size, preprocessing.size, 3)
-    batches = {str(n): rng.integers(0, 256, (n, *shape), dtype=np.uint8) for n in (1, 3)}
-
-    @jax.jit
-    def expect(images: jax.Array) -> jax.Array:
-        output: Any = model.apply(
-            variables, normalize(images, preprocessing, model.dtype), train=False
-        )
-        return output.logits
-
+    batches = random_batches(preprocessing.size)
     with tempfile.TemporaryDirectory() as folder:
         images, logits = Path(folder) / "images.npz", Path(folder) / "logits.npz"
         np.savez(images, **batches)  # type: ignore[arg-type]  # names are not savez's own
@@ -99,12 +92,39 @@ def check_artifact(
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(f"{artifact}: does not run by itself: {reason}")
-        found = np.load(logits)
-        worst = 0.0
-        for name, batch in batches.items():
-            expected = np.asarray(expect(batch), np.float64)
-            error = np.abs(np.asarray(found[name], np.float64) - expected).max()
-            worst = max(worst, float(error / np.sqrt(np.mean(expected**2))))
+        with np.load(logits) as found:
+            return difference(found, batches, model, variables, preprocessing)
+
+
+def random_batches(size: int) -> dict[str, np.ndarray]:
+    """Images to compare on, uint8 `[N, size, size, 3]`, by their number."""
+    rng = np.random.default_rng(0)
+    return {str(n): rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8) for n in (1, 3)}
+
+
+def difference(
+    found: Mapping[str, np.ndarray],
+    batches: Mapping[str, np.ndarray],
+    model: Network,
+    variables: Mapping[str, Any],
+    preprocessing: Preprocessing,
+) -> float:
+    """The largest difference of the logits found from the network's, as it is unfolded, in units
+    of these logits' root mean square.
+    """
+
+    @jax.jit
+    def expect(images: jax.Array) -> jax.Array:
+        output: Any = model.apply(
+            variables, normalize(images, preprocessing, model.dtype), train=False
+        )
+        return output.logits
+
+    worst = 0.0
+    for name, batch in batches.items():
+        expected = np.asarray(expect(batch), np.float64)
+        error = np.abs(np.asarray(found[name], np.float64) - expected).max()
+        worst = max(worst, float(error / np.sqrt(np.mean(expected**2))))
     return worst
 
 
