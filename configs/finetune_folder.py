@@ -8,9 +8,9 @@ PHOTOS, a data set that is there already, of the name "photos" or another:
 
     python train.py --config=configs/finetune_folder.py --workdir=runs/finetune_folder --config.data.name=NAME
 
-Begins with torchvision's GoogLeNet for ImageNet (`--config.init_from=FILE` for other weights). The
-stem and the modules up to 4e stay as they are; the last two modules learn, and a new head at ten
-times their rate.
+Begins with torchvision's GoogLeNet for ImageNet. `--config.init_from=X` begins with whatever
+`gj.load` opens, and takes network, size and preprocessing from it. All
+stays as it is but the last two modules, which learn, and a new head at ten times their rate.
 
 Hardware: –. Result: not measured; the weights could not be downloaded where this was written.
 """
@@ -33,11 +33,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.name = _prepare(arg) if arg else "photos"
     config.data.eval_splits = ("validation",)
 
-    config.model.name = "googlenet_torchvision"
-    config.model.options.transform_input = True  # as the released weights want it
-    config.model.options.aux_heads = False
     config.init_from = "googlenet_torchvision"
-    config.freeze = ("conv*", "inception_3*", "inception_4*")
+    config.model.name = ""  # init_from's
+    config.preprocessing.size = 0  # likewise, with all else of the preprocessing
+    config.freeze = ("all_but=2",)
 
     config.augment.area = (0.35, 1.0)
     config.batch_size = 32

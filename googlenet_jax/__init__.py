@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from googlenet_jax.training.losses import register_loss
     from googlenet_jax.training.optimizer import register_optimizer
     from googlenet_jax.training.task import register_task
-    from googlenet_jax.weights.load import load_run
-    from googlenet_jax.weights.pretrained import load_pretrained
-    from googlenet_jax.weights.safetensors import load_weights, save_weights
+    from googlenet_jax.weights.load import load
+    from googlenet_jax.weights.safetensors import save_weights
+    from googlenet_jax.weights.trained_model import TrainedModel
 
 # Public name -> where it lives: imported on first use, so that `import googlenet_jax` costs
 # nothing.
@@ -33,8 +33,6 @@ _HOMES = {
     "endpoints": "googlenet_jax.models.endpoints",
     "fold_batch_norm": "googlenet_jax.models.folding",
     "save_weights": "googlenet_jax.weights.safetensors",
-    "load_pretrained": "googlenet_jax.weights.pretrained",
-    "load_weights": "googlenet_jax.weights.safetensors",
     "register_augmentation": "googlenet_jax.data.augment",
     "register_loss": "googlenet_jax.training.losses",
     "register_metric": "googlenet_jax.evaluation.metrics",
@@ -42,20 +40,20 @@ _HOMES = {
     "register_task": "googlenet_jax.training.task",
     "train": "googlenet_jax.training.loop",
     "explain": "googlenet_jax.interpretability.explain",
-    "load_run": "googlenet_jax.weights.load",
+    "load": "googlenet_jax.weights.load",
+    "TrainedModel": "googlenet_jax.weights.trained_model",
 }
 
 __all__ = [
     "Network",
     "Output",
+    "TrainedModel",
     "create_model",
     "endpoints",
     "explain",
     "fold_batch_norm",
     "list_models",
-    "load_pretrained",
-    "load_run",
-    "load_weights",
+    "load",
     "register_augmentation",
     "register_loss",
     "register_metric",

@@ -36,7 +36,7 @@ T_DECODING, T_FOLDER, T_PHOTOMETRIC, T_WORKERS = (
     for name in ("decoding", "folder", "photometric", "workers")
 )
 T_FIELDS = ("tests/training/test_input_fields.py",)
-SAFETENSORS, TORCH = "googlenet_jax/weights/safetensors.py", "googlenet_jax/weights/torch.py"
+SAFETENSORS, TORCH = "googlenet_jax/weights/safetensors.py", "googlenet_jax/weights/pytorch.py"
 T_PIPELINE, T_PREPROCESSING, T_SOURCES = (
     ("tests/data/test_" + name + ".py",) for name in ("pipeline", "preprocessing", "sources")
 )

@@ -141,7 +141,7 @@ def mutate_members(rng: random.Random, seed: bytes) -> bytes:
 def seeds(kind: str) -> list[bytes]:
     """Whole files of that kind, made by its own library, of a narrow network."""
     from googlenet_jax.models.registry import create_model
-    from googlenet_jax.weights.torch import torch_names
+    from googlenet_jax.weights.pytorch import torch_names
     from googlenet_jax.weights.tree import expected_shapes
 
     rng = np.random.default_rng(0)

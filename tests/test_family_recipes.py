@@ -77,4 +77,4 @@ def test_smoke_resumes_in_between(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2, 3, 4]
     assert {line["step"] for line in lines if line["split"] != "train"} >= {4}
-    assert gj.load_run(str(tmp_path)) is not None
+    assert gj.load(str(tmp_path)) is not None

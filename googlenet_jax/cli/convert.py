@@ -16,7 +16,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "source",
         metavar="SRC",
-        help="a weight file (for TensorFlow the checkpoint's prefix) or a run's folder",
+        help="a weight file (for TensorFlow the checkpoint's prefix), a run's folder, public weights "
+        "by name, or hf-hub:OWNER/NAME",
     )
     parser.add_argument(
         "goal", metavar="DST", help=".safetensors (this project's), .pth or .weights.h5"
@@ -24,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="what the weights are of; this project's files and runs say it themselves",
+        help="what the weights are of, where the file's names and shapes fit several networks",
     )
     parser.add_argument(
         "--flavour",
@@ -70,9 +71,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Converts and prints what was written; returns 0."""
+    from googlenet_jax.cli.members import fields
     from googlenet_jax.models.registry import model_name, model_options
-    from googlenet_jax.runtime.storage import is_store
     from googlenet_jax.weights.convert import convert
+    from googlenet_jax.weights.kinds import goal_kind
+    from googlenet_jax.weights.load import load
     from googlenet_jax.weights.tree import flatten
 
     changes = {
@@ -82,14 +85,13 @@ def run(args: argparse.Namespace) -> int:
     }
     options = fields("--option", args.option) | ({"flavour": args.flavour} if args.flavour else {})
     reading: dict[str, Any] = {
-        "options": options,
+        **options,
         "kind": args.kind,
         "ema": args.ema,
         "background": args.background,
     }
-    of_run = is_store(args.source) or Path(args.source).is_dir()
-    source: Any = _of_run(args) if of_run else args.source
-    weights = convert(source, args.goal, args.model, **changes, **reading)
+    goal_kind(args.goal, args.to)  # before the work, not after
+    weights = convert(load(args.source, args.model, **reading), args.goal, **changes)
     arrays = flatten(weights.variables)
     result = {
         "source": args.source,
@@ -111,36 +113,6 @@ def run(args: argparse.Namespace) -> int:
     for note in weights.notes:
         print(f"  {note}")
     return 0
-
-
-def _of_run(args: argparse.Namespace) -> Any:
-    """The weights of a run's folder: with --ema the average, else what the run's best use is."""
-    from googlenet_jax.errors import UserError
-    from googlenet_jax.weights.load import load_run
-    from googlenet_jax.weights.trained_model import Weights
-
-    if args.model or args.option or args.flavour or args.kind:
-        raise UserError(
-            f"{args.source}: a run names its model itself; leave out --model, --flavour, --option and --from"
-        )
-    run = load_run(args.source, weights="ema" if args.ema else None)
-    return Weights(run.model, run.variables, run.preprocessing, tuple(run.class_names))
-
-
-def fields(flag: str, pairs: list[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs; a value is JSON where it can be, else a text."""
-    from googlenet_jax.errors import UserError
-
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"{flag}: expected NAME=VALUE, found {pair!r}")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
 
 
 def _names(path: str | None) -> list[str] | None:

@@ -2,13 +2,15 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from googlenet_jax.cli.members import Loaded, add_weights, load_members
+from googlenet_jax.cli.members import about, add_weights, load_members
 
 if TYPE_CHECKING:
     from googlenet_jax.data.sources import Source
+    from googlenet_jax.weights.trained_model import TrainedModel
 
 RECORDS = "examples.jsonl"
 
@@ -51,12 +53,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the result; returns 0."""
+    from googlenet_jax.data.imagenet import readable_names
     from googlenet_jax.data.pipeline import DEFAULT_THREADS
     from googlenet_jax.evaluation.ensemble import Ensemble
     from googlenet_jax.evaluation.records import evaluate_ensemble
     from googlenet_jax.evaluation.report import write_report
     from googlenet_jax.evaluation.results import summarize
-    from googlenet_jax.runtime.process import prepare, say_settings
+    from googlenet_jax.runtime.process import prepare, say, say_settings
     from googlenet_jax.runtime.sharding import create_mesh
 
     prepare()
@@ -65,13 +68,19 @@ def run(args: argparse.Namespace) -> int:
     source = _open(args, config)
     default = config.get("eval_batch_size", 128)
     ensemble = Ensemble(
-        [each.member for each in loaded],
+        loaded,
         crops=args.crops,
         batch_size=default if args.batch_size is None else args.batch_size,
         mesh=create_mesh(),
         class_names=source.class_names,
         images_at_most=len(source),
     )
+    for each in loaded:
+        if each.num_classes > len(source.class_names):
+            say(
+                f"{each.source}: {len(source.class_names)} of its {each.num_classes:,} classes are "
+                f"compared, matched by name or WordNet id: the softmax is over these alone"
+            )
     say_settings()
     records = evaluate_ensemble(
         ensemble,
@@ -79,12 +88,12 @@ def run(args: argparse.Namespace) -> int:
         path=args.output and args.output / RECORDS,
         threads=config.get("data", {}).get("threads", DEFAULT_THREADS),
     )
-    names = [each.member.name for each in loaded]
+    names = [each.source for each in loaded]
     results = {
         "data": source.name,
         "split": source.split,
-        "members": [each.about for each in loaded],
-        **summarize(records, source.class_names, names, ensemble.crops),
+        "members": [about(each) for each in loaded],
+        **summarize(records, readable_names(source.class_names), names, ensemble.crops),
     }
     files = (
         write_report(args.output, {**results, "members": names}, records, source)
@@ -95,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(args: argparse.Namespace, config: dict[str, Any]) -> "Source":
+def _open(args: argparse.Namespace, config: Mapping[str, Any]) -> "Source":
     from googlenet_jax.data.sources import load_source
     from googlenet_jax.errors import UserError
 
@@ -108,13 +117,13 @@ def _open(args: argparse.Namespace, config: dict[str, Any]) -> "Source":
     return load_source(name, split, args.data_dir or (own and data["dir"]) or None)
 
 
-def _for_people(results: dict[str, Any], loaded: list[Loaded], files: list[Path]) -> str:
+def _for_people(results: dict[str, Any], loaded: "list[TrainedModel]", files: list[Path]) -> str:
     from googlenet_jax.evaluation.results import format_table
 
     lines = [f"{results['data']} {results['split']}, {results['examples']:,} examples"]
-    for about in results["members"]:
-        details = [f"step {about['step']}, {about['weights']} weights"] if "step" in about else []
-        lines.append(", ".join([about["name"], *details]))
+    for member in results["members"]:
+        step = f"step {member['step']}, {member['weights']} weights" if "step" in member else ""
+        lines.append(", ".join(filter(None, [member["name"], step])))
     lines += ["", format_table(results["table"])]
     if len(loaded) > 1:
         lines += ["", "each by itself, with the most crops:"]

@@ -5,25 +5,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-from googlenet_jax.cli.members import ONE, load_members
+from googlenet_jax.cli.members import add_weights, load_members
 from googlenet_jax.errors import UserError
 
 # Above rounding: of the folding in the model's dtype, in units of the logits' root mean square.
 TOLERANCE = {"bfloat16": 0.2, "float16": 0.05, "float32": 1e-3, "float64": 1e-9}
+FORMATS = ("stablehlo", "onnx")
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the subcommand's arguments."""
     parser = subparsers.add_parser(
         "export",
-        help="a network as StableHLO for CPU, CUDA and TPU, with its preprocessing beside it",
+        help="a network as StableHLO or ONNX, with its preprocessing beside it",
         description="Writes OUT and, beside it, OUT with .json: how images are prepared, and the "
-        "class names. It is checked in a process that has jax and numpy alone.",
+        "class names. StableHLO (CPU, CUDA and TPU) is checked in a process that has jax and numpy "
+        "alone, ONNX by onnxruntime.",
     )
     parser.add_argument("model", metavar="MODEL", help="a model's name, as the weights have it")
-    parser.add_argument("--weights", required=True, action="append", metavar="F", help=ONE)
+    add_weights(parser, one=True)
+    parser.add_argument("--format", default="stablehlo", choices=FORMATS, help="default: stablehlo")
     parser.add_argument(
-        "--output", type=Path, metavar="OUT", help="default: MODEL.stablehlo in this folder"
+        "--output", type=Path, metavar="OUT", help="default: MODEL.FORMAT in this folder"
     )
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
@@ -33,9 +36,10 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.models.registry import create_model, model_name
     from googlenet_jax.runtime.process import prepare, say_settings
     from googlenet_jax.runtime.storage import write_atomically, writing
+    from googlenet_jax.weights import onnx
     from googlenet_jax.weights.export import check_artifact, describe, export_model
 
-    path = args.output or Path(f"{args.model}.stablehlo")
+    path = args.output or Path(f"{args.model}.{args.format}")
     beside = path.with_suffix(".json")
     if beside == path:
         raise UserError(f"--output: expected another ending than .json, found {path}")
@@ -44,13 +48,17 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_members(args)
     if len(loaded) != 1:
         raise UserError(f"--weights: expected one model, found {len(loaded)}")
-    member = loaded[0].member
+    (member,) = loaded
+    member.check_complete()
+    assert member.preprocessing is not None  # checked
     name = model_name(member.model)
     if name != args.model:
-        raise UserError(f"{member.name}: expected weights of {args.model}, found {name}'s")
+        raise UserError(f"{member.source}: expected weights of {args.model}, found {name}'s")
     say_settings()
     network = (member.model, member.variables, member.preprocessing)
-    artifact = export_model(*network)
+    as_onnx = args.format == "onnx"
+    artifact = onnx.export_onnx(*network) if as_onnx else export_model(*network)
+    check = onnx.check_onnx if as_onnx else check_artifact
     about = describe(name, member.preprocessing, member.class_names)
     difference = 0.0
 
@@ -58,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         """Checked before it has its name: a file that fails never takes a good one's place."""
         nonlocal difference
         part.write_bytes(artifact)
-        difference = check_artifact(part, *network)
+        difference = check(part, *network)
         limit = TOLERANCE[member.model.dtype.name]
         if not difference <= limit:
             raise UserError(f"{path}: its logits differ by {difference:.1e}, over {limit:.0e}")

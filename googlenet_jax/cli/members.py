@@ -1,113 +1,83 @@
-"""What `--weights` names, loaded: the members of an ensemble."""
+"""`--weights`, the same in every command: what it names, loaded."""
 
 import argparse
-import dataclasses
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.runtime.storage import is_store
 
 if TYPE_CHECKING:
-    from googlenet_jax.evaluation.ensemble import Member
+    from googlenet_jax.weights.trained_model import TrainedModel
 
-OF_A_RUN = (
-    "; of a run DIR@raw or DIR@ema (default: ema where the run has it) and DIR@STEP, a kept "
-    "checkpoint (default: the newest)"
+ONE = (
+    "a run's folder (DIR@raw, DIR@ema, DIR@STEP: its weights), a weight file of this or another "
+    "framework, public weights by name, or hf-hub:OWNER/NAME"
 )
-ONE = "a run's folder (train.py's --workdir) or a weight file" + OF_A_RUN
-SEVERAL = (
-    "run folders (train.py's --workdir) and weight files, separated by commas: their probabilities "
-    "are averaged" + OF_A_RUN
-)
+SEVERAL = f"one or several, separated by commas, whose probabilities are averaged; each {ONE}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A member with where it came from.
-
-    Attributes:
-      about: for results: name, model, and of a run step and weights.
-      config: the run's recipe; empty for a weight file.
-    """
-
-    member: "Member"
-    about: dict[str, Any]
-    config: dict[str, Any]
-
-
-def add_weights(parser: Any) -> None:
-    """Adds the argument that `load_members` reads; `--run` is the same one's older name."""
+def add_weights(parser: Any, *, one: bool = False) -> None:
+    """Adds the arguments that `load_members` reads; `--run` is the first one's older name."""
     parser.add_argument(
-        "--weights", "--run", required=True, action="append", metavar="A,B,…", help=SEVERAL
+        "--weights",
+        "--run",
+        required=True,
+        action="append",
+        metavar="X" if one else "A,B,…",
+        help=ONE if one else SEVERAL,
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the network, where a foreign file doesn't tell it, such as flavour=slim; "
+        "model=NAME names the network itself",
     )
 
 
-def load_members(args: argparse.Namespace) -> list[Loaded]:
-    """Loads each of `--weights`, in order.
+def load_members(args: argparse.Namespace) -> "list[TrainedModel]":
+    """Loads each of `--weights`, in order, and logs what was supposed of it.
 
     Raises:
-      UserError: naming what can't be read, or that it holds no preprocessing.
+      UserError: naming what can't be read.
     """
+    from googlenet_jax.runtime.process import say
+    from googlenet_jax.weights.load import load
+
     names = [name for given in args.weights for name in given.split(",") if name]
     if not names:
         raise UserError("--weights: expected a run's folder or a weight file, found nothing")
-    return [_load(name) for name in names]
+    options = fields("--option", getattr(args, "option", []))
+    loaded = []
+    for name in names:
+        try:
+            trained = load(name, **options)
+        except UserError as error:
+            raise UserError(f"--weights: {error}") from error
+        for note in trained.notes:
+            say(f"{name}: {note}")
+        loaded.append(trained)
+    return loaded
 
 
-def _load(name: str) -> Loaded:
-    path, *choices = name.split("@") if not Path(name).exists() else [name]
-    if is_store(path):
-        return _load_run(name, path, choices)
-    if not Path(path).exists():
-        hint = f"; of a run's weights, say DIR@{path}" if path in ("raw", "ema") else ""
-        raise UserError(
-            f"--weights: expected a run's folder or a .safetensors file, found no {path!r}{hint}"
-        )
-    if Path(path).is_dir():
-        return _load_run(name, path, choices)
-    if choices:
-        raise UserError(f"--weights: {name}: a file has no choice of weights; name it without '@'")
-    return _load_file(path)
+def about(trained: "TrainedModel") -> dict[str, Any]:
+    """For results: the name, and of a run its step and weights."""
+    if trained.step is None:
+        return {"name": trained.source}
+    return {"name": trained.source, "step": trained.step, "weights": trained.weights}
 
 
-def _load_run(name: str, folder: str, choices: list[str]) -> Loaded:
-    from googlenet_jax.evaluation.ensemble import Member
-    from googlenet_jax.weights.load import load_run
+def fields(flag: str, pairs: list[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs; a value is JSON where it can be, else a text."""
+    import json
 
-    weights = step = None
-    for choice in choices:
-        if choice in ("raw", "ema"):
-            weights = choice
-        elif re.fullmatch(r"\d+", choice):
-            step = int(choice)
-        else:
-            raise UserError(
-                f"--weights: {name}: expected raw, ema or a step after '@', found {choice!r}"
-            )
-    trained = load_run(folder, weights, step)
-    member = Member(
-        name, trained.model, trained.variables, trained.preprocessing, trained.class_names
-    )
-    about = {"name": name, "step": trained.step, "weights": trained.weights}
-    return Loaded(member, about, trained.config)
-
-
-def _load_file(path: str) -> Loaded:
-    from googlenet_jax.data.preprocessing import Preprocessing
-    from googlenet_jax.evaluation.ensemble import Member
-    from googlenet_jax.weights.safetensors import load_weights, read_metadata
-
-    model, variables = load_weights(path)
-    metadata = read_metadata(path)
-    if metadata["preprocessing"] is None:
-        raise UserError(
-            f"--weights: {path}: the file doesn't say how images are prepared for it; "
-            "write it anew with save_weights(…, preprocessing=…)"
-        )
-    preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
-    offset = getattr(preprocessing, "class_offset", 0)
-    names = None if metadata["class_names"] is None else tuple(metadata["class_names"][offset:])
-    member = Member(path, model, variables, preprocessing, names, offset)
-    return Loaded(member, {"name": path}, {})
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"{flag}: expected NAME=VALUE, found {pair!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

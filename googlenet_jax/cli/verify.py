@@ -6,7 +6,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from googlenet_jax.cli.convert import fields
+from googlenet_jax.cli.members import fields
 from googlenet_jax.errors import UserError, check_whole
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from googlenet_jax.models.network import Network
     from googlenet_jax.verification.of_keras import KerasSide
-    from googlenet_jax.weights.trained_model import Weights
+    from googlenet_jax.weights.trained_model import TrainedModel
 
 
 def add_parser(subparsers: Any) -> None:
@@ -118,15 +118,15 @@ def run(args: argparse.Namespace) -> int:
     return 0 if found.first is None else DIFFERENT
 
 
-def _model(args: argparse.Namespace) -> "tuple[Network, Weights | None]":
+def _model(args: argparse.Namespace) -> "tuple[Network, TrainedModel | None]":
     from googlenet_jax.models.registry import create_model
 
     options = fields("--option", args.option)
     if not args.weights:
         return create_model(args.model, **options), None
-    from googlenet_jax.weights.convert import read_weights
+    from googlenet_jax.weights.load import load_of
 
-    weights = read_weights(args.weights, args.model, options=options)
+    weights = load_of(args.weights, args.model, options)
     return weights.model, weights
 
 
@@ -144,7 +144,7 @@ def _other(args: argparse.Namespace, model: "Network", size: int) -> "nn.Module 
 
 
 def _images(
-    args: argparse.Namespace, model: "Network", weights: "Weights | None"
+    args: argparse.Namespace, model: "Network", weights: "TrainedModel | None"
 ) -> "np.ndarray | None":
     if not args.images:
         return None

@@ -5,6 +5,7 @@ Names are torchvision's (`torchvision/models/_meta.py`), ids timm's
 """
 
 import functools
+from collections.abc import Sequence
 from importlib import resources
 from typing import NamedTuple
 
@@ -31,3 +32,9 @@ def class_names(background: bool = False) -> tuple[str, ...]:
     """Returns the names of the 1,000 classes, after "background" where that is the first."""
     names = tuple(entry.name for entry in imagenet_classes())
     return ("background", *names) if background else names
+
+
+def readable_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns class names for people: where all are WordNet ids of ImageNet's, what these mean."""
+    known = {entry.wordnet_id: entry.name for entry in imagenet_classes()}
+    return tuple(known[name] for name in names) if set(names) <= known.keys() else tuple(names)

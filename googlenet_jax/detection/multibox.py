@@ -28,12 +28,12 @@ from googlenet_jax.detection.regions import to_canvas, warp
 from googlenet_jax.detection.sources import DetectionSource, load_detection_source
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import CutShort
-from googlenet_jax.models.registry import create_model, model_options
+from googlenet_jax.models.registry import model_options
 from googlenet_jax.runtime.sharding import data_sharding, replicate, replicated
 from googlenet_jax.training.classification import build_model
 from googlenet_jax.training.config import default_config
 from googlenet_jax.training.task import Batch, Evaluate, Task, TaskKind, register_task
-from googlenet_jax.weights.checkpoints import read_run
+from googlenet_jax.weights.load import load
 
 REDUCED = 64  # channels to which the last map is reduced before it is read whole
 VISIBLE = 0.5  # an object with less of it inside a training crop is none there
@@ -423,20 +423,19 @@ def load_proposer(run: str, mesh: Mesh) -> tuple[Proposer, Any]:
     Raises:
       UserError: the run is of another kind of task, or has no checkpoint.
     """
-    read = read_run(run)
-    about = read.description
-    config = about.config
+    trained = load(run)
+    config = trained.config
     if config.get("task") != NAME:
         raise UserError(f"{run}: expected a run with task {NAME!r}, found {config.get('task')!r}")
-    trunk = create_model(about.model_name, **about.model_options)
+    assert trained.preprocessing is not None  # a run has one
     proposer = Proposer(
-        MultiBox(trunk, config["multibox"]["boxes"]),
-        Preprocessing.from_dict(about.preprocessing),
+        MultiBox(trained.model, config["multibox"]["boxes"]),
+        trained.preprocessing,
         config["multibox"]["canvas"],
         config["eval_batch_size"],
         mesh,
     )
-    return proposer, replicate(read.variables, mesh)
+    return proposer, replicate(trained.variables, mesh)
 
 
 def propose_split(run: str, source: DetectionSource, mesh: Mesh) -> Proposals:

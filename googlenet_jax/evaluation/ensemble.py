@@ -7,18 +7,19 @@ size among the models. Probabilities are averaged over crops, then over models, 
 that none becomes zero.
 """
 
-import dataclasses
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from googlenet_jax.data.imagenet import class_names as imagenet_names
+from googlenet_jax.data.imagenet import imagenet_classes
 from googlenet_jax.data.pipeline import eval_image
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.errors import UserError
@@ -40,31 +41,32 @@ Images = Sequence[np.ndarray]
 Kind = tuple[int, str]  # input size and interpolation
 
 
-@dataclasses.dataclass(frozen=True)
-class Member:
-    """A trained network and what it takes to use it.
+class Member(Protocol):
+    """A trained network and what it takes to use it: a `weights.trained_model.TrainedModel`.
 
     Attributes:
-      name: for people.
-      variables: `params` and, with batch norm, `batch_stats`.
-      preprocessing: what the network was trained with.
-      class_names: one a class, in the order of the logits from `class_offset` on; None where they
-        are not known.
-      class_offset: how many logits stand before the first class (TF-slim's networks have one, the
-        background). They are left out before the softmax.
+      source: its name, for people.
+      class_offset: how many logits stand before the first class. They are left out before the
+        softmax.
+      labels: the names of the classes, in the order of the logits from `class_offset` on; None
+        where they are not known.
     """
 
-    name: str
-    model: Network
-    variables: dict[str, Any]
-    preprocessing: Preprocessing
-    class_names: tuple[str, ...] | None = None
-    class_offset: int = 0
-
     @property
-    def num_classes(self) -> int:
-        """The classes without those before the offset."""
-        return self.model.num_classes - self.class_offset
+    def source(self) -> str: ...
+    @property
+    def model(self) -> Network: ...
+    @property
+    def variables(self) -> dict[str, Any]: ...
+    @property
+    def preprocessing(self) -> Preprocessing | None: ...
+    @property
+    def labels(self) -> tuple[str, ...] | None: ...
+    @property
+    def class_offset(self) -> int: ...
+    @property
+    def num_classes(self) -> int: ...
+    def check_complete(self) -> None: ...
 
 
 class Inputs(NamedTuple):
@@ -118,6 +120,8 @@ class Ensemble:
             raise UserError(f"crops: expected 1, 10 or 144, found {crops}")
         if batch_size < 1:
             raise UserError(f"batch size: expected at least 1, found {batch_size}")
+        for member in members:
+            member.check_complete()
         self.members = tuple(members)
         self.crops = CROPS[: CROPS.index(crops) + 1]
         self.class_names = _class_names(self.members, class_names)
@@ -126,7 +130,7 @@ class Ensemble:
         self._whole = replicated(mesh)
         self._variables = [jax.device_put(member.variables, self._whole) for member in self.members]
         self._networks = [_network(member, self.class_names) for member in self.members]
-        self._preprocessings = list(dict.fromkeys(member.preprocessing for member in self.members))
+        self._preprocessings = list(dict.fromkeys(map(_preprocessing, self.members)))
         # One set of crops serves all members of one input size and interpolation.
         kinds = dict.fromkeys(map(_kind, self._preprocessings))
         self._kinds = list(kinds) if crops > 1 else []
@@ -230,7 +234,7 @@ class Ensemble:
         for member, variables, network in zip(
             self.members, self._variables, self._networks, strict=True
         ):
-            parts = tuple(network(variables, batch) for batch in batches[member.preprocessing])
+            parts = tuple(network(variables, batch) for batch in batches[_preprocessing(member)])
             views = 1 + (view_count(self.crops[-1], inputs.square) if others else 0)
             shape = (self._devices, self.images_at_a_time // self._devices, views)
             results.append(_average(parts, shape=shape, sets=sets, sharding=self._whole))
@@ -277,15 +281,54 @@ def average_of_prefixes(log_probabilities: np.ndarray) -> np.ndarray:
 def _class_names(members: Sequence[Member], wanted: Sequence[str] | None) -> tuple[str, ...]:
     first = members[0]
     numbers = tuple(map(str, range(first.num_classes)))
-    names = tuple(wanted if wanted is not None else first.class_names or numbers)
+    names = tuple(wanted if wanted is not None else first.labels or numbers)
     for member in members:
-        if member.num_classes != len(names):
-            whose = "the data set" if wanted is not None else first.name
+        if member.num_classes != len(names) and matched_classes(member.labels, names) is None:
+            whose = "the data set" if wanted is not None else first.source
             raise UserError(
-                f"{member.name}: expected a model of {len(names)} classes, as {whose} has, found "
-                f"{member.num_classes}"
+                f"{member.source}: expected a model of {len(names)} classes, as {whose} has, or one "
+                f"whose class names or WordNet ids are among its own, found {member.num_classes}"
+                f"{_unmatched(member.labels, names)}"
             )
     return names
+
+
+def matched_classes(labels: Sequence[str] | None, wanted: Sequence[str]) -> tuple[int, ...] | None:
+    """Which of a model's classes the wanted ones are, by name or WordNet id; None where one of
+    them is none of the model's, or two are the same.
+
+    Upper and lower case, blanks and underscores don't count. A model has ImageNet's WordNet ids
+    where its class names are ImageNet's.
+    """
+    if labels is None:
+        return None
+    plain = [_plain(label) for label in labels]
+    # A name that two classes have tells neither.
+    places = {name: index for index, name in enumerate(plain) if plain.count(name) == 1}
+    if tuple(labels) == imagenet_names():
+        places |= {entry.wordnet_id: i for i, entry in enumerate(imagenet_classes())}
+    found = [places.get(_plain(name)) for name in wanted]
+    if None in found or len(set(found)) < len(found):
+        return None
+    return tuple(index for index in found if index is not None)
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").casefold().split())
+
+
+def _unmatched(labels: Sequence[str] | None, wanted: Sequence[str]) -> str:
+    """Which of the data set's classes the model lacks, in words."""
+    if labels is None:
+        return " classes without names"
+    missing = [name for name in wanted if matched_classes(labels, (name,)) is None]
+    if not missing:
+        return ", two of them under one name"
+    return f"; it has no {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
+
+
+def _preprocessing(member: Member) -> Preprocessing:
+    return cast(Preprocessing, member.preprocessing)  # `check_complete` has found one
 
 
 def _kind(preprocessing: Preprocessing) -> Kind:
@@ -296,13 +339,15 @@ def _kind(preprocessing: Preprocessing) -> Kind:
 def _network(member: Member, class_names: Sequence[str]) -> Any:
     """The compiled (variables, uint8 [R, S, S, 3]) -> logarithms of probabilities [R, classes]."""
     order = np.arange(len(class_names))
-    own = member.class_names
-    if own is not None and own != tuple(class_names) and sorted(own) == sorted(class_names):
-        order = np.array([own.index(name) for name in class_names])  # the same, in another order
+    own = member.labels
+    if own != tuple(class_names):
+        # The same classes in another order, or some of them: the softmax is over these alone.
+        found = matched_classes(own, class_names)
+        order = order if found is None else np.array(found)
     columns = member.class_offset + order
 
     def apply(variables: dict[str, Any], images: jax.Array) -> jax.Array:
-        pixels = normalize(images, member.preprocessing, member.model.dtype)
+        pixels = normalize(images, _preprocessing(member), member.model.dtype)
         output: Any = member.model.apply(variables, pixels, train=False)
         return jax.nn.log_softmax(output.logits[:, columns])
 

@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.evaluation.predict import Prediction
 from googlenet_jax.runtime.storage import write_atomically, writing
 
 GRID_SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
@@ -19,30 +18,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from googlenet_jax.evaluation.predict import Prediction
 
-def read_picture(file: str | Path | BinaryIO) -> np.ndarray:
-    """Reads a picture as uint8 `[H, W, 3]`, RGB, turned as its EXIF orientation says.
+
+def read_picture(file: str | Path | BinaryIO | Image.Image) -> np.ndarray:
+    """Reads a picture, or takes one that Pillow has opened, as uint8 `[H, W, 3]`, RGB, turned as its EXIF orientation says.
 
     White stands behind what is transparent.
 
     Raises:
       UserError: no such file, not a picture, a damaged one, or one of more than 8 bits a channel.
     """
-    name = file if isinstance(file, str | Path) else "standard input"
+    name = file if isinstance(file, str | Path) else "the picture"
     try:
+        if isinstance(file, Image.Image):
+            return _as_rgb(file, name)
         with Image.open(file) as image:
-            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-                raise UserError(
-                    f"{name}: expected a picture of 8 bits a channel, found mode {image.mode}; "
-                    "save it as an 8-bit PNG or JPEG"
-                )
-            upright = ImageOps.exif_transpose(image)
-            if upright.has_transparency_data:
-                # As a browser shows it: the colours behind a transparent pixel are arbitrary, black
-                # as a rule.
-                white = Image.new("RGBA", upright.size, "white")
-                upright = Image.alpha_composite(white, upright.convert("RGBA"))
-            return np.asarray(upright.convert("RGB"))
+            return _as_rgb(image, name)
     except UnidentifiedImageError as error:
         raise UserError(
             f"{name}: not a picture that Pillow can read; give a JPEG or PNG file"
@@ -54,11 +46,26 @@ def read_picture(file: str | Path | BinaryIO) -> np.ndarray:
         raise UserError(f"{name}: can't read the picture: {reason}") from error
 
 
+def _as_rgb(image: Image.Image, name: str | Path) -> np.ndarray:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        raise UserError(
+            f"{name}: expected a picture of 8 bits a channel, found mode {image.mode}; "
+            "save it as an 8-bit PNG or JPEG"
+        )
+    upright = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        # As a browser shows it: the colours behind a transparent pixel are arbitrary, black
+        # as a rule.
+        white = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(white, upright.convert("RGBA"))
+    return np.asarray(upright.convert("RGB"))
+
+
 def draw_grid(
     path: str | Path,
     pictures: Sequence[np.ndarray],
     titles: Sequence[str],
-    predictions: Sequence[Sequence[Prediction]],
+    predictions: Sequence[Sequence["Prediction"]],
 ) -> None:
     """Draws `grid_figure` into the file that `path` names.
 
@@ -114,7 +121,7 @@ def find_pictures(argument: str) -> list[str]:
 def grid_figure(
     pictures: Sequence[np.ndarray],
     titles: Sequence[str],
-    predictions: Sequence[Sequence[Prediction]],
+    predictions: Sequence[Sequence["Prediction"]],
 ) -> "Figure":
     """Draws each picture (uint8 `[H, W, 3]`) under its title, its predictions below as bars."""
     from matplotlib.figure import Figure  # slow to import, and most predictions are only printed
@@ -137,7 +144,8 @@ def grid_figure(
     return figure
 
 
-def draw_bars(axes: "Axes", predictions: Sequence[Prediction], bars: int) -> None:
+def draw_bars(axes: "Axes", predictions: Sequence["Prediction"], bars: int) -> None:
+    """Draws predictions as bars with their names, on axes with room for so many."""
     shares = [each.probability for each in predictions]
     axes.barh(range(len(predictions)), shares, color="#9ecae1", height=0.9)
     axes.set(xlim=(0, 1), ylim=(bars - 0.5, -0.5))

@@ -116,7 +116,7 @@ def _check_finite(ensemble: Ensemble, values: np.ndarray, first: int) -> None:
     if bad.any():
         example, member = np.argwhere(bad)[0]
         raise UserError(
-            f"{ensemble.members[member].name}: its outputs for example {first + example} are not "
+            f"{ensemble.members[member].source}: its outputs for example {first + example} are not "
             "finite; take other weights"
         )
 
@@ -139,7 +139,7 @@ def _fingerprint(member: Member) -> dict[str, Any]:
         crc = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, crc)
     return {
         "model": type(member.model).__name__,
-        "preprocessing": member.preprocessing.to_dict(),
+        "preprocessing": member.preprocessing and member.preprocessing.to_dict(),
         "class_offset": member.class_offset,
         "crc32": crc,
     }

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from googlenet_jax.data.imagenet import readable_names
 from googlenet_jax.data.sources import Source
 from googlenet_jax.evaluation.pictures import grid_figure
 from googlenet_jax.evaluation.predict import Prediction
@@ -47,9 +48,7 @@ def write_report(
     figures = {
         "table": draw_table(results["table"]),
         "reliability": draw_reliability(results["calibration"]),
-        "confusion": draw_confusion(
-            confusion_matrix(records, len(source.class_names)), source.class_names
-        ),
+        "confusion": draw_confusion(*_with_examples(records, readable_names(source.class_names))),
     }
     mistakes = worst_mistakes(records, MISTAKES)
     if mistakes:
@@ -112,6 +111,13 @@ def draw_reliability(calibration: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def _with_examples(records: Sequence[Record], names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """The confusion matrix, and its classes, without those that are neither there nor predicted."""
+    matrix = confusion_matrix(records, len(names))
+    kept = np.nonzero(matrix.any(0) | matrix.any(1))[0]
+    return matrix[np.ix_(kept, kept)], [names[place] for place in kept.tolist()]
+
+
 def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Draws the shares of each class (row) that were taken for each class (column)."""
     classes = len(class_names)
@@ -142,7 +148,7 @@ def draw_mistakes(mistakes: Sequence[Record], source: Source) -> Figure:
     """Draws the pictures of wrong predictions, their classes above and the predictions below."""
     examples = source.read([record["index"] for record in mistakes])
     pictures = [np.broadcast_to(each["image"], (*each["image"].shape[:2], 3)) for each in examples]
-    names = source.class_names
+    names = readable_names(source.class_names)
     titles = [f"{names[record['label']]}, example {record['index']}" for record in mistakes]
     predictions = [
         [

@@ -28,8 +28,8 @@ def summarize(
         alone: a row for each model by itself: model, crops, top1_error, top5_error, loss.
         calibration: ece (expected calibration error, 15 bins, arXiv 1706.04599) and the bins: low,
           high, examples, confidence, accuracy (the last two None where there is no example).
-        classes: class, examples, predictions (of the class), recall, precision (None where
-          undefined), most_confused (the class it is taken for most often, None where never).
+        classes: of those that have examples: class, examples, predictions (of the class), recall,
+          precision (None where undefined), most_confused (the class it is taken for most often, None where never).
         confused_pairs: the most frequent mistakes: class, predicted, count, share of the class.
     """
     measures = _measures(len(class_names))
@@ -119,6 +119,8 @@ def _classes(matrix: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
     wrong = matrix - np.diag(np.diag(matrix))
     rows = []
     for number, name in enumerate(names):
+        if not matrix[number].any():
+            continue
         examples, predicted = int(matrix[number].sum()), int(matrix[:, number].sum())
         hits = int(matrix[number, number])
         other = int(wrong[number].argmax())
@@ -127,7 +129,7 @@ def _classes(matrix: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
                 "class": name,
                 "examples": examples,
                 "predictions": predicted,
-                "recall": hits / examples if examples else None,
+                "recall": hits / examples,
                 "precision": hits / predicted if predicted else None,
                 "most_confused": names[other] if wrong[number, other] else None,
             }

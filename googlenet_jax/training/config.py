@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from googlenet_jax.data.bad_images import POLICIES
 from googlenet_jax.data.decoding import INTERPOLATIONS
 from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.training.finetune import complete_from_initial
 from googlenet_jax.training.optimizer import create_optimizer
 from googlenet_jax.training.task import TASKS, TaskKind
 
@@ -61,15 +62,15 @@ def default_config() -> ConfigDict:
     config.deterministic = False
 
     config.model = ConfigDict(type_safe=False)
-    config.model.name = "googlenet_bn"  # a name of list_models()
+    config.model.name = "googlenet_bn"  # a name of list_models(); "" is init_from's network
     # Of that model, as create_model takes them: {"width": 0.5, "stem": "small"}
     config.model.options = ConfigDict(type_safe=False)
 
-    # Weights to begin with: a file of any kind that `googlenet-jax convert` reads, a run's folder or
-    # a name of list_pretrained(); "" draws them. What has another shape, such as a head of other
-    # classes, is drawn anew.
+    # Weights to begin with: whatever `gj.load` opens; "" initialises them. What has another shape,
+    # such as a head of other classes, is initialised.
     config.init_from = ""
-    # Parts that stay as they are, patterns over the parameter tree: ("conv*", "inception_3*")
+    # Parts that stay as they are, patterns over the parameter tree: ("conv*", "inception_3*");
+    # "all_but=2" is all but the last two modules and the heads.
     config.freeze = ()
     # Whether their batch norms keep and use their running statistics too.
     config.freeze_statistics = True
@@ -89,13 +90,17 @@ def default_config() -> ConfigDict:
     config.data.bad_image_limit = 100  # … until there are more than so many
 
     config.preprocessing = ConfigDict(type_safe=False)
-    config.preprocessing.size = 224  # height and width of the network's input, in pixels
+    # Height and width of the network's input, in pixels; 0 takes all preprocessing from init_from.
+    config.preprocessing.size = 224
     # Short side before the centre crop of an evaluation, in pixels.
     config.preprocessing.resize = 256
     # By channel in channel_order, in units of 0–255.
     config.preprocessing.mean = (123.675, 116.28, 103.53)
     config.preprocessing.std = (58.395, 57.12, 57.375)
     config.preprocessing.channel_order = "rgb"  # what the network sees: "rgb", or "bgr" as Caffe's
+    # Of an evaluation's resizing, as `Preprocessing` names them.
+    config.preprocessing.crop = "center"
+    config.preprocessing.interpolation = "auto"
 
     config.augment = ConfigDict(type_safe=False)
     # Height and width of the images to train on; 0 is preprocessing.size. Smaller is faster
@@ -344,9 +349,14 @@ _CHECKS: dict[str, tuple[Check, str]] = {
 }
 
 
-def resolve(config: ConfigDict | Mapping[str, Any]) -> tuple[ConfigDict, TaskKind]:
-    """Checks a recipe without compiling, reading or downloading anything; returns it whole, and its
-    kind of task.
+def resolve(
+    config: ConfigDict | Mapping[str, Any], kept: Mapping[str, Any] | None = None
+) -> tuple[ConfigDict, TaskKind]:
+    """Checks a recipe without compiling or downloading anything; returns it whole, and its kind of
+    task. Only where it takes its network or preprocessing from `init_from` is that read.
+
+    Args:
+      kept: the config of the run that is resumed, which has them already.
 
     A field that the recipe lacks, as one written by an older version may, has its default. Raises
     UserError for an unknown field, a wrong type, an impossible value, two fields that contradict
@@ -366,6 +376,7 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> tuple[ConfigDict, TaskKin
         _check_type(name, value, default)
         _check_value(name, value)
     config.update_from_flattened_dict({name: _as_config(value) for name, value in given.items()})
+    complete_from_initial(config, kept)
     _check_together(config)
     kind.check(config)
     return config, kind

@@ -1,8 +1,8 @@
 """Fine-tuning: which weights a run begins with."""
 
 import dataclasses
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,41 +12,71 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from googlenet_jax.data.preprocessing import Preprocessing
-from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.errors import UserError
+from googlenet_jax.models.registry import model_name, model_options
 from googlenet_jax.runtime.process import say
-from googlenet_jax.runtime.storage import is_store
+from googlenet_jax.training.patterns import matches
 from googlenet_jax.training.state import TrainState
-from googlenet_jax.weights.convert import read_weights
-from googlenet_jax.weights.load import load_run
-from googlenet_jax.weights.pretrained import list_pretrained, pretrained_file
-from googlenet_jax.weights.trained_model import Weights
+from googlenet_jax.weights.load import load
+from googlenet_jax.weights.pretrained import describe
+from googlenet_jax.weights.trained_model import TrainedModel
 
 
-def read_initial(config: ConfigDict) -> Weights:
-    """Reads what `config.init_from` names: pretrained weights, a weight file, or a run's folder.
+def read_initial(config: ConfigDict) -> TrainedModel:
+    """Loads what `config.init_from` names, anything that `gj.load` opens.
 
     Raises UserError where there is no such thing, or it can't be read.
     """
     source = config.init_from
-    path = Path(source).expanduser()
-    if is_store(source) or path.is_dir():
-        run = load_run(source if is_store(source) else path)
-        return Weights(run.model, run.variables, run.preprocessing, run.class_names)
-    if source in list_pretrained():
-        return read_weights(pretrained_file(source))
-    if not path.exists() and not path.with_name(path.name + ".index").exists():
-        names = list_pretrained()
-        raise UserError(
-            f"init_from: {source!r} is no file, no run's folder and no pretrained weights"
-            f"{nearest(source, names)}; those are {', '.join(names)}"
-        )
-    options = {k: v for k, v in config.model.options.to_dict().items() if k != "aux_heads"}
     try:
-        return read_weights(path)
+        return load(source)
     except UserError as error:
-        if "--model" not in str(error):
-            raise
-    return read_weights(path, config.model.name, options=options)
+        if "model=" not in str(error):  # where a file's names don't tell, the config does
+            raise UserError(f"init_from: {error}") from error
+    options = {k: v for k, v in config.model.options.to_dict().items() if k != "aux_heads"}
+    return load(source, config.model.name, **options)
+
+
+def complete_from_initial(config: ConfigDict, kept: Mapping[str, Any] | None = None) -> None:
+    """Sets `model` where its name is "", and `preprocessing` where its size is 0, to those of
+    `init_from`; options of the model that the config sets stay.
+
+    Args:
+      kept: the config of the run that is resumed: it is taken where it is there.
+    Raises:
+      UserError: no `init_from`, or it can't be read or says no preprocessing.
+    """
+    wanted = [
+        field
+        for field, unset in (
+            ("model.name", not config.model.name),
+            ("preprocessing.size", config.get("preprocessing", {}).get("size") == 0),
+        )
+        if unset
+    ]
+    if not wanted:
+        return
+    if kept:
+        config.model.update(kept["model"])
+        config.preprocessing.update(kept["preprocessing"])
+        return
+    if not config.init_from:
+        raise UserError(f"{wanted[0]}: not set, and neither is init_from, which would tell it")
+    about = describe(config.init_from) or load(config.init_from)
+    if "model.name" in wanted:
+        options = {
+            name: value
+            for name, value in model_options(about.model).items()
+            if name not in ("num_classes", "dtype", "param_dtype")
+        }
+        options["aux_heads"] = False  # they serve training from the beginning
+        config.model.name = model_name(about.model)
+        config.model.options = ConfigDict({**options, **config.model.options.to_dict()})
+    if "preprocessing.size" in wanted:
+        if about.preprocessing is None:
+            raise UserError(f"preprocessing.size: {config.init_from} doesn't say it; set it")
+        fields = about.preprocessing.to_dict()
+        config.preprocessing.update({k: v for k, v in fields.items() if k in config.preprocessing})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +115,25 @@ def _parts(paths: Iterable[str], others: Iterable[str]) -> list[str]:
 
 
 def begin_with(
-    state: TrainState, tx: optax.GradientTransformation, weights: Weights
+    state: TrainState,
+    tx: optax.GradientTransformation,
+    weights: TrainedModel,
+    frozen: Sequence[str] = (),
 ) -> tuple[TrainState, Taken]:
     """Returns the first state with all of `weights` that fits: equal names and shapes.
 
     Args:
-      state: as drawn from the seed; what the weights lack keeps its values.
+      state: as initialised from the seed; what the weights lack keeps its values.
+      frozen: patterns of what is not trained.
     Raises:
-      UserError: nothing fits.
+      UserError: most of the network is not in the weights, or a frozen part of it.
     """
-    given = flatten_dict(dict(weights.variables), sep="/")
     drawn = flatten_dict({"params": state.params, "batch_stats": state.batch_stats}, sep="/")
+    given = {
+        path: leaf
+        for path, leaf in flatten_dict(dict(weights.variables), sep="/").items()
+        if path.split("/")[1] not in weights.initialised
+    }
     loaded, new = [], []
     for path, leaf in drawn.items():
         found = given.get(path)
@@ -104,11 +142,7 @@ def begin_with(
             drawn[path] = jax.device_put(jnp.asarray(found, leaf.dtype), leaf.sharding)
         else:
             new.append(path)
-    if not any(path.startswith("params/") for path in loaded):
-        raise UserError(
-            "init_from: nothing in it has the names and shapes of this network "
-            f"(its first entries are {', '.join(list(given)[:3])}); is it of this model?"
-        )
+    _check_fit(weights, loaded, new, list(given), frozen)
     tree = unflatten_dict(drawn, sep="/")
     params, stats = tree["params"], tree.get("batch_stats", {})
     ema = (
@@ -127,7 +161,32 @@ def begin_with(
     return state, taken
 
 
-def tell(taken: Taken, config: ConfigDict, weights: Weights) -> None:
+def _check_fit(
+    weights: TrainedModel,
+    loaded: Sequence[str],
+    new: Sequence[str],
+    given: Sequence[str],
+    frozen: Sequence[str],
+) -> None:
+    """Refuses weights of another network, and a frozen part that would stay random."""
+    if len(loaded) < len(new):
+        raise UserError(
+            f"init_from: {len(loaded)} of this network's {len(loaded) + len(new)} parameters and "
+            f"statistics have their names and shapes in {weights.source}, a "
+            f"{type(weights.model).__name__} (its first entries are {', '.join(given[:3])}); take "
+            "weights of this network, or set model.name and model.options to theirs"
+        )
+    for path in new:
+        pattern = next((p for p in frozen if matches(p, path.split("/")[1:])), None)
+        if pattern is not None:
+            raise UserError(
+                f"freeze: {pattern!r} would keep {path.split('/', 1)[1]} as it is initialised, at "
+                f"random: {weights.source} has none of its name and shape; train it, or take other "
+                "weights"
+            )
+
+
+def tell(taken: Taken, config: ConfigDict, weights: TrainedModel) -> None:
     """Prints what was taken by name, and where the recipe feeds the network otherwise than it was
     trained.
     """

@@ -43,6 +43,17 @@ def check_folder(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str
         )
 
 
+def read_config(workdir: Path) -> dict[str, Any] | None:
+    """The config of the run that the folder holds; None where it holds none that can be read, which
+    `check_folder` refuses in words.
+    """
+    try:
+        config = json.loads((workdir / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
 def write_config(workdir: Path, config: Mapping[str, Any]) -> None:
     """Writes the folder's `config.json`; only the first process does. Raises UserError where that
     can't be.

@@ -24,7 +24,7 @@ from googlenet_jax.runtime.sharding import create_mesh, place, replicate, shard_
 from googlenet_jax.runtime.storage import locked, reaching, run_folder
 from googlenet_jax.training.config import resolve
 from googlenet_jax.training.finetune import begin_with, read_initial, tell
-from googlenet_jax.training.folder import check_folder, write_config
+from googlenet_jax.training.folder import check_folder, read_config, write_config
 from googlenet_jax.training.patterns import check_patterns, parse_multipliers
 from googlenet_jax.training.plan import make_plan
 from googlenet_jax.training.profile import FOLDER as PROFILE_FOLDER
@@ -74,7 +74,7 @@ def _train(
     config: ConfigDict | Mapping[str, Any], workdir: Path, peers: Peers | None, profile: bool
 ) -> None:
     # The recipe, checked once. What is made from it below gets plain values.
-    config, kind = resolve(config)
+    config, kind = resolve(config, kept=read_config(workdir))
     recipe = config.to_dict()
 
     # What is trained, on which devices, and when what happens.
@@ -104,7 +104,7 @@ def _train(
             )
         )
         stack.enter_context(telling(peers))
-        check_patterns("freeze", config.freeze, shapes.params, must_leave=True)
+        check_patterns("freeze", plan.freeze, shapes.params, must_leave=True)
         factors = parse_multipliers(config.optimizer.rate_multipliers)
         check_patterns("optimizer.rate_multipliers", factors, shapes.params)
         restored = checkpoints.restore_latest(shapes)
@@ -126,7 +126,7 @@ def _train(
             initial = read_initial(config) if config.init_from else None
             state = plan.create_state(plan.init_key)
             if initial is not None:
-                state, taken = begin_with(state, plan.optimizer, initial)
+                state, taken = begin_with(state, plan.optimizer, initial, plan.freeze)
                 tell(taken, config, initial)
             state = place(state, jax.tree.map(lambda leaf: leaf.sharding, shapes))
 

@@ -27,6 +27,29 @@ def matches(pattern: str, path: Iterable[str]) -> bool:
     return fnmatch.fnmatchcase(joined, pattern) or fnmatch.fnmatchcase(joined, f"{pattern}/*")
 
 
+def expanded(patterns: Iterable[str], params: Mapping[str, Any]) -> tuple[str, ...]:
+    """The patterns, with "all_but=N" spelled out: all of the network but its last N modules
+    (`inception_…`) and what follows them, its heads.
+
+    Raises UserError where N is no number of modules that the network has.
+    """
+    modules = sorted(name for name in params if name.startswith("inception_"))
+    found: list[str] = []
+    for pattern in patterns:
+        word, _, number = pattern.partition("=")
+        if word != "all_but":
+            found.append(pattern)
+            continue
+        if not number.isdigit() or not 1 <= int(number) <= len(modules):
+            raise UserError(
+                f"freeze: expected all_but=N, a number of modules from 1 to {len(modules)}, found "
+                f"{pattern!r}"
+            )
+        learns = {*modules[-int(number) :], "head"}
+        found += [name for name in params if name not in learns and not name.startswith("aux")]
+    return tuple(found)
+
+
 def check_patterns(
     field: str, patterns: Iterable[str], params: Any, must_leave: bool = False
 ) -> None:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from googlenet_jax.runtime.sharding import check_batch_size
 from googlenet_jax.training.config import Durations, in_steps
 from googlenet_jax.training.optimizer import create_optimizer, create_schedule
-from googlenet_jax.training.patterns import Frozen
+from googlenet_jax.training.patterns import Frozen, expanded
 from googlenet_jax.training.state import TrainState, make_create_state, state_shardings
 from googlenet_jax.training.step import make_train_step
 from googlenet_jax.training.task import Task
@@ -27,6 +27,7 @@ class Plan:
       init_key, step_key: of the first state, and of what the steps draw.
       create_state: the compiled function init_key -> the first state.
       shapes: the state as ShapeDtypeStructs, each with its place on the mesh.
+      freeze: the patterns of what stays as it is; see `patterns.expanded`.
       train_step: the compiled step (state, batch, step_key) -> (state, metrics).
     """
 
@@ -36,6 +37,7 @@ class Plan:
     step_key: jax.Array
     create_state: Any
     shapes: TrainState
+    freeze: tuple[str, ...]
     train_step: Any
 
 
@@ -66,6 +68,7 @@ def make_plan(config: ConfigDict, task: Task, mesh: Mesh) -> Plan:
     )
     shapes = create_state.eval_shape(init_key)
     shardings = state_shardings(shapes, mesh, shard_optimizer=layout.shard_optimizer)
+    freeze = expanded(config.freeze, shapes.params)
     train_step = make_train_step(
         task,
         optimizer,
@@ -73,7 +76,7 @@ def make_plan(config: ConfigDict, task: Task, mesh: Mesh) -> Plan:
         mesh,
         ema_decay=config.ema.decay,
         ema_start=when.ema_start,
-        frozen=Frozen(tuple(config.freeze), config.freeze_statistics),
+        frozen=Frozen(freeze, config.freeze_statistics),
         accumulate=layout.accumulate,
         rematerialize=layout.rematerialize,
         skip_not_finite=config.skip_not_finite > 0,
@@ -84,4 +87,4 @@ def make_plan(config: ConfigDict, task: Task, mesh: Mesh) -> Plan:
         shapes,
         shardings,
     )
-    return Plan(when, optimizer, init_key, step_key, create_state, placed, train_step)
+    return Plan(when, optimizer, init_key, step_key, create_state, placed, freeze, train_step)

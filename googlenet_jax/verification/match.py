@@ -11,7 +11,7 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.models.network import Network
 from googlenet_jax.verification.ours import Call
 from googlenet_jax.verification.theirs import TorchUnit
-from googlenet_jax.weights.torch import torch_names
+from googlenet_jax.weights.pytorch import torch_names
 
 Variables = Mapping[str, Any]
 SWAPS_TRIED = 80  # of equal-shaped siblings

@@ -9,34 +9,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from googlenet_jax.weights.convert import convert, read_weights, write_weights
-    from googlenet_jax.weights.pretrained import list_pretrained, load_pretrained
-    from googlenet_jax.weights.safetensors import load_weights, read_metadata, save_weights
-    from googlenet_jax.weights.torch import from_torch, to_torch
-    from googlenet_jax.weights.trained_model import Weights
+    from googlenet_jax.weights.load import load
+    from googlenet_jax.weights.pretrained import list_pretrained
+    from googlenet_jax.weights.pytorch import from_torch, to_torch
+    from googlenet_jax.weights.safetensors import save_weights
+    from googlenet_jax.weights.trained_model import TrainedModel
 
 # Public name -> the file that has it.
 _HOMES = {
-    "Weights": "bundle",
+    "TrainedModel": "trained_model",
     "convert": "convert",
-    "from_torch": "torch",
+    "from_torch": "pytorch",
     "list_pretrained": "pretrained",
-    "load_pretrained": "pretrained",
-    "load_weights": "safetensors",
-    "read_metadata": "safetensors",
+    "load": "load",
     "read_weights": "convert",
     "save_weights": "safetensors",
-    "to_torch": "torch",
+    "to_torch": "pytorch",
     "write_weights": "convert",
 }
 
 __all__ = [
-    "Weights",
+    "TrainedModel",
     "convert",
     "from_torch",
     "list_pretrained",
-    "load_pretrained",
-    "load_weights",
-    "read_metadata",
+    "load",
     "read_weights",
     "save_weights",
     "to_torch",

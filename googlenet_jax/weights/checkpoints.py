@@ -29,10 +29,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.registry import create_model, list_models, model_options, option_defaults
 from googlenet_jax.runtime.process import is_first
 from googlenet_jax.runtime.storage import is_from_store, is_store, reaching, run_folder, writing
+from googlenet_jax.weights.trained_model import TrainedModel
 
 FORMAT_VERSION = 1
 FOLDER = "checkpoints"
@@ -81,18 +83,6 @@ class Restored:
     state: Any
     interval: dict[str, Any]
     evaluated: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """A run read for use: `variables` (`params` and, with batch norm, `batch_stats`) after `step`
-    steps; `weights` is "raw" or "ema".
-    """
-
-    step: int
-    weights: str
-    variables: dict[str, Any]
-    description: RunDescription
 
 
 class Checkpoints:
@@ -408,7 +398,7 @@ def _report_damage(checkpoint: Path, error: _Damaged | str) -> None:
 
 def read_run(
     workdir: str | Path, *, weights: str | None = None, step: int | None = None
-) -> Weights:
+) -> TrainedModel:
     """Reads a run's weights for evaluation, prediction or conversion; changes nothing in the
     folder, which may belong to a run under way.
 
@@ -427,7 +417,7 @@ def read_run(
         return _read_run(folder, weights, step)
 
 
-def _read_run(folder: Path, weights: str | None, step: int | None) -> Weights:
+def _read_run(folder: Path, weights: str | None, step: int | None) -> TrainedModel:
     while True:
         found = _steps(folder)
         try:
@@ -455,7 +445,7 @@ def _is_as_it_was(folder: Path, steps: set[str]) -> bool:
 
 def _read_newest(
     folder: Path, weights: str | None, step: int | None
-) -> tuple[Weights, dict[int, _Damaged]]:
+) -> tuple[TrainedModel, dict[int, _Damaged]]:
     """`read_run` on what is in the folder now, and the newer checkpoints that are damaged."""
     damaged: dict[int, _Damaged] = {}
     for checkpoint, error in _with_damaged_metrics(folder):
@@ -485,7 +475,7 @@ def _read_newest(
     )
 
 
-def _read_weights(manager: ocp.CheckpointManager, step: int, weights: str | None) -> Weights:
+def _read_weights(manager: ocp.CheckpointManager, step: int, weights: str | None) -> TrainedModel:
     content = _read_metadata(manager, step)
     has_average = any(name.startswith("ema/") for name in content["arrays"])
     if weights == "ema" and not has_average:
@@ -511,7 +501,24 @@ def _read_weights(manager: ocp.CheckpointManager, step: int, weights: str | None
         for parent in parents:
             place = place.setdefault(parent, {})
         place[leaf] = array
-    return Weights(step, weights, variables, RunDescription.from_json(content))
+    about = RunDescription.from_json(content)
+    try:
+        model = create_model(about.model_name, **about.model_options)
+    except UserError as error:
+        raise UserError(
+            f"{manager.directory.parent}: {error}; a network of your own has to be registered first "
+            "(--import MODULE)"
+        ) from error
+    return TrainedModel(
+        model=model,
+        variables=variables,
+        preprocessing=Preprocessing.from_dict(about.preprocessing),
+        class_names=about.class_names,
+        source=str(manager.directory.parent),
+        config=about.config,
+        step=step,
+        weights=weights,
+    )
 
 
 def _read_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:

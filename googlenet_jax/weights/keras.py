@@ -36,22 +36,26 @@ _VARIABLES = {
     "batch_normalization": ("beta", "moving_mean", "moving_variance"),
     "dense": ("kernel", "bias"),
 }
+FEATURES = 2048  # numbers that InceptionV3's classifier reads
+# Layers of a model, or of a model inside another, as transfer learning makes them.
 _NEW = re.compile(
-    r"(?:_layer_checkpoint_dependencies|layers)/(conv2d|batch_normalization|dense)(?:_(\d+))?/vars/(\d+)"
+    r"(?:(?:_layer_checkpoint_dependencies|layers)/\w+/)?(?:_layer_checkpoint_dependencies|layers)/(conv2d|batch_normalization|dense)(?:_(\d+))?/vars/(\d+)"
 )
 _OLD = re.compile(
-    r"(?:.*/)?(conv2d|batch_normalization|predictions)(?:_(\d+))?/(kernel|bias|gamma|beta|moving_mean|moving_variance)(?::0)?"
+    r"(?:.*/)?(conv2d|batch_normalization|predictions|dense)(?:_(\d+))?/(kernel|bias|gamma|beta|moving_mean|moving_variance)(?::0)?"
 )
 
 
 def canonical(
     path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Returns the arrays by the names that a fresh process gives: "conv2d_8/kernel",
-    "batch_normalization_8/beta", "predictions/bias".
+    "batch_normalization_8/beta", "predictions/bias"; and what a person should know.
 
+    The network may lie inside another model with one dense layer, which is the classifier then.
     Raises UserError where an array is of no layer that Keras's InceptionV3 has.
     """
+    tensors, notes = _one_dense_layer(tensors)
     matches = {name: _NEW.fullmatch(name) or _OLD.fullmatch(name) for name in tensors}
     for name, match in matches.items():
         if match is None:
@@ -83,7 +87,19 @@ def canonical(
                 f"{path}: {name!r} stands twice for {key}; the file holds more than one network"
             )
         named[key] = tensors[name]
-    return named
+    return named, notes
+
+
+def _one_dense_layer(
+    tensors: Mapping[str, np.ndarray],
+) -> tuple[Mapping[str, np.ndarray], tuple[str, ...]]:
+    """Without the dense layers, where they are not one classifier of InceptionV3's features."""
+    dense = [name for name in tensors if re.search(r"(^|/)(dense|predictions)(_\d+)?/", name)]
+    matrices = [tensors[name] for name in dense if tensors[name].ndim == 2]
+    if not dense or (len(matrices) == 1 and len(matrices[0]) == FEATURES):
+        return tensors, ()
+    kept = {name: array for name, array in tensors.items() if name not in dense}
+    return kept, (f"left out: {', '.join(dense[:4])}, a classifier of another form",)
 
 
 def _number(match: re.Match[str]) -> int:

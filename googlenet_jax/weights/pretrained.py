@@ -16,17 +16,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
+from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError, nearest
 from googlenet_jax.models.network import Network
-from googlenet_jax.models.registry import list_models
+from googlenet_jax.models.registry import create_model, list_models
 from googlenet_jax.runtime.storage import writing
 from googlenet_jax.weights.convert import read_weights, write_weights
-from googlenet_jax.weights.safetensors import load_weights
-from googlenet_jax.weights.trained_model import Weights
+from googlenet_jax.weights.names import SCHEMES
+from googlenet_jax.weights.public import published
 
 _CHUNK = 1 << 20
 # No file below is larger; a server that sends more is wrong.
@@ -66,6 +67,7 @@ class Public:
         return self.url.rsplit("/", 1)[1]
 
 
+_ENDINGS = {".caffemodel": "caffe", ".h5": "keras"}
 _IN_THE_NAME = "the file's name, as torch.hub checks it"
 PUBLIC: dict[str, Public] = {
     "googlenet": Public(
@@ -119,7 +121,7 @@ PUBLIC: dict[str, Public] = {
 
 
 def list_pretrained() -> list[str]:
-    """Returns the names that `load_pretrained` takes, sorted."""
+    """Returns the names of public weights that `gj.load` takes, sorted."""
     return sorted(name for name, public in PUBLIC.items() if public.model in list_models())
 
 
@@ -136,23 +138,39 @@ def cache_folder() -> Path:
     )
 
 
-def load_pretrained(name: str) -> tuple[Network, dict[str, Any]]:
-    """Returns a network with public weights: the model, and its variables as numpy arrays.
+class Described(NamedTuple):
+    """Public weights without their values."""
+
+    model: Network
+    preprocessing: Preprocessing
+
+
+def describe(name: str) -> Described | None:
+    """Returns the network and the preprocessing of public weights, without a download; None where
+    there are none of that name.
+    """
+    if name not in list_pretrained():
+        return None
+    public = PUBLIC[name]
+    model = create_model(public.model, **public.options)
+    kind = next((k for ending, k in _ENDINGS.items() if public.url.endswith(ending)), None)
+    fields = (
+        SCHEMES[kind][public.model].preprocessing
+        if kind is not None
+        else published(model, public.file_name).fields
+    )
+    return Described(model, Preprocessing(**fields))
+
+
+def pretrained_file(name: str) -> Path:
+    """Returns where the converted weights of that name lie, having made them where they were not.
 
     The first time, downloads the file over HTTPS, checks it against its publisher's hash and
-    converts it; afterwards reads the converted
-    file in `cache_folder()`. A broken download goes on where it stopped.
+    converts it; a broken download resumes where it stopped.
 
     Raises:
       UserError: no such name; no network (says which file to put where), a full disk, or a file
         that is not the publisher's.
-    """
-    return load_weights(pretrained_file(name))
-
-
-def pretrained_file(name: str) -> Path:
-    """Returns where the converted weights of that name lie, having made them where they were not;
-    see `load_pretrained`.
     """
     if name not in PUBLIC or name not in list_pretrained():
         known = list_pretrained()
@@ -169,8 +187,7 @@ def pretrained_file(name: str) -> Path:
     if not source.exists():
         download(public, source)
     _check(public, source)
-    weights: Weights = read_weights(source, public.model, options=public.options)
-    write_weights(kept, weights)
+    write_weights(kept, read_weights(source, public.model, options=public.options))
     source.unlink()
     return kept
 

@@ -50,6 +50,7 @@ def save_weights(
     variables: Mapping[str, Any],
     preprocessing: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
+    initialised: Sequence[str] = (),
 ) -> None:
     """Writes a model and its variables to a safetensors file, whole or not at all.
 
@@ -58,6 +59,7 @@ def save_weights(
       variables: as `model.init` returns them, each float64, float32, float16 or bfloat16, which is kept.
       preprocessing: `Preprocessing.to_dict()` of what the model was trained with, or some of its fields.
       class_names: one a class, in the order of the logits.
+      initialised: parts whose values are random, such as "head"; they are not trusted on reading.
     Raises:
       UserError: what `load_weights` would refuse: variables that don't fit the model, a wrong number of class names or some that are
         no strings, impossible preprocessing; and a place that can't be written.
@@ -77,6 +79,8 @@ def save_weights(
         if isinstance(class_names, Iterable) and not isinstance(class_names, str)
         else class_names,
     }
+    if initialised:
+        metadata["initialised"] = list(initialised)
     metadata["preprocessing"] = _checked_descriptions("save_weights", model, metadata)
     _check(f"the variables for {path}", model, arrays)
     # The checks have left nothing that JSON or the format can't hold.
@@ -154,6 +158,7 @@ def _checked_metadata(path: str | os.PathLike, metadata: Any) -> dict[str, Any]:
             "an object or null",
         ),
         "class_names": (_are_names(metadata.get("class_names")), "a list of names or null"),
+        "initialised": (_are_names(metadata.get("initialised")), "a list of names or null"),
     }
     for field, (fine, what) in fields.items():
         if not fine:

@@ -1,25 +1,192 @@
-"""What a weight file gives once it is read."""
+"""A trained model: a network with its weights and all that it takes to use them."""
 
 import dataclasses
-from typing import Any
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from googlenet_jax.data.preprocessing import Preprocessing
+import numpy as np
+
+from googlenet_jax.data.preprocessing import Preprocessing, normalize
+from googlenet_jax.errors import UserError, check_whole, nearest
 from googlenet_jax.models.network import Network
 
+if TYPE_CHECKING:
+    from googlenet_jax.evaluation.ensemble import Ensemble
+    from googlenet_jax.evaluation.predict import Prediction
 
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """A model with its weights and what it takes to use them.
+BATCH = 32  # images, or crops, that a device takes at a time
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A network with its weights and all that it takes to use them, as `gj.load` returns it.
+
+    Where a method takes images, these are a path, a `PIL.Image`, a `uint8 [H, W, 3]` array (RGB),
+    or several of them: a list, or a `uint8 [N, H, W, 3]` array.
 
     Attributes:
-      variables: `params` and, with batch norm, `batch_stats`, numpy arrays with the file's dtypes.
-      preprocessing: what the network wants of an image; None where the file does not say.
-      class_names: in the order of the logits; None where they are not known.
-      notes: what a person should know: what was left out, made anew or supposed.
+      variables: `params` and, with batch norm, `batch_stats`, with the source's dtypes.
+      preprocessing: what the network wants of an image; None where the source doesn't say.
+      class_names: one for each logit; None where they are not known.
+      source: what it was loaded from, for people.
+      notes: what a person should know: what was left out, initialised or supposed.
+      initialised: parts that the source lacks, such as "head": their values are random.
+      config, step, weights: of a run: its config, the steps taken, and "raw" or "ema".
     """
 
     model: Network
     variables: dict[str, Any]
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] | None = None
+    source: str = ""
     notes: tuple[str, ...] = ()
+    initialised: tuple[str, ...] = ()
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    step: int | None = None
+    weights: str = ""
+
+    @property
+    def class_offset(self) -> int:
+        """How many logits stand before that of label 0 (TF-slim's networks: 1, the background)."""
+        return self.preprocessing.class_offset if self.preprocessing else 0
+
+    @property
+    def num_classes(self) -> int:
+        """The classes, without those before the offset."""
+        return self.model.num_classes - self.class_offset
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of the classes, without those before the offset; None where not known."""
+        return None if self.class_names is None else self.class_names[self.class_offset :]
+
+    def logits(self, images: Any) -> np.ndarray:
+        """Returns the logits of the images' centre crops, `[N, num_classes]`.
+
+        Raises:
+          UserError: an image that can't be read, or a source that doesn't say how they are prepared
+            or has no classifier.
+        """
+        self.check_complete()
+        return np.concatenate([self._logits(batch) for batch in self._batches(images)])
+
+    def features(self, images: Any, names: Sequence[str] = ()) -> Any:
+        """Returns what the network makes of the images' centre crops below its classifier.
+
+        Args:
+          names: endpoints, as `gj.endpoints` names them.
+        Returns:
+          `[N, C]`, what the classifier reads; with `names` a dictionary, name → `[N, H, W, C]` or
+          `[N, C]`.
+        Raises:
+          UserError: as `logits`, but for the classifier; or a name that the network has not.
+        """
+        parts = [self._features(batch, tuple(names)) for batch in self._batches(images)]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return joined if names else joined["features"]
+
+    def predict(self, images: Any, top: int = 5, crops: int = 1) -> list[list["Prediction"]]:
+        """Returns each image's `top` most probable classes, (name, probability), the first most.
+
+        Args:
+          crops: 1, 10 or 144, whose probabilities are averaged.
+        Raises:
+          UserError: as `logits`.
+        """
+        from googlenet_jax.evaluation.predict import as_pictures, predict_pictures
+
+        top, pictures = check_whole("top", top, 1), as_pictures(images)
+        results = predict_pictures(self._ensemble(crops, len(pictures)), pictures, top=top)
+        found = []
+        for result in results:
+            if result.error is not None:
+                raise result.error
+            found.append(result.predictions)
+        return found
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a weight file, whole or not at all: .safetensors holds all of it; .pth and
+        .weights.h5, PyTorch's and Keras's, hold the weights alone.
+
+        Raises:
+          UserError: an ending or a network that can't be written, or a place that refuses.
+        """
+        from googlenet_jax.weights.convert import write_weights
+
+        write_weights(path, self)
+
+    def check_complete(self) -> None:
+        """Raises UserError where the source has no classifier, or lacks the preprocessing."""
+        self._check_preprocessing()
+        if "head" in self.initialised:
+            raise UserError(
+                f"{self.source}: has no classifier, and the one that was initialised knows nothing; "
+                "fine-tune it first (config.init_from), or use its features"
+            )
+
+    def _check_preprocessing(self) -> Preprocessing:
+        if self.preprocessing is None:
+            raise UserError(
+                f"{self.source}: doesn't say how images are prepared for it; save it anew with "
+                "save_weights(…, preprocessing=…), or convert it with --preprocessing"
+            )
+        return self.preprocessing
+
+    def _batches(self, images: Any) -> list[np.ndarray]:
+        """The images as the network's centre crops, uint8 [at most BATCH, S, S, 3] each."""
+        from googlenet_jax.data.pipeline import eval_image
+        from googlenet_jax.evaluation.predict import as_pictures, read
+
+        preprocessing = self._check_preprocessing()
+        crops = [eval_image(read(each), preprocessing) for each in as_pictures(images)]
+        if not crops:
+            raise UserError("images: expected at least one, found none")
+        return [np.stack(crops[first : first + BATCH]) for first in range(0, len(crops), BATCH)]
+
+    def _logits(self, images: np.ndarray) -> np.ndarray:
+        return np.asarray(self._apply(self.variables, images))
+
+    @functools.cached_property
+    def _apply(self) -> Any:
+        import jax
+
+        def logits(variables: dict[str, Any], images: jax.Array) -> jax.Array:
+            inputs = normalize(images, self._check_preprocessing(), self.model.dtype)
+            output: Any = self.model.apply(variables, inputs, train=False)
+            return output.logits
+
+        return jax.jit(logits)
+
+    def _features(self, images: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        import jax.numpy as jnp
+
+        from googlenet_jax.models.endpoints import endpoints
+
+        inputs = normalize(jnp.asarray(images), self._check_preprocessing(), self.model.dtype)
+        found = endpoints(self.model, self.variables, inputs)
+        below = [name for name in found if not name.startswith(("aux", "head"))]
+        if not names:
+            return {"features": np.asarray(found[below[-1]])}
+        for name in names:
+            if name not in found:
+                raise UserError(
+                    f"features: {type(self.model).__name__} has no endpoint {name!r}"
+                    f"{nearest(name, found)}; they are {', '.join(found)}"
+                )
+        return {name: np.asarray(found[name]) for name in names}
+
+    def _ensemble(self, crops: int, images: int) -> "Ensemble":
+        """This model alone; kept, as each compiles functions of its own."""
+        from googlenet_jax.evaluation.ensemble import Ensemble
+        from googlenet_jax.runtime.sharding import create_mesh
+
+        kept: dict[tuple[int, int], Any] = self.__dict__.setdefault("_ensembles", {})
+        at_most = min(images, BATCH)
+        if (crops, at_most) not in kept:
+            mesh = create_mesh()
+            kept[crops, at_most] = Ensemble(
+                [self], crops=crops, batch_size=BATCH, mesh=mesh, images_at_most=at_most
+            )
+        return kept[crops, at_most]

@@ -8,7 +8,7 @@ import pytest
 
 from googlenet_jax.cli.main import main
 from googlenet_jax.data.preprocessing import Preprocessing
-from googlenet_jax.weights.load import load_run
+from googlenet_jax.weights.load import load
 from googlenet_jax.weights.safetensors import save_weights
 
 Capture = pytest.CaptureFixture[str]
@@ -66,7 +66,7 @@ def test_prints_for_a_person(run_folder: Path, capsys: Capture) -> None:
 def test_a_weight_file_brings_its_preprocessing(
     run_folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    trained, path = load_run(run_folder, "raw"), tmp_path / "weights.safetensors"
+    trained, path = load(f"{run_folder}@raw"), tmp_path / "weights.safetensors"
     preprocessing = trained.preprocessing.to_dict()
     save_weights(path, trained.model, trained.variables, preprocessing, trained.class_names)
     data = ["--split", "train[:2%]", "--data", "digits"]
@@ -86,7 +86,7 @@ def test_a_weight_file_brings_its_preprocessing(
 def test_another_preprocessing_gives_other_numbers(
     run_folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    trained, path = load_run(run_folder, "raw"), tmp_path / "weights.safetensors"
+    trained, path = load(f"{run_folder}@raw"), tmp_path / "weights.safetensors"
     other = Preprocessing(size=9, resize=12, mean=(0, 0, 0), std=(255, 255, 255))
     save_weights(path, trained.model, trained.variables, other.to_dict())
     data = ["--split", "train[:5%]", "--data", "digits", "--crops", "10"]

@@ -14,6 +14,7 @@ import pytest
 import googlenet_jax as gj
 from googlenet_jax.cli.main import main
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
+from googlenet_jax.weights.safetensors import load_weights
 
 PREPROCESSING = Preprocessing(
     size=16, resize=18, channel_order="bgr", mean=(100, 110, 120), std=(50, 60, 70)
@@ -70,7 +71,7 @@ def test_the_artifact_gives_the_networks_logits_without_this_project(weights, tm
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.splitlines() == ["['cpu', 'cuda', 'tpu']", "False False"], done.stderr
-    model, variables = gj.load_weights(weights)
+    model, variables = load_weights(weights)
     apply = jax.jit(functools.partial(model.apply, train=False))
     expected = apply(variables, normalize(images, PREPROCESSING)).logits
     for count in (1, 5):  # a batch of any size

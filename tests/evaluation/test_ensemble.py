@@ -1,5 +1,6 @@
 """Probabilities over models and crops, beside a plain NumPy version of the whole protocol."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -11,9 +12,10 @@ from sklearn.datasets import load_sample_image
 
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError
-from googlenet_jax.evaluation.ensemble import Ensemble, Member, average_of_prefixes
+from googlenet_jax.evaluation.ensemble import Ensemble, average_of_prefixes
 from googlenet_jax.models.network import Output
 from googlenet_jax.runtime.sharding import create_mesh
+from googlenet_jax.weights.trained_model import TrainedModel
 from tests.evaluation import protocol
 
 CLASSES = 6
@@ -31,14 +33,15 @@ class Linear(nn.Module):
         return Output(nn.Dense(self.num_classes)(images.reshape(len(images), -1)), {})
 
 
-def member(name: str, seed: int, preprocessing: Preprocessing, **options: Any) -> Member:
+def member(name: str, seed: int, preprocessing: Preprocessing, **options: Any) -> TrainedModel:
     model = Linear(num_classes=CLASSES + options.get("class_offset", 0))
     size = preprocessing.size
     variables = model.init(jax.random.key(seed), jnp.zeros((1, size, size, 3)), train=False)
-    return Member(name, model, variables, preprocessing, **options)  # type: ignore[arg-type]
+    preprocessing = dataclasses.replace(preprocessing, class_offset=options.pop("class_offset", 0))
+    return TrainedModel(model, variables, preprocessing, source=name, **options)  # type: ignore[arg-type]
 
 
-def members() -> list[Member]:
+def members() -> list[TrainedModel]:
     """Of two sizes, other means, other channel orders, and one with a class before the first."""
     return [
         member("small", 0, Preprocessing(size=14, resize=16)),
@@ -69,11 +72,11 @@ def run(ensemble: Ensemble, pictures: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(values)
 
 
-def build(chosen: list[Member], crops: int, batch_size: int, **options: Any) -> Ensemble:
+def build(chosen: list[TrainedModel], crops: int, batch_size: int, **options: Any) -> Ensemble:
     return Ensemble(chosen, crops=crops, batch_size=batch_size, mesh=create_mesh(), **options)
 
 
-def slow_probabilities(each: Member, image: np.ndarray, crops: int) -> np.ndarray:
+def slow_probabilities(each: TrainedModel, image: np.ndarray, crops: int) -> np.ndarray:
     """One member's, averaged over the crops: one crop after another."""
     preprocessing, dense = each.preprocessing, each.variables["params"]["Dense_0"]
     if crops == 1:
@@ -134,9 +137,9 @@ def test_classes_in_another_order_are_matched_by_name() -> None:
 
 def test_members_of_other_classes_are_refused() -> None:
     odd = member("odd", 0, Preprocessing(size=14, resize=16), class_offset=0)
-    three = Member("three", Linear(num_classes=3), {}, odd.preprocessing)  # type: ignore[arg-type]
+    three = TrainedModel(Linear(num_classes=3), {}, odd.preprocessing, source="three")  # type: ignore[arg-type]
     with pytest.raises(
-        UserError, match="three: expected a model of 6 classes, as odd has, found 3"
+        UserError, match=r"three: expected a model of 6 classes, as odd has.*found 3"
     ):
         build([odd, three], 1, 8)
 

@@ -15,9 +15,10 @@ import pytest
 
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError
-from googlenet_jax.evaluation.ensemble import Ensemble, Member
+from googlenet_jax.evaluation.ensemble import Ensemble
 from googlenet_jax.evaluation.records import Record, evaluate_ensemble
 from googlenet_jax.runtime.sharding import create_mesh
+from googlenet_jax.weights.trained_model import TrainedModel
 from tests.evaluation.test_ensemble import CLASSES, images, member
 
 COUNT = 23
@@ -44,7 +45,7 @@ class Pictures:
         return [{"image": self._images[i], "label": i % CLASSES} for i in indices]
 
 
-def two_members() -> list[Member]:
+def two_members() -> list[TrainedModel]:
     """Of one input size, so that crops are cut by one program."""
     rgb = member("rgb", 0, Preprocessing(size=14, resize=16))
     return [rgb, member("bgr", 1, Preprocessing(size=14, resize=20, channel_order="bgr"))]

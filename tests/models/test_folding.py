@@ -9,6 +9,7 @@ import pytest
 
 import googlenet_jax as gj
 from googlenet_jax.errors import UserError
+from googlenet_jax.weights.safetensors import load_weights
 
 
 def draw(rng, leaf):
@@ -46,7 +47,7 @@ def test_a_folded_network_gives_the_same_logits(name, size, options, tmp_path):
         expected = jax.jit(functools.partial(model.apply, train=False, aux=True))(variables, images)
         # Through a file: the folded network is one like any other.
         gj.save_weights(tmp_path / "folded.safetensors", folded, params)
-        loaded, weights = gj.load_weights(tmp_path / "folded.safetensors")
+        loaded, weights = load_weights(tmp_path / "folded.safetensors")
         assert loaded == folded != model
         output = jax.jit(functools.partial(loaded.apply, train=False, aux=True))(weights, images)
         for ours, theirs in zip(jax.tree.leaves(output), jax.tree.leaves(expected), strict=True):

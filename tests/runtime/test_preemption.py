@@ -18,7 +18,7 @@ from googlenet_jax.training.classification import CLASSIFICATION
 from googlenet_jax.training.loop import train
 from googlenet_jax.training.task import TaskKind, register_task
 from googlenet_jax.training.writers import read_metrics
-from googlenet_jax.weights.load import load_run
+from googlenet_jax.weights.load import load
 from tests.training.tiny_run import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -33,9 +33,7 @@ def lines_of(workdir):
 
 
 def final_bits(workdir):
-    return [
-        np.asarray(leaf).tobytes() for leaf in _leaves(load_run(workdir, weights="raw").variables)
-    ]
+    return [np.asarray(leaf).tobytes() for leaf in _leaves(load(f"{workdir}@raw").variables)]
 
 
 def _leaves(tree):
@@ -117,7 +115,7 @@ def test_a_signal_stops_the_run_saved_and_it_goes_on_exactly(
         f"stopped by {name} after step {step} of 24, which is saved; the same command goes on"
         in capsys.readouterr().err
     )
-    assert load_run(tmp_path).step == step
+    assert load(tmp_path).step == step
     train(config, tmp_path)
     assert lines_of(tmp_path) == lines_of(whole)
     assert final_bits(tmp_path) == final_bits(whole)
@@ -142,7 +140,7 @@ def test_a_replacement_that_was_cut_short_is_settled(tmp_path, data_dir, whole):
     folder = tmp_path / "run" / "checkpoints"
     (folder / "24").rename(folder / "unevaluated-24")
     train(tiny_config(data_dir), tmp_path / "run")
-    assert load_run(tmp_path / "run").step == 24
+    assert load(tmp_path / "run").step == 24
     shutil.copytree(folder / "24", folder / "unevaluated-24")
     train(tiny_config(data_dir), tmp_path / "run")
     assert sorted(path.name for path in folder.iterdir()) == sorted(
@@ -257,7 +255,7 @@ def test_a_second_run_in_the_folder_refuses_and_a_killed_ones_lock_does_not_bloc
         assert (
             workdir / "checkpoints" / "99.orbax-checkpoint-tmp"
         ).exists()  # the other's unfinished save
-        assert load_run(workdir).step == 24  # readers need no lock
+        assert load(workdir).step == 24  # readers need no lock
         assert {path: path.read_bytes() for path in before} == before
         process.kill()
         process.wait()

@@ -24,7 +24,7 @@ from googlenet_jax.training.folder import write_config
 from googlenet_jax.training.loop import train
 from googlenet_jax.training.writers import METRICS_FILE, read_metrics
 from googlenet_jax.weights import checkpoints as checkpoint
-from googlenet_jax.weights.load import load_run
+from googlenet_jax.weights.load import load
 from tests.runtime.gcs_server import BUCKET, FORBIDDEN, serving
 from tests.training.tiny_run import tiny_config
 
@@ -64,7 +64,7 @@ train(config_of(sys.argv[1]), sys.argv[2])
 
 
 def bits(workdir):
-    run = load_run(workdir, weights="ema")
+    run = load(f"{workdir}@ema")
     leaves = [run.variables["params"]["head"]["kernel"], run.variables["batch_stats"]["bn"]["mean"]]
     return run.step, [np.asarray(leaf).tobytes() for leaf in leaves]
 
@@ -155,17 +155,17 @@ def test_killed_stopped_and_damaged_a_run_on_a_store_ends_as_a_local_one(
         "step": 8,
         "weights": "raw",
     }
-    assert read_initial(ConfigDict({"init_from": url})).class_names == load_run(local).class_names
+    assert read_initial(ConfigDict({"init_from": url})).class_names == load(local).class_names
 
     # An array's bytes are damaged: the checkpoint before it is taken.
     for name in there:
         if name.startswith("checkpoints/12/state/") and "/d/" in name:
             (folder / name).write_bytes(b"damaged")
-    assert load_run(url).step == 8
+    assert load(url).step == 8
     assert f"checkpoint {folder / 'checkpoints' / '12'} is damaged" in capfd.readouterr().err
     checkpoint._move_aside(folder / "checkpoints" / "12")
     assert (folder / "checkpoints" / "damaged-12" / marker).exists()
-    assert not (folder / "checkpoints" / "12").exists() and load_run(url).step == 8
+    assert not (folder / "checkpoints" / "12").exists() and load(url).step == 8
 
 
 def test_a_second_run_is_refused_while_the_first_gives_signs_of_life(quick, monkeypatch):
@@ -252,7 +252,7 @@ def test_a_replacement_cut_short_leaves_one_of_the_two_whole(names, left):
 )
 def test_what_can_not_be_used_is_refused_in_one_line(workdir, text):
     with pytest.raises(UserError) as caught:
-        load_run(workdir)
+        load(workdir)
     assert text in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -270,14 +270,14 @@ def test_without_its_package_credentials_or_network_a_store_is_refused(monkeypat
     monkeypatch.setattr(store, "CONNECT_TIMEOUT", 0.3)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="run the same command again when it answers"):
-        load_run("gs://bucket/run")
+        load("gs://bucket/run")
     monkeypatch.delenv("STORAGE_EMULATOR_HOST")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
     with pytest.raises(UserError, match="name a key's file in GOOGLE_APPLICATION_CREDENTIALS"):
-        load_run("gs://bucket/run")
+        load("gs://bucket/run")
     monkeypatch.setattr(store, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs gcsfs; pip install 'googlenet-jax\[gcs\]'"):
-        load_run("gs://bucket/run")
+        load("gs://bucket/run")
 
 
 def test_a_store_that_does_not_answer_is_no_damage():

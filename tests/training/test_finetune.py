@@ -19,13 +19,16 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.models.layers import ConvUnit, Norm
 from googlenet_jax.models.network import Network, Output
 from googlenet_jax.models.registry import register_model
+from googlenet_jax.training.config import resolve
 from googlenet_jax.training.loop import train
 from googlenet_jax.training.patterns import (
     check_patterns,
+    expanded,
     matches,
     parse_multipliers,
     scale_by_pattern,
 )
+from googlenet_jax.weights.safetensors import load_weights
 from tests.training.tiny_run import tiny_config
 
 
@@ -66,7 +69,7 @@ def config(data_dir: Path, given: Path, **fields: Any) -> ConfigDict:
 def variables_of(workdir: Path, weights: str) -> dict[str, np.ndarray]:
     return {
         k: np.asarray(v)
-        for k, v in flatten_dict(gj.load_run(workdir, weights=weights).variables, sep="/").items()
+        for k, v in flatten_dict(gj.load(f"{workdir}@{weights}").variables, sep="/").items()
     }
 
 
@@ -78,7 +81,7 @@ def test_what_is_frozen_stays_bit_for_bit(
         config(tmp_path / "d", given, freeze=("conv1",), freeze_statistics=statistics),
         tmp_path / "run",
     )
-    before = {k: np.asarray(v) for k, v in flatten_dict(gj.load_weights(given)[1], sep="/").items()}
+    before = {k: np.asarray(v) for k, v in flatten_dict(load_weights(given)[1], sep="/").items()}
     for weights in ("raw", "ema"):
         after = variables_of(tmp_path / "run", weights)
         for path in before.keys() - {"params/head/kernel", "params/head/bias"}:
@@ -96,7 +99,7 @@ def test_what_is_frozen_stays_bit_for_bit(
 def test_frozen_batch_norms_normalize_with_their_running_statistics(given: Path) -> None:
     from googlenet_jax.training.patterns import Frozen
 
-    model, variables = gj.load_weights(given)
+    model, variables = load_weights(given)
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3)) * 3
 
     def logits(frozen: Frozen, train: bool) -> jax.Array:
@@ -115,8 +118,45 @@ def test_weights_of_another_network_are_refused(given: Path, tmp_path: Path) -> 
     recipe.model.options = ConfigDict(
         {"width": 0.05, "stem": "small", "aux_heads": False}, type_safe=False
     )
-    with pytest.raises(UserError, match="init_from: nothing in it has the names and shapes"):
+    with pytest.raises(
+        UserError, match=r"of this network.s .* have their names and shapes in .*Trunk"
+    ):
         train(recipe, tmp_path / "run")
+
+
+def test_a_frozen_part_that_would_stay_random_is_refused(given: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"freeze: 'head' would keep head/.* at random"):
+        train(config(tmp_path / "d", given, freeze=("head",)), tmp_path / "run")
+
+
+def test_the_config_takes_network_and_preprocessing_from_the_weights(
+    given: Path, tmp_path: Path
+) -> None:
+    recipe = config(tmp_path / "d", given)
+    recipe.model.name, recipe.preprocessing.size = "", 0
+    found, _ = resolve(recipe)
+    assert (found.model.name, found.preprocessing.size, found.preprocessing.resize) == (
+        "trunk",
+        8,
+        8,
+    )
+    recipe.init_from = "inception_v3_keras"  # public weights are not downloaded for it
+    found, _ = resolve(recipe)
+    assert (found.model.name, found.model.options.flavour) == ("inception_v3", "keras")
+    assert tuple(found.preprocessing.mean) == (127.5,) * 3 and found.preprocessing.crop == "squash"
+    recipe.init_from = ""
+    with pytest.raises(UserError, match=r"model\.name: not set"):
+        resolve(recipe)
+
+
+def test_all_but_the_last_modules_are_frozen() -> None:
+    params = dict.fromkeys(
+        ("aux1", "conv1", "head", "inception_4e", "inception_5a", "inception_5b")
+    )
+    assert expanded(("all_but=2", "head"), params) == ("conv1", "inception_4e", "head")
+    for wrong in ("all_but=0", "all_but=4", "all_but=x"):
+        with pytest.raises(UserError, match="freeze: expected all_but=N"):
+            expanded((wrong,), params)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from googlenet_jax.training.classification import CLASSIFICATION
 from googlenet_jax.training.loop import train
 from googlenet_jax.training.task import TaskKind, register_task
 from googlenet_jax.training.writers import read_metrics
-from googlenet_jax.weights.load import load_run
+from googlenet_jax.weights.load import load
 from tests.training.tiny_run import tiny_config
 
 
@@ -208,7 +208,7 @@ def test_resuming_is_bit_exact_and_each_line_stands_once(finished, copy, data_di
     train(tiny_config(data_dir), copy)
     assert without_speed(metrics_of(copy)) == without_speed(metrics_of(finished))
     for weights in ("raw", "ema"):
-        ours, theirs = (load_run(workdir, weights=weights) for workdir in (copy, finished))
+        ours, theirs = (load(f"{workdir}@{weights}") for workdir in (copy, finished))
         assert (ours.step, bits(ours.variables)) == (24, bits(theirs.variables))
 
 
@@ -245,7 +245,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     messages = capsys.readouterr().err
     assert "checkpoints/24 is damaged" in messages and "going on after step 20" in messages
     assert without_speed(metrics_of(copy)) == without_speed(metrics_of(finished))
-    assert bits(load_run(copy).variables) == bits(load_run(finished).variables)
+    assert bits(load(copy).variables) == bits(load(finished).variables)
 
 
 def test_a_changed_config_is_refused_with_the_list(copy, data_dir):
@@ -261,7 +261,7 @@ def test_logging_may_change(finished, copy, data_dir):
     config.log_every, config.eval_every, config.checkpoint.keep = "2 steps", "2 epochs", 1
     train(config, copy)
     assert json.loads((copy / "config.json").read_text())["log_every"] == "2 steps"
-    assert bits(load_run(copy).variables) == bits(load_run(finished).variables)
+    assert bits(load(copy).variables) == bits(load(finished).variables)
 
 
 def test_an_impossible_config_leaves_no_folder(tmp_path, data_dir):
@@ -345,7 +345,7 @@ def test_a_metric_that_is_not_finite_stops_the_run(tmp_path, data_dir, monkeypat
         match=rf"step 10: the {name} is {value}, at learning rate 0\.06\d+; the last good checkpoint is .*checkpoints/8; ",
     ):
         train(tiny_config(data_dir), tmp_path)
-    assert load_run(tmp_path).step == 8
+    assert load(tmp_path).step == 8
     assert max(line["step"] for line in metrics_of(tmp_path)) == 9
 
 
@@ -393,7 +393,7 @@ def test_a_run_of_an_older_version_goes_on_and_ends_in_the_same_bits(finished, c
         del (config[groups[0]] if groups else config)[field]
     (copy / "config.json").write_text(json.dumps(config))
     train(config, copy)  # a recipe may be plain dictionaries, and lack the same fields
-    assert bits(load_run(copy).variables) == bits(load_run(finished).variables)
+    assert bits(load(copy).variables) == bits(load(finished).variables)
     assert json.loads((copy / "config.json").read_text())["task"] == "classification"
 
 
@@ -419,7 +419,7 @@ def test_the_first_parameters_have_a_seed_of_their_own(tmp_path, data_dir, compi
         config.schedule.learning_rate = 1e-30  # so that the only step changes nothing
         workdir = tmp_path / f"{seed} {init_seed}"
         train(config, workdir)
-        params = jax.tree.leaves(load_run(workdir, "raw").variables["params"])
+        params = jax.tree.leaves(load(f"{workdir}@raw").variables["params"])
         return np.concatenate([np.ravel(leaf) for leaf in params])
 
     alone = first_parameters(3, -1)

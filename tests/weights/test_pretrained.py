@@ -93,12 +93,13 @@ def cached(tmp_path: Path) -> list[str]:
 
 
 def test_downloads_once_checks_and_converts(server: Server, tmp_path: Path) -> None:
-    model, variables = gj.load_pretrained("narrow")
+    loaded = gj.load("narrow")
+    model, variables = loaded.model, loaded.variables
     assert_same(
         variables,
         gj.weights.from_torch(model, state_dict("googlenet_torchvision", aux_heads=False)),
     )
-    gj.load_pretrained("narrow")
+    gj.load("narrow")
     assert server.asked == [None]
     assert cached(tmp_path) == [".safetensors"]
     assert read_weights(pretrained.pretrained_file("narrow")).preprocessing is not None
@@ -111,9 +112,9 @@ def test_a_broken_download_goes_on(ranges: bool, server: Server, tmp_path: Path)
         UserError,
         match=r"the connection broke after 1,000 of .* put the file at .*narrow-\w{8}\.pth$",
     ):
-        gj.load_pretrained("narrow")
+        gj.load("narrow")
     assert cached(tmp_path) == [".part"]
-    gj.load_pretrained("narrow")
+    gj.load("narrow")
     assert server.asked == [None, "bytes=1000-"]
     assert cached(tmp_path) == [".safetensors"]
 
@@ -125,7 +126,7 @@ def test_a_file_that_is_not_the_publishers_is_refused_and_removed(
     with pytest.raises(
         UserError, match=r"its sha256 begins with \w{8}, expected \w{8} \(its name\)"
     ):
-        gj.load_pretrained("narrow")
+        gj.load("narrow")
     assert cached(tmp_path) == []
 
 
@@ -134,11 +135,11 @@ def test_offline_it_says_which_file_to_put_where(server: Server, tmp_path: Path)
     server.shutdown()
     server.server_close()
     with pytest.raises(UserError, match=r"the download failed .* put the file at") as caught:
-        gj.load_pretrained("narrow")
+        gj.load("narrow")
     goal = tmp_path / "cache" / name
     assert str(caught.value).endswith(str(goal))
     goal.write_bytes(content)
-    assert gj.load_pretrained("narrow")[0].num_classes == 5
+    assert gj.load("narrow").model.num_classes == 5
 
 
 def test_a_full_disk_is_told(
@@ -151,7 +152,7 @@ def test_a_full_disk_is_told(
     with pytest.raises(
         UserError, match="can't be written: No space left on device; free some space"
     ):
-        gj.load_pretrained("narrow")
+        gj.load("narrow")
 
 
 def test_no_redirection_away_from_https() -> None:
@@ -162,7 +163,7 @@ def test_no_redirection_away_from_https() -> None:
 
 def test_an_unknown_name_has_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'googlenet_torchvision'"):
-        gj.load_pretrained("googlenet_torchvison")
+        gj.load("googlenet_torchvison")
 
 
 def test_public_files_are_https_and_their_digests_are_stated() -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import googlenet_jax as gj
 from googlenet_jax.errors import UserError
-from googlenet_jax.weights import read_metadata
+from googlenet_jax.weights.safetensors import load_weights, read_metadata
 
 OPTIONS: dict[str, Any] = {"num_classes": 3, "width": 0.0625, "aux_heads": False}
 MODEL = gj.create_model("googlenet_bn", **OPTIONS)
@@ -53,7 +53,7 @@ def test_what_is_saved_is_loaded_to_the_bit(
     # Transposed views: the file must hold their values, not their memory.
     saved = jax.tree.map(lambda x: np.asfortranarray(x.astype(dtype)), variables)
     gj.save_weights(tmp_path / "w", MODEL, saved)
-    model, loaded = gj.load_weights(tmp_path / "w")
+    model, loaded = load_weights(tmp_path / "w")
     assert model == MODEL
     before, after = flatten_dict(saved), flatten_dict(loaded)
     assert before.keys() == after.keys()
@@ -75,12 +75,12 @@ def test_pytorchs_counters_survive(tmp_path: Path, variables: dict[str, Any]) ->
         "conv1.bn.num_batches_tracked": np.int64(12)
     }
     gj.save_weights(tmp_path / "w", MODEL, gj.weights.from_torch(MODEL, state_dict))
-    model, loaded = gj.load_weights(tmp_path / "w")
+    model, loaded = load_weights(tmp_path / "w")
     assert gj.weights.to_torch(model, loaded)["conv1.bn.num_batches_tracked"] == 12
 
 
 def test_the_same_weights_make_the_same_file(path: Path, tmp_path: Path) -> None:
-    model, variables = gj.load_weights(path)
+    model, variables = load_weights(path)
     gj.save_weights(
         tmp_path / "again",
         model,
@@ -143,7 +143,7 @@ def test_metadata_of_numpys_types_is_kept_as_plain_values(
     gj.save_weights(
         tmp_path / "w", MODEL, variables, preprocessing, np.array(["ant", "bee", "cat"])
     )  # type: ignore[arg-type]
-    gj.load_weights(tmp_path / "w")
+    load_weights(tmp_path / "w")
     metadata = read_metadata(tmp_path / "w")
     assert metadata["preprocessing"] == {"size": 32, "mean": [1, 2.5, 3], "std": [1, 2, 3]}
     assert metadata["class_names"] == ["ant", "bee", "cat"]
@@ -189,7 +189,7 @@ def test_arrays_of_other_kinds_are_kept(
     tmp_path: Path, variables: dict[str, Any], bias: Any
 ) -> None:
     gj.save_weights(tmp_path / "w", MODEL, with_bias(variables, bias))
-    _, loaded = gj.load_weights(tmp_path / "w")
+    _, loaded = load_weights(tmp_path / "w")
     np.testing.assert_array_equal(loaded["params"]["head"]["bias"], np.asarray(bias))
 
 
@@ -210,7 +210,7 @@ def test_a_counter_is_one_whole_number(
     assert message in error_of(path)
     counted["num_batches_tracked"]["conv1"]["bn"]["count"] = jax.numpy.int32(12)
     gj.save_weights(tmp_path / "w", MODEL, counted)
-    assert gj.load_weights(tmp_path / "w")[1]["num_batches_tracked"]["conv1"]["bn"]["count"] == 12
+    assert load_weights(tmp_path / "w")[1]["num_batches_tracked"]["conv1"]["bn"]["count"] == 12
 
 
 @pytest.mark.parametrize("name", ["", ".", "a\0b"])
@@ -231,7 +231,7 @@ def test_variables_of_another_model_are_refused(tmp_path: Path, variables: dict[
 
 def error_of(path: Path) -> str:
     with pytest.raises(UserError) as raised:
-        gj.load_weights(path)
+        load_weights(path)
     assert "\n" not in str(raised.value)
     assert str(path) in str(raised.value)
     return str(raised.value)
@@ -344,6 +344,6 @@ def test_a_changed_header_byte_is_an_error_or_harmless(
     other = path.with_name("damaged")
     other.write_bytes(damaged)
     try:
-        gj.load_weights(other)
+        load_weights(other)
     except UserError as error:
         assert "\n" not in str(error)

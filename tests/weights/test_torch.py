@@ -13,7 +13,7 @@ import torch
 import googlenet_jax as gj
 from googlenet_jax.errors import UserError
 from googlenet_jax.verification.reference import NETWORKS
-from googlenet_jax.weights.torch import torch_names
+from googlenet_jax.weights.pytorch import torch_names
 
 TORCHVISIONS_UNIT = (
     "conv.weight",
