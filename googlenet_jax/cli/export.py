@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.runtime.process import prepare, say_settings
     from googlenet_jax.runtime.storage import write_atomically, writing
     from googlenet_jax.weights import onnx
-    from googlenet_jax.weights.export import check_artifact, describe, export_model
+    from googlenet_jax.weights.export import PLATFORMS, check_artifact, describe, export_model
 
     path = args.output or Path(f"{args.model}.{args.format}")
     beside = path.with_suffix(".json")
@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     as_onnx = args.format == "onnx"
     artifact = onnx.export_onnx(*network) if as_onnx else export_model(*network)
     check = onnx.check_onnx if as_onnx else check_artifact
-    about = describe(name, member.preprocessing, member.class_names)
+    platforms = None if as_onnx else PLATFORMS
+    about = describe(name, member.preprocessing, member.class_names, platforms)
     difference = 0.0
 
     def write(part: Path) -> None:

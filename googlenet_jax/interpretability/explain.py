@@ -37,7 +37,8 @@ class Explanation:
     """A trained model's view of one picture.
 
     Attributes:
-      method: one of METHODS. endpoint: the endpoint that it is of; "" where it is of the whole.
+      method: one of METHODS.
+      endpoint: the endpoint that it is of; "" where it is of the whole.
       class_name: what is explained; the methods of an endpoint alone don't depend on it.
       predictions: the five likeliest classes.
       crop: what the network was shown, uint8 `[S, S, 3]`.
@@ -73,6 +74,7 @@ def explain(
     """Returns what a trained model sees in pictures.
 
     Args:
+      trained: as `gj.load` returns it.
       images: a path, a `PIL.Image`, a `uint8 [H, W, 3]` array, or several of them.
       method: one of METHODS; `Explanation.values` says what each computes.
       endpoint: a map of the network, as `gj.endpoints` names it; by default its last one for

@@ -129,16 +129,22 @@ def difference(
 
 
 def describe(
-    model_name: str, preprocessing: Preprocessing, class_names: tuple[str, ...] | None
+    model_name: str,
+    preprocessing: Preprocessing,
+    class_names: tuple[str, ...] | None,
+    platforms: tuple[str, ...] | None = PLATFORMS,
 ) -> str:
-    """What stands beside the artifact, JSON: how images are prepared, what it takes and gives."""
+    """What stands beside the artifact, JSON: how images are prepared, what it takes and gives.
+
+    `platforms` is None for ONNX, whose runtimes choose theirs.
+    """
     size, resize = preprocessing.size, preprocessing.resize
     sides = "the short side" if preprocessing.crop == "center" else "both sides"
     about = {
         "model": model_name,
         "input": {"dtype": "uint8", "shape": ["b", size, size, 3], "channels": "RGB"},
         "output": {"logits": ["b", "num_classes"]},
-        "platforms": list(PLATFORMS),
+        **({} if platforms is None else {"platforms": list(platforms)}),
         "prepare": (
             f"scale {sides} to {resize} pixels, crop the {size} x {size} centre, keep 0 to 255; "
             "channel order, mean and std are applied inside the artifact; the logit of class i "

@@ -45,11 +45,6 @@ def as_torch(inputs: np.ndarray) -> torch.Tensor:
     return torch.tensor(inputs.transpose(0, 3, 1, 2), requires_grad=True)
 
 
-def logits_of(network: Any, x: torch.Tensor) -> torch.Tensor:
-    found = network(x)
-    return found[0] if isinstance(found, tuple) else found
-
-
 @pytest.mark.parametrize("endpoint", ["inception_5b", "inception_4a/conv_3x3"])
 def test_gradcam_is_pytorchs(pair: Any, inputs: np.ndarray, endpoint: str) -> None:
     network, model, variables = pair
@@ -61,7 +56,7 @@ def test_gradcam_is_pytorchs(pair: Any, inputs: np.ndarray, endpoint: str) -> No
         kept.append(output)
 
     hook = network.eval().get_submodule(module).register_forward_hook(keep)
-    logits_of(network, as_torch(inputs))[[0, 1], TARGETS].sum().backward()
+    network(as_torch(inputs))["logits"][[0, 1], TARGETS].sum().backward()
     hook.remove()
     (maps,) = kept
     assert maps.grad is not None
@@ -78,7 +73,7 @@ def test_integrated_gradients_are_pytorchs_and_add_up(pair: Any, inputs: np.ndar
     network.eval()
     for step in range(steps):
         x = as_torch(inputs * (step + 0.5) / steps)
-        logits_of(network, x)[[0, 1], TARGETS].sum().backward()
+        network(x)["logits"][[0, 1], TARGETS].sum().backward()
         assert x.grad is not None
         total += x.grad
     theirs = (as_torch(inputs).detach() * total / steps).numpy().transpose(0, 2, 3, 1)
