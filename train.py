@@ -6,7 +6,7 @@ It is the command `googlenet-jax train`; the same command again goes on where th
 
 import sys
 
-from googlenet_jax.cli.main import main
+from googlenet_jax.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,6 +1,6 @@
 """Draws one photograph under every augmentation: docs/augmentation.png.
 
-python -m benchmarks.augmentation_sheet [--out docs/augmentation.jpg]
+python -m benchmarks augmentation_sheet [--out docs/augmentation.jpg]
 """
 
 import argparse

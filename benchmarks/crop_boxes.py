@@ -1,6 +1,6 @@
 """Draws the boxes of the 144 crops of a landscape, a portrait and a square image.
 
-    python -m benchmarks.crop_boxes [--output docs/crops.png]
+    python -m benchmarks crop_boxes [--output docs/crops.png]
 
 Each of the three squares of a scale has a colour: thick its outline (the whole square is a view),
 thin its four corners and its centre. Mirror images lie in the same boxes. Prints, as JSON, how many

@@ -1,6 +1,6 @@
 """What 144 crops cost beside 144 times one crop: images/s of both in one run, on photographs.
 
-    python -m benchmarks.crops_cost [--model googlenet] [--images 4] [--width 1.0] [--rounds 3]
+    python -m benchmarks crops_cost [--model googlenet] [--images 4] [--width 1.0] [--rounds 3]
 
 One crop is cut on the host; the 144 are scaled and cut on the device, so the ratio shows what that
 costs. Random weights. The rounds alternate; the medians count. Prints JSON.

@@ -1,6 +1,6 @@
 """Trains models of the paper's ensemble on digits, and evaluates them with 1, 10 and 144 crops.
 
-    python -m benchmarks.digits_ensemble --folder runs/digits_ensemble [--models 3]
+    python -m benchmarks digits_ensemble --folder runs/digits_ensemble [--models 3]
 
 The recipes are `configs/imagenet_googlenet.py:ensemble0` … `:ensemble6`: one initialization,
 sampling and input order of their own, the last one wider. They are shrunk to digits: a narrow

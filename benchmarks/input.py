@@ -1,7 +1,7 @@
 """Images per second from JPEG bytes to uint8 batches, beside a tf.data pipeline of the same work;
 and how it grows with workers.
 
-    python -m benchmarks.input [--images 256] [--rounds 7] [--workers 1 2 4] >
+    python -m benchmarks input [--images 256] [--rounds 7] [--workers 1 2 4] >
     benchmarks/results/DATE-input.json
 
 Needs TensorFlow (`pip install 'googlenet-jax[prepare]'`) and is meant for one core (`taskset -c

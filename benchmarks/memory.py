@@ -1,6 +1,6 @@
 """Resident memory of the input pipeline over many batches, in threads and in worker processes.
 
-    python -m benchmarks.memory NAME SPLIT [--data-dir DIR] [--batches 10000] [--workers 0] >
+    python -m benchmarks memory NAME SPLIT [--data-dir DIR] [--batches 10000] [--workers 0] >
     FILE.json
 
 Prints the memory of this process and of its workers, in MB, at ten points of the way.

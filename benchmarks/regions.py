@@ -1,6 +1,6 @@
 """Regions a second of the classifier: windows warped on the device, and on the host by OpenCV.
 
-    python benchmarks/regions.py [--size 224] [--width 1.0] [--regions 256] [--images 4]
+    python -m benchmarks regions [--size 224] [--width 1.0] [--regions 256] [--images 4]
 
 Both ways classify the same boxes of the same photographs with the same network, in turns in one process.
 On the host each window is cut, resized and normalised by OpenCV and NumPy and then uploaded; on the device

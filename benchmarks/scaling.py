@@ -1,7 +1,7 @@
 """What a training step of `imagenet_googlenet_bn` costs on TPU v5e, from 1 chip to several slices.
 
     pip install -e '.[tpu]'                 # its compiler needs no TPU
-    python benchmarks/scaling.py FILE.json [--chips 1 4 16 64 256] [--batch 128]
+    python -m benchmarks scaling FILE.json [--chips 1 4 16 64 256] [--batch 128]
 
 From the compiler: memory, operations, bytes, the collectives and theirs, each for one chip.
 Computed here from published speeds (cloud.google.com/tpu/docs/v5e), with nothing overlapped: the
@@ -20,9 +20,6 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 CONFIG = "imagenet_googlenet_bn"
 SIDES = {1: "2x2", 4: "2x2", 16: "4x4", 64: "8x8", 256: "16x16"}

@@ -1,4 +1,4 @@
-"""The TPU compiler's own estimate of a training step, by form: `python -m benchmarks.tpu_estimate`.
+"""The TPU compiler's own estimate of a training step, by form: `python -m benchmarks tpu_estimate`.
 
 Needs `jax[tpu]` and no TPU: libtpu compiles ahead of time for a described one. The figures are the
 compiler's (`cost_analysis`, `memory_analysis`), not measurements. One form of `models/ops.py` is

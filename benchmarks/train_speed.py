@@ -1,4 +1,4 @@
-"""Training speed of `googlenet_bn` beside a plain linen form of the same network: `python benchmarks/train_speed.py [--batch-size 32]`.
+"""Training speed of `googlenet_bn` beside a plain linen form of the same network: `python -m benchmarks train_speed [--batch-size 32]`.
 
 Each form runs in processes of its own, in turn (A B A B …), with the same allocator setting, optimizer and losses. Prints JSON: images a
 second of each round, medians and their ratio.

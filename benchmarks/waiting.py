@@ -1,6 +1,6 @@
 """How long the device waits for the input while it trains.
 
-    python -m benchmarks.waiting NAME SPLIT [--data-dir DIR] [--steps 20] [--workers 1] > FILE.json
+    python -m benchmarks waiting NAME SPLIT [--data-dir DIR] [--steps 20] [--workers 1] > FILE.json
 
 Trains googlenet_bn at 224 × 224 as the training loop does: a step is handed over, and while it runs
 the next batch is fetched. Where the step's result is there before the next batch is, the device has

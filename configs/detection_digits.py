@@ -4,7 +4,7 @@
     googlenet-jax proposals digit_scenes --split test
     python train.py --config=configs/digits.py --workdir=runs/digits
     python train.py --config=configs/detection_digits.py --workdir=runs/detection_digits
-    googlenet-jax detect --run runs/detection_digits --split test --output runs/detection_digits
+    googlenet-jax detect --weights runs/detection_digits --split test --output runs/detection_digits
 
 The classifier is fine-tuned from the network that `configs/digits.py` trains. Three of them, with
 --config.seed=0, 1 and 2, are averaged by `detect --weights A,B,C`. `:multibox` trains MultiBox on the same

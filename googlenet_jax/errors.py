@@ -3,12 +3,29 @@
 import difflib
 import math
 import numbers
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 
 class UserError(Exception):
     """Something a person gave is wrong; the text is one line that says what, where, and what to do."""
+
+
+# Control characters but tab and line feed, what turns the direction of writing, other line breaks,
+# and bytes of a file's name that are no UTF-8, which Python keeps as lone surrogates.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Returns the text with what a terminal would obey, or can't show, written as an escape, such
+    as `\\x1b`; the characters in `keep` stay.
+    """
+    return _UNPRINTABLE.sub(
+        lambda match: match[0] if match[0] in keep else ascii(match[0])[1:-1], text
+    )
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -1,32 +1,31 @@
 """Recomputes the numerical claims of the Inception papers and of common tutorials on them; writes docs/claims.md and its picture.
 
-python proofs/claims.py        # a minute or two on 2 cores; prints the figures as JSON
+python -m proofs claims        # a minute or two on 2 cores; prints the figures as JSON
 
 Counts are of the traced computation (`googlenet_jax.profiling.summary`): nothing is typed in but what the sources print.
 """
 
+import argparse
 import dataclasses
 import functools
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import cv2
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.datasets import load_digits
 
-import cv2  # noqa: E402
-import flax.linen as nn  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from sklearn.datasets import load_digits  # noqa: E402
-
-import googlenet_jax as gj  # noqa: E402
-from googlenet_jax.models.googlenet import CAFFE, Inception, NaiveInception, Widths  # noqa: E402
-from googlenet_jax.models.inception_modules import (  # noqa: E402
+import googlenet_jax as gj
+from googlenet_jax.models.googlenet import CAFFE, Inception, NaiveInception, Widths
+from googlenet_jax.models.inception_modules import (
     AsymmetricConv,
     InceptionStyle,
     ModuleA,
@@ -34,11 +33,13 @@ from googlenet_jax.models.inception_modules import (  # noqa: E402
     TwoConv3x3,
     WidthsA,
 )
-from googlenet_jax.models.layers import sow, xavier_fan_in  # noqa: E402
-from googlenet_jax.models.network import Layers, Network, Output  # noqa: E402
-from googlenet_jax.profiling.printed import compare  # noqa: E402
-from googlenet_jax.profiling.summary import Row, Summary, summarize  # noqa: E402
-from googlenet_jax.training.losses import weighted_cross_entropy  # noqa: E402
+from googlenet_jax.models.layers import sow, xavier_fan_in
+from googlenet_jax.models.network import Layers, Network, Output
+from googlenet_jax.profiling.printed import compare
+from googlenet_jax.profiling.summary import Row, Summary, summarize
+from googlenet_jax.training.losses import weighted_cross_entropy
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PAGE, PICTURE = ROOT / "docs" / "claims.md", ROOT / "docs" / "gradient-norms.png"
 V1, BN, V3 = "arXiv 1409.4842", "arXiv 1502.03167", "arXiv 1512.00567"
@@ -558,7 +559,7 @@ def _verdict(raised: float, carried: float) -> str:
 
 TEXT = """# The claims, recomputed
 
-Made by `python proofs/claims.py`. The middle column is what the sources say, the next what the traced computation of this project's
+Made by `python -m proofs claims`. The middle column is what the sources say, the next what the traced computation of this project's
 networks gives; a multiply-add is one, K is 1024. Tutorials:
 common introductions to these networks.
 
@@ -603,7 +604,37 @@ def render(claims: list[Claim], papers: dict[str, list[list[str]]], gradients: l
     )
 
 
-def main() -> None:
+def differences(page: str, *, gradients: bool) -> list[str]:
+    """The lines of docs/claims.md that the code computes otherwise: all tables, and with `gradients`
+    the norms, to one in a hundred, as rounding differs from one CPU to another.
+    """
+    claims, papers = counted()
+    lines = [
+        f"| {claim.source} | {claim.says} | {claim.computed} | {claim.verdict} |"
+        for claim in claims
+    ]
+    lines += ["| " + " | ".join(row) + " |" for rows in papers.values() for row in rows]
+    wrong = [line for line in lines if line not in page]
+    for name in KINDS if gradients else ():
+        line = next(line for line in page.splitlines() if f"`{name}`: ‖gradient‖" in line)
+        printed = map(float, re.findall(r"conv1 (\S+) without, (\S+) with", line)[0])
+        norms = gradient_norms(name)
+        for kind, value in zip(("without", "with"), printed, strict=True):
+            if not math.isclose(norms[kind]["conv1"], value, rel_tol=1e-2):
+                wrong.append(f"{name}, conv1 {kind}: {norms[kind]['conv1']}, printed {value}")
+    return wrong
+
+
+def main() -> int:
+    """Writes the page and its picture, or compares the page with what is computed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare the page; write nothing")
+    parser.add_argument("--gradients", action="store_true", help="with --check: the norms too")
+    args = parser.parse_args()
+    if args.check:
+        wrong = differences(PAGE.read_text(encoding="utf-8"), gradients=args.gradients)
+        print(json.dumps({"differences": wrong}, ensure_ascii=False))
+        return 1 if wrong else 0
     claims, papers = counted()
     norms = {}
     for name in KINDS:
@@ -617,7 +648,8 @@ def main() -> None:
             [dataclasses.asdict(claim) for claim in [*claims, *gradients]], ensure_ascii=False
         )
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Does evaluation count every example once? A run's split, evaluated with several batch sizes on one and on eight simulated devices.
 
-    python proofs/evaluation_exactness.py --run runs/cifar10 --split test
+    python -m proofs evaluation_exactness --run runs/cifar10 --split test
 
 Prints JSON: a row for each of the six evaluations, whether all six counted the same number of examples, and by how many examples their
 top-1 differ at most. Sums in another order round differently, so that an example on the edge may fall to either side.

@@ -47,6 +47,7 @@ LOSSES, OPTIMIZER, STEP, LOOP = (
     f"googlenet_jax/training/{n}.py" for n in ("losses", "optimizer", "step", "loop")
 )
 CHECKPOINT = "googlenet_jax/weights/checkpoints.py"
+PICTURE_FILES = "googlenet_jax/data/picture_files.py"
 METRICS, MESH = "googlenet_jax/evaluation/metrics.py", "googlenet_jax/runtime/sharding.py"
 T_LOSSES, T_OPTIMIZER, T_STEP, T_LOOP = (
     ("tests/training/test_" + n + ".py",) for n in ("losses", "optimizer", "step", "loop")
@@ -264,7 +265,7 @@ FAULTS = (
     Fault("a folder's split ignores the seed", FOLDER, 'f"{seed}:', 'f"0:', T_FOLDER),
     Fault(
         "photographs of a folder lie on their side",
-        FOLDER,
+        DECODING,
         "_EXIF_ORIENTATION = 0x0112",
         "_EXIF_ORIENTATION = 0x0113",
         T_FOLDER,
@@ -295,11 +296,25 @@ FAULTS = (
     Fault(
         "pictures are not turned as EXIF says",
         PICTURES,
-        "ImageOps.exif_transpose(image)",
-        "image",
+        "orientation=exif_orientation(encoded)",
+        "orientation=1",
         T_PICTURES,
     ),
-    Fault("black stands behind what is transparent", PICTURES, '"white"', '"black"', T_PICTURES),
+    Fault(
+        "a TIFF is turned twice",
+        DECODING,
+        '_TURNED_BY_DECODER = ("TIFF",)',
+        "_TURNED_BY_DECODER = ()",
+        T_DECODING,
+    ),
+    Fault("hidden files are pictures", PICTURE_FILES, "if not hidden and", "if", T_PICTURES),
+    Fault(
+        "what a decoder raises escapes",
+        DECODING,
+        "except Exception:  # a decoder's, of a damaged file: anything\n        image",
+        "except cv2.error:\n        image",
+        T_DECODING,
+    ),
     # Crops and ensembles.
     Fault(
         "an image's last square is its first",

@@ -1,4 +1,4 @@
-"""Feeds mutated weight files to the readers: `python -m proofs.fuzz_weights --files 2000
+"""Feeds mutated weight files to the readers: `python -m proofs fuzz_weights --files 2000
 [--kind K] [--seed N] > results.json`.
 
 Each file is read as `googlenet-jax convert` reads it, but by a fork of one process that has

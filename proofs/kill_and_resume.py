@@ -1,6 +1,6 @@
 """Runs of configs/digits.py (shortened), each ended by a signal once and started again, beside one that was left alone. Prints JSON.
 
-    python proofs/kill_and_resume.py [--signal KILL|INT|TERM] [--runs 10] [--steps 40] [--seed 0] [--config.field=value …]
+    python -m proofs kill_and_resume [--signal KILL|INT|TERM] [--runs 10] [--steps 40] [--seed 0] [--config.field=value …]
 
 A third of the signals come while a checkpoint is being written (up to 30 ms after its temporary folder appears), a third up to a second
 after a random line of metrics.jsonl, the others at any moment from the start of the process on. Of each run it is checked that all arrays

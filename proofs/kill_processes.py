@@ -1,7 +1,7 @@
 """Runs of the tiny network of tests/faults/ on one, two and four processes, of which one is sent a
 signal once at a random moment; then all are started again. Prints JSON.
 
-    python proofs/kill_processes.py [--runs 50] [--first 0] [--minutes M] [--seed 0]
+    python -m proofs kill_processes [--runs 50] [--first 0] [--minutes M] [--seed 0]
 
 A third of the signals come while a checkpoint is being written, the others at any moment of the
 run, which evaluates every fourth step. Of each run it is checked that after SIGTERM all processes
@@ -23,12 +23,9 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from googlenet_jax.data.digits import prepare_digits  # noqa: E402
-from googlenet_jax.training.writers import METRICS_FILE, read_metrics  # noqa: E402
-from tests.faults.launch import Run, final_state, ids_by_step, largest_difference  # noqa: E402
+from googlenet_jax.data.digits import prepare_digits
+from googlenet_jax.training.writers import METRICS_FILE, read_metrics
+from tests.faults.launch import Run, final_state, ids_by_step, largest_difference
 
 STEPS, EPOCH, BATCH = 20, 10, 24
 FIELDS = ("--slow=0.05", "--config.eval_every=4 steps", "--config.checkpoint_every=3 steps")

@@ -1,8 +1,8 @@
 """Trains the tiny network of tests/faults/ for 20 steps in float64 on processes × devices of this
 machine, and compares the final states with those of one process on one device. Prints JSON.
 
-    python proofs/layouts.py [--layouts 1x8 2x4 4x2] [--groups 1 8] [--config.field=value …]
-    python proofs/layouts.py --restore [--layouts 1x1 2x4 1x3] [--config.field=value …]
+    python -m proofs layouts [--layouts 1x8 2x4 4x2] [--groups 1 8] [--config.field=value …]
+    python -m proofs layouts --restore [--layouts 1x1 2x4 1x3] [--config.field=value …]
 
 With --restore a run of 4x2 goes on from its step 10 on each layout, and one of each on 4x2.
 """
@@ -18,11 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from googlenet_jax.data.digits import prepare_digits  # noqa: E402
-from tests.faults.launch import Run, final_state, largest_difference  # noqa: E402
+from googlenet_jax.data.digits import prepare_digits
+from tests.faults.launch import Run, final_state, largest_difference
 
 STEPS, HALF = 20, 10
 

@@ -1,6 +1,6 @@
 """Does a test fail when the code is wrong? Plants the faults of proofs/faults.py one by one and runs the test files named for each.
 
-    python proofs/mutations.py [--jobs 2] [--only NAME …]      # writes docs/mutations.md once every fault has its answer
+    python -m proofs mutations [--jobs 2] [--only NAME …]      # writes docs/mutations.md once every fault has its answer
 
 Each fault is planted in a copy of the tree, where pytest stops at the first failure. A fault that no test sees is "alive". What
 is known is kept in --state (default: mutations.json in the temporary folder), so that an interrupted run goes on where it stopped; a fault
@@ -8,6 +8,7 @@ whose file or test files have changed since runs again.
 """
 
 import argparse
+import collections
 import hashlib
 import json
 import os
@@ -23,10 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from proofs.faults import FAULTS, Fault
 
-from proofs.faults import FAULTS, Fault  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 COPIED = (
     "googlenet_jax",
@@ -43,7 +43,7 @@ LIMIT = 1800  # seconds for a fault's tests: a hang is a failure too
 
 TEXT = """# Faults planted one by one
 
-Made by `python proofs/mutations.py` from the {count} faults of `proofs/faults.py`: each is planted alone in a copy of the
+Made by `python -m proofs mutations` from the {count} faults of `proofs/faults.py`: each is planted alone in a copy of the
 tree, and the test files named for it must fail. {alive}
 
 | fault | file | test that sees it |
@@ -78,6 +78,8 @@ def try_fault(fault: Fault) -> dict[str, Any]:
             "-q",
             "-p",
             "no:cacheprovider",
+            "-m",
+            "not exhaustive",
             *fault.tests,
         ]
         start = time.perf_counter()
@@ -137,6 +139,29 @@ def run(faults: Sequence[Fault], state_file: Path, jobs: int) -> dict[str, Any]:
     return {fault.name: state[fault.name] for fault in faults}
 
 
+def check() -> list[str]:
+    """What is wrong with the faults themselves: one that can't be planted, or whose tests are gone."""
+    problems = [
+        f"{name}: several have this name"
+        for name, times in collections.Counter(fault.name for fault in FAULTS).items()
+        if times > 1
+    ]
+    for fault in FAULTS:
+        problems += [
+            f"{fault.name}: no {test}" for test in fault.tests if not (ROOT / test).exists()
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / fault.file
+            copy.parent.mkdir(parents=True)
+            shutil.copy(ROOT / fault.file, copy)
+            try:
+                plant(fault, Path(folder))
+                compile(copy.read_text(encoding="utf-8"), fault.file, "exec")
+            except (ValueError, SyntaxError) as error:
+                problems.append(str(error))
+    return problems
+
+
 def render(answers: dict[str, Any]) -> str:
     alive = [name for name, found in answers.items() if found["seen_by"] is None]
     rows = [
@@ -158,7 +183,12 @@ def main() -> int:
     parser.add_argument(
         "--state", type=Path, default=Path(tempfile.gettempdir()) / "mutations.json"
     )
+    parser.add_argument("--check", action="store_true", help="only see that each can be planted")
     args = parser.parse_args()
+    if args.check:
+        problems = check()
+        print(json.dumps({"faults": len(FAULTS), "problems": problems}))
+        return 1 if problems else 0
     unknown = set(args.only or ()) - {fault.name for fault in FAULTS}
     if unknown:
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")

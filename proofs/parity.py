@@ -1,6 +1,6 @@
 """Makes the parity tables: our networks beside their PyTorch references in float64, the largest relative error by model and kind.
 
-python proofs/parity.py        # writes docs/parity.md and prints its rows as JSON; half an hour on 2 cores
+python -m proofs parity        # writes docs/parity.md and prints its rows as JSON; half an hour on 2 cores
 
 What is measured is kept in --state (default: parity.json in the temporary folder), so that an interrupted run goes on where it stopped;
 delete that file after a change of the code.
@@ -15,15 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import jax
+import torch
+from flax import traverse_util
 
-import jax  # noqa: E402
-import torch  # noqa: E402
-from flax import traverse_util  # noqa: E402
-
-from googlenet_jax.verification.reference import NETWORKS  # noqa: E402
-from tests.parity.harness import (  # noqa: E402
+from googlenet_jax.verification.reference import NETWORKS
+from tests.parity.harness import (
     BATCH_SIZE,
     DRIFT_CONTROLS,
     DRIFT_FACTOR,
@@ -34,6 +31,8 @@ from tests.parity.harness import (  # noqa: E402
     endpoint_errors,
     training_errors,
 )
+
+ROOT = Path(__file__).resolve().parents[1]
 
 SIZES = (224, 225, 231, 97)
 # The recipes of configs/ by network; the others are shown at a common rate.
@@ -74,7 +73,7 @@ _PREFIXES = {
 
 TEXT = """# Parity with PyTorch
 
-Made by `python proofs/parity.py` (jax {jax}, torch {torch}, CPU, float64). Each entry is the largest ‖ours − PyTorch's‖₂ / ‖PyTorch's‖₂
+Made by `python -m proofs parity` (jax {jax}, torch {torch}, CPU, float64). Each entry is the largest ‖ours − PyTorch's‖₂ / ‖PyTorch's‖₂
 over all tensors of its kind; the tests hold every one to {tolerance:.0e}. The references, in
 `googlenet_jax/verification/reference/`, are written from the papers' and the frameworks' facts, not from this project's code.
 

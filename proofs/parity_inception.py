@@ -1,6 +1,6 @@
 """Makes the parity table of the Inception family: ours beside the PyTorch references in float64, flavour by flavour.
 
-python proofs/parity_inception.py        # writes docs/parity-inception.md and prints its rows as JSON; ten minutes on 2 cores
+python -m proofs parity_inception        # writes docs/parity-inception.md and prints its rows as JSON; ten minutes on 2 cores
 
 What is measured is kept in --state, so that an interrupted run goes on where it stopped; delete that file after a change of the code.
 """
@@ -12,14 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import jax
+import torch
 
-import jax  # noqa: E402
-import torch  # noqa: E402
+from tests.parity.harness import TOLERANCE, endpoint_errors, training_errors
+from tests.parity.test_inceptions import RATE, zero_gradients_apart
 
-from tests.parity.harness import TOLERANCE, endpoint_errors, training_errors  # noqa: E402
-from tests.parity.test_inceptions import RATE, zero_gradients_apart  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 WIDTH = 0.125
 KINDS = {
@@ -47,7 +46,7 @@ CASES: tuple[tuple[str, dict[str, Any], tuple[int, ...], tuple[int, int, int]], 
 
 TEXT = """# Parity of the Inception family with PyTorch
 
-Made by `python proofs/parity_inception.py` (jax {jax}, torch {torch}, CPU, float64), as [parity.md](parity.md) is: the largest
+Made by `python -m proofs parity_inception` (jax {jax}, torch {torch}, CPU, float64), as [parity.md](parity.md) is: the largest
 ‖ours − PyTorch's‖₂ / ‖PyTorch's‖₂ over all tensors of a kind, held to {tolerance:.0e}. Endpoints are compared at the sizes named; training
 is the project's own step beside PyTorch's SGD, at a rate of {rate}: through so many batch norms rounding grows tenfold with a step at
 1e-4. Channels are an eighth of the published. A gradient that is zero by mathematics, the port's

@@ -1,6 +1,6 @@
 """What `googlenet-jax verify` says of planted faults, and of every network without one.
 
-    python proofs/verify_faults.py            # some minutes on 2 cores; prints JSON
+    python -m proofs verify_faults            # some minutes on 2 cores; prints JSON
 
 Faults are planted in the PyTorch references, narrow ones on small images: nine that `verify` knows,
 one at a time; four pairs; three that it does not know. Then every network, narrow, beside its
@@ -12,20 +12,16 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import jax
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-import jax  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-import googlenet_jax as gj  # noqa: E402
-from googlenet_jax.verification.verify import Verification, reference_of, verify  # noqa: E402
-from tests.verification.small import BiasedNorm  # noqa: E402
+import googlenet_jax as gj
+from googlenet_jax.verification.verify import Verification, reference_of, verify
+from tests.verification.small import BiasedNorm
 
 WIDTH, CLASSES, SIZE = 0.125, 10, 64
 BN = "googlenet_bn"  # the network that most faults are planted in

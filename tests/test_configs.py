@@ -97,7 +97,7 @@ class TenClasses(list):
 ALWAYS = ("imagenet_googlenet",)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(
     "path",
     [

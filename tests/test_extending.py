@@ -70,7 +70,7 @@ def test_the_page_names_its_files_and_commands():
     assert sum(len(part.splitlines()) for part in network[1:]) <= 30
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_network_of_ones_own_is_summarized_trained_and_evaluated(folder, data_dir, capsys):
     assert main([*COMMANDS["summary"][0], "--json"]) == 0
     names = [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]]
@@ -83,7 +83,7 @@ def test_a_network_of_ones_own_is_summarized_trained_and_evaluated(folder, data_
     assert json.loads(captured.out)["examples"] == 360
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_the_same_from_python(folder, data_dir, capsys):
     program = FILES["from_python.py"]
     settings = (
@@ -93,7 +93,7 @@ def test_the_same_from_python(folder, data_dir, capsys):
     assert "SqueezeNet" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(
     "command", COMMANDS["train"][1:], ids=lambda command: command[-1].split("=")[0]
 )

@@ -67,7 +67,7 @@ def test_x5_and_x30_make_the_papers_list_of_changes():
     assert recipe("imagenet_bn_inception") == baseline
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_smoke_resumes_in_between(tmp_path):
     """Of the recipe that compiles fastest; test_configs.py takes a step of each."""
     for duration in ("2 steps", "4 steps"):

@@ -179,7 +179,7 @@ def test_debug_shows_the_traceback(command, tmp_path):
     assert status == 1 and "Traceback" in message and "UserError: optimizer.momentum" in message
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_the_first_command_trains_and_says_what_it_does(tmp_path):
     """configs/digits.py with the smallest network, in a process of its own; then once more, when it is finished."""
     fields = {

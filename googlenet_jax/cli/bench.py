@@ -75,10 +75,11 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--layers: expected `bench train MODEL` without --peer")
     if args.peer:
         try:
-            from googlenet_jax.profiling.torch_speed import create
+            from googlenet_jax.profiling.torch_speed import create, whose
         except ImportError:
             raise UserError("--peer torch: PyTorch is not installed: pip install torch") from None
         create(args.model)
+        print(f"peer: {whose(args.model)}", file=sys.stderr)
 
 
 def _measure(args: argparse.Namespace) -> Any:
@@ -149,8 +150,15 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
             rounds[name].append(_child(args, name))
     _check_devices(rounds)
     sides = {name: _summed(each, args.batch_size) for name, each in rounds.items()}
+    network = {"peer_network": _whose(args.model)} if args.peer else {}
     floor = _floor(rounds[OURS], sides[OURS], args.batch_size)
-    return {**_about(args), "sides": sides, **floor, **_ratio(sides, floor["device"])}
+    return {**_about(args), **network, "sides": sides, **floor, **_ratio(sides, floor["device"])}
+
+
+def _whose(model: str) -> str:
+    from googlenet_jax.profiling.torch_speed import whose
+
+    return whose(model)
 
 
 def _check_devices(rounds: dict[str, list[Any]]) -> None:
@@ -240,7 +248,7 @@ def _layer_lines(result: dict[str, Any]) -> list[str]:
     lines = [f"{'':16}{'milliseconds':>40}{'of CPU time':>40}", f"{'':16}{heads}{heads}"]
     for row in result["layers"]:
         values = [row[kind.format(unit)] for unit in ("ms", "cpu_ms") for kind in kinds]
-        lines.append(f"{row['name']:16}{''.join(f'{value:10.1f}' for value in values)}")
+        lines.append(f"{row['name']:16}{''.join(f'{value:8.1f}' for value in values)}")
     return lines
 
 

@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     """Converts and prints what was written; returns 0."""
     from googlenet_jax.cli.members import fields
     from googlenet_jax.models.registry import model_name, model_options
+    from googlenet_jax.runtime.storage import check_output
     from googlenet_jax.weights.convert import convert
     from googlenet_jax.weights.kinds import goal_kind
     from googlenet_jax.weights.load import load
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         "background": args.background,
     }
     goal_kind(args.goal, args.to)  # before the work, not after
+    check_output(args.goal)
     weights = convert(load(args.source, args.model, **reading), args.goal, **changes)
     arrays = flatten(weights.variables)
     result = {

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,11 @@ def add_parser(subparsers: Any) -> None:
         "detect", help="find objects in pictures, or measure a detector over a split"
     )
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="picture files")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--run", metavar="DIR", help="the run's folder (train's --workdir)")
-    which.add_argument(
-        "--weights", metavar="A,B,…", help="several runs' folders: their mean for each region"
+    parser.add_argument(
+        "--weights",
+        required=True,
+        metavar="A,B,…",
+        help="runs' folders (train's --workdir); of several, their mean for each region",
     )
     parser.add_argument(
         "--split", metavar="S", help="measure over this split of the run's data set, no pictures"
@@ -52,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what was found; returns 0."""
+    """Prints what was found; returns 0, or 1 where a picture could not be read."""
     if bool(args.images) == bool(args.split):
         raise UserError("detect: expected either pictures or --split, give one of the two")
     if not 0 <= args.score <= 1:
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.runtime.process import prepare, say_settings
 
     prepare()
-    ensemble = load_ensemble(args.weights.split(",") if args.weights else [args.run])
+    ensemble = load_ensemble([name for name in args.weights.split(",") if name])
     if args.output:
         with writing(args.output):
             args.output.mkdir(parents=True, exist_ok=True)
@@ -74,11 +76,21 @@ def _pictures(args: argparse.Namespace, ensemble: "Ensemble") -> int:
     from googlenet_jax.detection.drawing import draw_detections, save_picture
     from googlenet_jax.evaluation.pictures import read_picture
 
-    pictures = [read_picture(path) for path in args.images]  # before anything is compiled
+    pictures, failed = [], 0
+    for path in args.images:  # before anything is compiled
+        try:
+            pictures.append((path, read_picture(path)))
+        except UserError as error:
+            failed += 1
+            if args.json:
+                print(json.dumps({"image": path, "error": str(error)}))
+            print(f"googlenet-jax: {error}", file=sys.stderr)
+    if not pictures:
+        return 1
     detector = Detector(
         ensemble, args.multibox, box_regression=args.box_regression, data_dir=args.data_dir
     )
-    for path, picture in zip(args.images, pictures, strict=True):
+    for path, picture in pictures:
         found = _above(detector(picture), args.score)
         _print(path, found, ensemble.class_names, args.json)
         if args.output:
@@ -87,7 +99,7 @@ def _pictures(args: argparse.Namespace, ensemble: "Ensemble") -> int:
             save_picture(target, drawn)
             if not args.json:
                 print(f"  wrote {target}")
-    return 0
+    return 1 if failed else 0
 
 
 def _measure(args: argparse.Namespace, ensemble: "Ensemble") -> int:

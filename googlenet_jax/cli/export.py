@@ -35,14 +35,21 @@ def run(args: argparse.Namespace) -> int:
     """Writes both files; returns 0."""
     from googlenet_jax.models.registry import create_model, model_name
     from googlenet_jax.runtime.process import prepare, say_settings
-    from googlenet_jax.runtime.storage import write_atomically, writing
+    from googlenet_jax.runtime.storage import check_output, write_atomically, writing
     from googlenet_jax.weights import onnx
-    from googlenet_jax.weights.export import PLATFORMS, check_artifact, describe, export_model
+    from googlenet_jax.weights.export import (
+        LOADABLE,
+        PLATFORMS,
+        check_artifact,
+        describe,
+        export_model,
+    )
 
     path = args.output or Path(f"{args.model}.{args.format}")
     beside = path.with_suffix(".json")
     if beside == path:
         raise UserError(f"--output: expected another ending than .json, found {path}")
+    check_output(path)
     create_model(args.model)  # raises, before weights are read, where there is none of that name
     prepare()
     loaded = load_members(args)
@@ -80,10 +87,13 @@ def run(args: argparse.Namespace) -> int:
         "preprocessing": str(beside),
         "bytes": len(artifact),
         "largest_difference": difference,
+        **({} if as_onnx else {"loadable": LOADABLE}),
     }
     if args.json:
         print(json.dumps(result))
     else:
         print(f"wrote {path} ({len(artifact) / 1e6:.1f} MB) and {beside}")
         print(f"run by itself, its logits differ by {difference:.1e} of their root mean square")
+        if not as_onnx:
+            print(f"it can be loaded {LOADABLE}")
     return 0

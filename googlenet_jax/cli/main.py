@@ -6,6 +6,7 @@ files import what is slow (JAX, the data sets) inside `run`, so that `--help` an
 """
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -13,6 +14,8 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+
+import shtab
 
 from googlenet_jax import __version__
 from googlenet_jax.cli import (
@@ -31,6 +34,8 @@ from googlenet_jax.cli import (
     train,
     verify,
 )
+from googlenet_jax.cli.parser import Parser
+from googlenet_jax.cli.streams import Output, Unbreakable, open_streams
 from googlenet_jax.errors import UserError
 
 SUBCOMMANDS = {
@@ -50,6 +55,22 @@ SUBCOMMANDS = {
     "compile": compile,
 }
 
+EXAMPLES = {
+    "train": "googlenet-jax train --config=digits --workdir=runs/digits --config.batch_size=64",
+    "summary": "googlenet-jax summary googlenet --compare googlenet_bn",
+    "prepare": "googlenet-jax prepare folder photos --name pets",
+    "evaluate": "googlenet-jax evaluate --weights runs/digits --output report",
+    "predict": "googlenet-jax predict --weights runs/digits photos/*.jpg",
+    "convert": "googlenet-jax convert googlenet.pth googlenet.safetensors --model "
+    "googlenet_torchvision",
+    "plot": "googlenet-jax plot runs/a runs/b --output both.png",
+    "verify": "googlenet-jax verify googlenet --against mine.py:MyGoogLeNet",
+    "bench": "googlenet-jax bench train googlenet_bn --batch-size 32 --peer torch",
+    "export": "googlenet-jax export googlenet_bn --weights runs/digits",
+    "proposals": "googlenet-jax proposals digit_scenes --split test",
+    "detect": "googlenet-jax detect --weights runs/scenes photo.jpg --output found",
+    "compile": "googlenet-jax compile --config=imagenet_googlenet_bn --topology=v5e:4x4",
+}
 INTERRUPTED = 130  # 128 + SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 FIELD = re.compile(r"--(no)?config\.")  # of a recipe, which `train` takes
@@ -59,14 +80,24 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command; what all subcommands take is taken before and after the
     subcommand.
     """
-    parser = argparse.ArgumentParser(
-        prog="googlenet-jax", description="GoogLeNet and the Inception family in JAX/Flax."
+    parser = Parser(
+        prog="googlenet-jax",
+        description="GoogLeNet and the Inception family in JAX/Flax.",
+        epilog="`googlenet-jax SUBCOMMAND --help` says more, with an example.",
     )
     parser.add_argument("--version", action="version", version=f"googlenet-jax {__version__}")
     parser.set_defaults(takes_fields=False)
+    shtab.add_argument_to(
+        parser,
+        ["--print-completion"],
+        help="print the shell's completion of this command: "
+        'eval "$(googlenet-jax --print-completion bash)"',
+    )
     subparsers = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND", required=True)
-    for module in SUBCOMMANDS.values():
+    for name, module in SUBCOMMANDS.items():
         module.add_parser(subparsers)
+        added = subparsers.choices[name]
+        added.epilog = " ".join(filter(None, [added.epilog, f"Example: {EXAMPLES[name]}"]))
     for each in (parser, *subparsers.choices.values()):
         # SUPPRESS: where it is absent after the subcommand, what stood before it holds.
         default = False if each is parser else argparse.SUPPRESS
@@ -75,6 +106,13 @@ def build_parser() -> argparse.ArgumentParser:
             action="store_true",
             default=default,
             help="show the traceback of what goes wrong",
+        )
+        each.set_defaults(parser=each)
+        each.add_argument(
+            "--verbose",
+            action="store_true",
+            default=default,
+            help="say more: what was set for speed, and how to turn it off",
         )
         each.add_argument(
             "--import",
@@ -85,6 +123,18 @@ def build_parser() -> argparse.ArgumentParser:
             help="first import a module of yours, which registers networks, losses, …; repeatable",
         )
     return parser
+
+
+def _strange(args: argparse.Namespace, rest: Sequence[str]) -> str:
+    """What is said of arguments that the subcommand does not take."""
+    name = rest[0].split("=")[0]
+    if args.takes_fields and name.startswith("--"):
+        wanted = name[2:].replace("-", "_")
+        fields = [f for f in train.field_names() if f == wanted or f.endswith(f".{wanted}")]
+        if fields:
+            return f"there is no {name} (did you mean '--config.{fields[0]}'?)"
+    known = args.parser.unknown(rest)
+    return known or f"unrecognized arguments: {' '.join(rest)}"
 
 
 def import_registrations(modules: Sequence[str]) -> None:
@@ -112,21 +162,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises SystemExit(2) for wrong usage, as argparse does.
     """
+    open_streams()
+    streams = Output(sys.stdout), Unbreakable(sys.stderr)
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     args.fields = rest
     if rest and not (args.takes_fields and FIELD.match(rest[0])):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.parser.error(_strange(args, rest))
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     # Orbax warns of what is meant, that a run's folder is only read, and prints tracebacks of what
     # it also raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Pillow logs what it says in exceptions too.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    logging.getLogger("googlenet_jax").setLevel(logging.INFO if args.verbose else logging.WARNING)
     try:
         import_registrations([*args.imports_before, *args.imports])
         status = SUBCOMMANDS[args.subcommand].run(args)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
+        if args.subcommand != "train":  # which has said more
+            print("\ngooglenet-jax: stopped by Ctrl-C", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader has gone (`| head`): Python would complain once more when it flushes at exit.

@@ -16,10 +16,9 @@ SEVERAL = f"one or several, separated by commas, whose probabilities are average
 
 
 def add_weights(parser: Any, *, one: bool = False) -> None:
-    """Adds the arguments that `load_members` reads; `--run` is the first one's older name."""
+    """Adds the arguments that `load_members` reads."""
     parser.add_argument(
         "--weights",
-        "--run",
         required=True,
         action="append",
         metavar="X" if one else "A,B,…",

@@ -28,19 +28,26 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draws the picture and says where it is; returns 0."""
     from googlenet_jax.errors import UserError
-    from googlenet_jax.runtime.storage import reaching, run_folder, write_atomically, writing
+    from googlenet_jax.runtime.storage import (
+        check_output,
+        reaching,
+        run_folder,
+        write_atomically,
+        writing,
+    )
     from googlenet_jax.training.curves import draw_curves
     from googlenet_jax.training.writers import METRICS_FILE, read_metrics
 
-    runs = {}
-    for folder in args.runs:
-        with reaching(folder):
-            runs[folder] = read_metrics(run_folder(folder) / METRICS_FILE)
     output = Path(args.output)
     if output.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise UserError(
             f"--output: expected a name that ends in .png, .pdf or .svg, found {args.output!r}"
         )
+    check_output(output)
+    runs = {}
+    for folder in args.runs:
+        with reaching(folder):
+            runs[folder] = read_metrics(run_folder(folder) / METRICS_FILE)
     with writing(output):
         write_atomically(output, lambda path: draw_curves(runs, path))
     last = {
@@ -54,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         for line in lines:
             what = " ".join([line["split"], *([line["weights"]] if "weights" in line else [])])
             top1 = f", top-1 {100 * line['top1']:.2f} %" if "top1" in line else ""
-            print(f"{folder}  epoch {line['epoch']:g}  {what}: loss {line['loss']:.4f}{top1}")
+            loss = f": loss {line['loss']:.4f}" if "loss" in line else ""
+            print(f"{folder}  epoch {line['epoch']:g}  {what}{loss}{top1}")
     print(f"wrote {output}")
     return 0

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 32  # crops at a time: bounds the memory
 GRID = 100  # pictures that a grid holds at most
-# Of JPEG, PNG, GIF, BMP, TIFF (both byte orders) and WebP.
-SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -105,9 +103,14 @@ def _pictures(arguments: list[str]) -> "tuple[Iterable[Picture], int | None]":
 
 
 def _from_stdin() -> Iterator[str | io.BytesIO]:
+    from googlenet_jax.data.decoding import picture_format
+
     stdin: Any = sys.stdin.buffer
     stream = io.BufferedReader(stdin)  # which can peek
-    if stream.peek(8).startswith(SIGNATURES):
+    begin = stream.peek(16)[:16]
+    form = picture_format(begin)
+    # A name may begin as a picture does: BMW/photo.jpg. Lengths in headers are no text.
+    if form is not None and (form == "PPM" or any(byte < 9 or byte > 126 for byte in begin)):
         yield io.BytesIO(stream.read())
         return
     for line in stream:
@@ -120,7 +123,7 @@ def _print(result: "Predicted", as_json: bool) -> None:
     if as_json:
         found = {"predictions": [each._asdict() for each in result.predictions]}
         line = found if result.error is None else {"error": str(result.error)}
-        print(json.dumps({"image": result.name, **line}), flush=True)
+        print(json.dumps({"image": result.name, **line}, allow_nan=False), flush=True)
     elif result.error is None:
         width = max(len(each.class_name) for each in result.predictions)
         print(result.name)

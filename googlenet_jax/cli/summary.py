@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import json
+import shutil
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="a model's name, such as googlenet")
     parser.add_argument(
-        "--input-size",
+        "--size",
         type=int,
         metavar="N",
         help="height and width of the image (default: the model's own)",
@@ -43,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
 
     model = _create(args.model, args)
     size = model.input_size
-    if args.input_size is not None:
-        size = check_whole("--input-size", args.input_size, 1)
+    if args.size is not None:
+        size = check_whole("--size", args.size, 1)
     summary, printed = summarize(model, size), _printed(model, size)
     if args.compare:
         other_model = _create(args.compare, args)
@@ -145,7 +147,8 @@ def summary_text(summary: "Summary", printed: "PrintedTable | None" = None) -> s
         )
     text = table(header, lines, left=(0, 1, 5, len(header) - 1))
     if printed:
-        text += f"\n\nprinted: {printed.source}; kernels' weights in K = 1024, multiply-adds in M; difference: printed against computed."
+        note = f"printed: {printed.source}; kernels' weights in K = 1024, multiply-adds in M; difference: printed against computed."
+        text += "\n\n" + textwrap.fill(note, _columns())
     return text
 
 
@@ -192,15 +195,47 @@ def align(names: Sequence[str], others: Sequence[str]) -> list[str]:
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    """Plain text with aligned columns: those numbered in `left` to the left, the others to the right. Lines may be short."""
+    """Plain text with aligned columns: those numbered in `left` to the left, the others to the right. Lines may be short.
+
+    Columns that don't fit the terminal (80 columns where there is none) follow in a table of their
+    own, each row with its name, and without the rows that say nothing there.
+    """
     rows = [list(header), *([*line, *[""] * (len(header) - len(line))] for line in lines)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    rows.insert(1, ["─" * width for width in widths])
+    space = _columns() - widths[0]
+    blocks: list[list[int]] = [[]]
+    for column in range(1, len(header)):
+        if blocks[-1] and sum(widths[c] + 2 for c in (*blocks[-1], column)) > space:
+            blocks.append([])
+        blocks[-1].append(column)
+    return "\n\n".join(_block(rows, [0, *block], left) for block in blocks)
+
+
+def _block(rows: Sequence[Sequence[str]], columns: Sequence[int], left: Sequence[int]) -> str:
+    """The table of these columns, the last of them folded where it is too wide."""
+    head, *body = ([row[column] for column in columns] for row in rows)
+    chosen = [head, *(row for row in body if any(row[1:]))]
+    widths = [max(len(row[place]) for row in chosen) for place in range(len(columns))]
+    widths[-1] = max(12, min(widths[-1], _columns() - sum(widths[:-1]) - 2 * len(widths) + 2))
+    folded = [part for row in chosen for part in _fold(row, widths[-1])]
+    folded.insert(1, ["─" * width for width in widths])
     aligned = (
-        "  ".join(f"{cell:{'<' if i in left else '>'}{widths[i]}}" for i, cell in enumerate(row))
-        for row in rows
+        "  ".join(
+            f"{cell:{'<' if column in left else '>'}{width}}"
+            for cell, column, width in zip(row, columns, widths, strict=True)
+        )
+        for row in folded
     )
     return "\n".join(line.rstrip() for line in aligned)
+
+
+def _fold(row: Sequence[str], width: int) -> list[list[str]]:
+    first, *more = textwrap.wrap(row[-1], width) or [""]
+    return [[*row[:-1], first], *([*[""] * (len(row) - 1), part] for part in more)]
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -74,6 +74,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def field_names() -> list[str]:
+    """The names of a classification recipe's fields, such as "schedule.warmup"."""
+    from flax.traverse_util import flatten_dict
+
+    from googlenet_jax.training.config import default_config
+
+    return sorted(flatten_dict(default_config().to_dict(), sep="."), key=len)
+
+
 def recipe_folder() -> Path:
     """Where the package's recipes lie: inside an installed package, or beside it where it runs from
     its sources.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from googlenet_jax.cli.members import fields
 from googlenet_jax.errors import UserError, check_whole
+from googlenet_jax.runtime.storage import check_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +80,8 @@ DIFFERENT = 3  # exit status; 1 and 2 are errors
 
 def run(args: argparse.Namespace) -> int:
     """Prints the verification; returns 0 where the two are equal, and 3 where they differ."""
+    if args.html:
+        check_output(args.html)
     for name, smallest in (("steps", 0), ("seed", 0), ("size", 1)):
         if getattr(args, name) is not None:
             check_whole(f"--{name}", getattr(args, name), smallest)

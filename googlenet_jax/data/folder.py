@@ -4,7 +4,6 @@ in as they are."""
 import contextlib
 import dataclasses
 import hashlib
-import io
 import re
 import shutil
 from collections import defaultdict
@@ -14,15 +13,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
-from googlenet_jax.data.sources import FILE_FORMAT, FILE_NAME, ORIENTATION
+from googlenet_jax.data.decoding import exif_orientation
+from googlenet_jax.data.picture_files import ENDINGS, list_pictures
+from googlenet_jax.data.sources import FILE_FORMAT, FILE_NAME, ORIENTATION, check_class_names
 from googlenet_jax.errors import UserError
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TRAIN, VALIDATION = "train", "validation"
 _VALIDATION_FOLDERS = ("val", "valid", "validation")
-_EXIF_ORIENTATION = 0x0112
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +76,7 @@ def list_folder(root: Path, validation_fraction: float = 0.1, seed: int = 0) -> 
     else:
         splits = _split(_list_classes(root, ignored), root, validation_fraction, seed)
     class_names = tuple(sorted({name for _, name in splits[TRAIN]}))
+    check_class_names(class_names, str(root))
     strangers = sorted({name for _, name in splits.get(VALIDATION, [])} - set(class_names))
     if strangers:
         raise UserError(
@@ -102,24 +101,15 @@ def _list_classes(folder: Path, ignored: list[Path]) -> list[tuple[Path, str]]:
     )
     listed = []
     for path in classes:
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if file.is_file() and not _is_hidden(file.relative_to(path))
-        )
-        images = [file for file in files if file.suffix.lower() in ENDINGS]
+        images, others = list_pictures(path)
         if not images:
             raise UserError(
                 f"{path}: expected images ({', '.join(ENDINGS)}), found none; add some or remove "
                 "the folder"
             )
-        ignored.extend(file for file in files if file.suffix.lower() not in ENDINGS)
+        ignored.extend(others)
         listed += [(file, path.name) for file in images]
     return listed
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _split(
@@ -207,17 +197,6 @@ class Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
                     ORIENTATION: exif_orientation(encoded),
                 },
             )
-
-
-def exif_orientation(encoded: bytes) -> int:
-    """How a picture is to be turned upright, from 1 (as it is) to 8; 1 where the file doesn't
-    say."""
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            value = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # Pillow's, of a damaged file: anything. Its reading is judged elsewhere.
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def prepare_folder(

@@ -17,6 +17,7 @@ import numpy as np
 from googlenet_jax.data.bad_images import BadImages
 from googlenet_jax.data.decoding import (
     INTERPOLATIONS,
+    MAX_SIDE,
     PAPER_INTERPOLATIONS,
     BadImage,
     Box,
@@ -31,6 +32,7 @@ from googlenet_jax.errors import UserError, check_range, check_whole, nearest
 Batch = dict[str, np.ndarray]
 
 DEFAULT_THREADS = min(os.cpu_count() or 1, 8)
+MOST_THREADS = 4096  # and processes: more than any host is helped by
 CROP_TRIES = 10  # torchvision's number, before it takes the central fallback
 
 
@@ -106,9 +108,9 @@ def train_batches(
     """
     rows = _share(batch_size, process_index, process_count)
     check_whole("start_step", start_step, 0)
-    check_whole("threads", threads, 0)
-    check_whole("workers", workers, 0)
-    check_whole("size", size, 1)
+    check_whole("threads", threads, 0, MOST_THREADS)
+    check_whole("workers", workers, 0, MOST_THREADS)
+    check_whole("size", size, 1, MAX_SIDE)
     check_whole("seed", seed, 0, 2**32 - 1)
     if interpolation not in (*INTERPOLATIONS, "random"):
         known = (*INTERPOLATIONS, "random")
@@ -157,8 +159,8 @@ def eval_batches(
             worker has died.
     """
     rows = _share(batch_size, process_index, process_count)
-    check_whole("threads", threads, 0)
-    check_whole("workers", workers, 0)
+    check_whole("threads", threads, 0, MOST_THREADS)
+    check_whole("workers", workers, 0, MOST_THREADS)
     reader = _Reader(source, preprocessing.size, keeps_bad=bad_images is not None)
     make_batches = functools.partial(
         _eval_dataset, reader, preprocessing, batch_size, rows, exact_decoding

@@ -1,8 +1,10 @@
 """Random access to the examples of a prepared TFDS data set, without TensorFlow."""
 
+import collections
 import dataclasses
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,7 @@ class Source:
         self.grey = features["image"].shape[-1] in (1, 2)
         self._folder = builder.data_dir
         self._records = open_records(builder, name, split)
+        self._files = [each.filename for each in builder.info.splits[split].file_instructions]
 
     def __len__(self) -> int:
         return len(self._records)
@@ -102,6 +105,20 @@ class Source:
         return [
             self._record(index, example) for index, example in zip(indices, serialized, strict=True)
         ]
+
+    def checksum(self) -> int:
+        """A check sum of what the split's files hold and of its classes' names; reads all of them."""
+        crc = zlib.crc32("\n".join(self.class_names).encode())
+        try:
+            for name in self._files:
+                with open(name, "rb") as file:
+                    while chunk := file.read(1 << 20):
+                        crc = zlib.crc32(chunk, crc)
+        except OSError as error:
+            raise UserError(
+                f"{self.name} {self.split}: can't read {name} ({error.strerror or error})"
+            ) from error
+        return crc
 
     def describe(self, index: int, record: Record, problem: object) -> str:
         """What is wrong with an example, in one line that names it."""
@@ -226,6 +243,31 @@ def check_features(features: Any, name: str) -> Any:
             "another set"
         )
     return features
+
+
+def check_class_names(names: Iterable[str], where: str) -> None:
+    """Raises UserError for a class whose name a set's label file can't hold, before anything is
+    written.
+
+    TFDS writes a name a line in UTF-8 and strips each line as it reads: the wrong classes would
+    get names.
+    """
+    for name, count in collections.Counter(names).items():
+        if count > 1:
+            raise UserError(f"{where}: expected different names of classes, found {name!r} twice")
+        if name.splitlines() != [name] or name.strip() != name or not _is_utf_8(name):
+            raise UserError(
+                f"{where}: expected names of classes in UTF-8, without line breaks and without a "
+                f"space at either end, found {name!r}; rename that one"
+            )
+
+
+def _is_utf_8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # of a file's name: bytes that are no UTF-8
+        return False
+    return True
 
 
 def open_records(builder: tfds.core.DatasetBuilder, name: str, split: str) -> Any:

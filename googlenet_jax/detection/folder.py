@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
+from googlenet_jax.data.decoding import BadImage, picture_size
+from googlenet_jax.data.picture_files import list_pictures
+from googlenet_jax.data.sources import check_class_names
 from googlenet_jax.errors import UserError
 
 FILE_FORMAT = "array_record"
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 LARGEST_XML = 10 * 2**20  # bytes of an annotation
 
 
@@ -32,6 +33,7 @@ class Example:
       file: the image. name: the file's path below the folder.
       boxes: float64 [G, 4], (top, left, bottom, right) in pixels, inside the image, with an area.
       labels: the names of the classes; difficult, crowd: flags, one an object.
+      areas: float64 [G], of the objects' outlines in pixels; negative where not known.
     """
 
     file: Path
@@ -41,6 +43,7 @@ class Example:
     labels: tuple[str, ...]
     difficult: tuple[bool, ...]
     crowd: tuple[bool, ...]
+    areas: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +142,7 @@ def _voc_example(
         [label for label, _, _ in rows],
         difficult=[flag for _, _, flag in rows],
         crowd=[False] * len(rows),
+        areas=[-1.0] * len(rows),
     )
 
 
@@ -223,9 +227,14 @@ def _coco_split(
     for image, rows in objects.items():
         file = _coco_file(root, path, files[image], by_name)
         boxes = np.array([row[0] for row in rows], np.float64).reshape(-1, 4)
-        labels, crowd = [row[1] for row in rows], [row[2] for row in rows]
         example, count = _example(
-            file, root, boxes, labels, difficult=[False] * len(rows), crowd=crowd
+            file,
+            root,
+            boxes,
+            [row[1] for row in rows],
+            difficult=[False] * len(rows),
+            crowd=[row[2] for row in rows],
+            areas=[row[3] for row in rows],
         )
         examples.append(example)
         dropped += count
@@ -245,7 +254,8 @@ def _coco_content(path: Path) -> dict[str, Any]:
 
 def _coco_object(
     path: Path, annotation: dict[str, Any], categories: dict[Any, str]
-) -> tuple[tuple[float, ...], str, bool]:
+) -> tuple[tuple[float, ...], str, bool, float]:
+    """An annotation's box, class, whether it is a crowd, and its outline's area."""
     label = annotation["category_id"]
     if label not in categories:
         raise UserError(
@@ -263,7 +273,13 @@ def _coco_object(
             f"height, found {box!r}"
         )
     x, y, width, height = box
-    return (y, x, y + height, x + width), categories[label], bool(annotation.get("iscrowd", 0))
+    area = annotation.get("area", -1)
+    if not isinstance(area, int | float):
+        raise UserError(
+            f"{path}: annotation {annotation.get('id')}: expected a number as area, found {area!r}"
+        )
+    crowd = bool(annotation.get("iscrowd", 0))
+    return (y, x, y + height, x + width), categories[label], crowd, float(area)
 
 
 def _coco_file(root: Path, path: Path, name: str, by_name: dict[str, list[Path]]) -> Path:
@@ -283,7 +299,7 @@ def _coco_file(root: Path, path: Path, name: str, by_name: dict[str, list[Path]]
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+    return list_pictures(folder)[0]
 
 
 def _example(
@@ -293,13 +309,13 @@ def _example(
     labels: Sequence[str],
     difficult: Sequence[bool],
     crowd: Sequence[bool],
+    areas: Sequence[float],
 ) -> tuple[Example, int]:
     """An example with the boxes that have an area inside the image, and how many have none."""
     try:
-        with Image.open(file) as image:  # reads the header alone
-            width, height = image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file}: expected an image, found something else ({error})") from error
+        height, width = picture_size(file.read_bytes())
+    except (OSError, BadImage) as error:
+        raise UserError(f"{file}: {error}") from error
     inside = np.clip(boxes, 0, [height, width, height, width])
     good = np.isfinite(boxes).all(axis=1) & (inside[:, 2:] > inside[:, :2]).all(axis=1)
     kept = np.flatnonzero(good).tolist()
@@ -311,6 +327,7 @@ def _example(
         tuple(labels[i] for i in kept),
         tuple(difficult[i] for i in kept),
         tuple(crowd[i] for i in kept),
+        np.array(areas, np.float64)[kept],
     )
     return example, len(boxes) - len(kept)
 
@@ -323,6 +340,7 @@ def _listing(
         raise UserError(
             f"{root}: expected images with boxes, found {'no class' if splits else 'none'}"
         )
+    check_class_names(names, str(root))
     empty = sum(not each.labels for split in splits.values() for each in split)
     return Listing(splits, names, dropped, empty)
 
@@ -343,6 +361,7 @@ class DetectionFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
             "label": tfds.features.ClassLabel(names=list(self._listing.class_names)),
             "is_difficult": np.bool_,
             "is_crowd": np.bool_,
+            "area": np.float32,
         }
         features = {
             "image": tfds.features.Image(shape=(None, None, 3)),
@@ -368,15 +387,17 @@ class DetectionFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
         for each in examples:
             height, width = each.size
             shares = each.boxes / np.array([height, width, height, width])
-            rows = zip(shares.tolist(), each.labels, each.difficult, each.crowd, strict=True)
+            flags = (each.difficult, each.crowd, each.areas.tolist())
+            rows = zip(shares.tolist(), each.labels, *flags, strict=True)
             objects = [
                 {
                     "bbox": tfds.features.BBox(*(min(1.0, x) for x in box)),
                     "label": label,
                     "is_difficult": difficult,
                     "is_crowd": crowd,
+                    "area": area,
                 }
-                for box, label, difficult, crowd in rows
+                for box, label, difficult, crowd, area in rows
             ]
             image = each.file.read_bytes()
             yield each.name, {"image": image, "file_name": each.name, "objects": objects}

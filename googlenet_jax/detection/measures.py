@@ -26,12 +26,23 @@ class Objects(NamedTuple):
       labels: int [G].
       difficult: bool [G]. VOC counts such an object neither as hit nor as miss.
       crowd: bool [G]. COCO's box around many objects: detections inside are neither hit nor miss.
+      annotated_areas: float [G], of the objects' outlines in pixels, as COCO's files give them; NaN
+        where one is not known; None where none is.
     """
 
     boxes: np.ndarray
     labels: np.ndarray
     difficult: np.ndarray
     crowd: np.ndarray
+    annotated_areas: np.ndarray | None = None
+
+    @property
+    def areas(self) -> np.ndarray:
+        """Each object's area in pixels, float64 [G]: as annotated, else its box's."""
+        boxes = areas(self.boxes.astype(np.float64))
+        if self.annotated_areas is None:
+            return boxes
+        return np.where(np.isnan(self.annotated_areas), boxes, self.annotated_areas)
 
     @property
     def ignored(self) -> np.ndarray:
@@ -101,8 +112,9 @@ def coco(
     ap (the mean over IoU 0.50, 0.55, …, 0.95 and the classes that have objects, 101 recalls
     each), ap50, ap75, ap_small, ap_medium, ap_large (objects of less than 32², of 32² to 96², of
     more than 96² pixels), and the mean largest recall with 1, 10 and 100 detections an image and
-    class, ar1, ar10, ar100, and ar_small, ar_medium, ar_large. The area of an object is its
-    box's; COCO's own files give that of its outline. NaN where no class has an object.
+    class, ar1, ar10, ar100, and ar_small, ar_medium, ar_large. The area of an object is the
+    annotation's, its outline's in COCO's own files, and its box's where there is none. NaN where no
+    class has an object.
     """
     precision = np.full(
         (len(COCO_THRESHOLDS), len(COCO_RECALLS), num_classes, len(COCO_AREAS)), np.nan
@@ -282,7 +294,8 @@ def _coco_images(
         own = np.maximum(areas(boxes), np.finfo(np.float64).tiny)[:, None]
         overlaps = np.where(crowd[None], intersections(boxes, objects) / own, iou(boxes, objects))
         scores = given.scores[in_class][order]
-        images.append(_CocoImage(overlaps, scores, areas(boxes), areas(objects), crowd))
+        sizes = wanted.areas[of_class]
+        images.append(_CocoImage(overlaps, scores, areas(boxes), sizes, crowd))
     return images
 
 

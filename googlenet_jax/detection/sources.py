@@ -1,6 +1,5 @@
 """Random access to the images and boxes of a prepared TFDS detection set, without TensorFlow."""
 
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -9,10 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from googlenet_jax.data.decoding import BadImage, decode
+from googlenet_jax.data.decoding import BadImage, decode, picture_size
 from googlenet_jax.data.sources import default_data_dir, open_builder, open_records
 from googlenet_jax.detection import digit_scenes
 from googlenet_jax.detection.boxes import clip, have_area
@@ -129,9 +127,8 @@ class DetectionSource:
     def _annotation(self, index: int, features: Any) -> Annotation:
         encoded = features["image"].bytes_list.value[0]
         try:
-            with Image.open(io.BytesIO(encoded)) as image:  # reads the header alone
-                width, height = image.size
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            height, width = picture_size(encoded)
+        except BadImage as error:
             raise self._broken(index, error) from error
         objects, dropped = self._objects(index, features, (height, width))
         return Annotation(objects, (height, width), dropped)
@@ -150,8 +147,19 @@ class DetectionSource:
                 f"from 0 to {self.num_classes - 1}, found {labels.tolist()}"
             )
         good = have_area(boxes)
-        flags = (self._flag(features, names, len(boxes))[good] for names in (DIFFICULT, CROWD))
-        return Objects(boxes[good], labels[good], *flags), int((~good).sum())
+        difficult, crowd = (
+            self._flag(features, names, len(boxes))[good] for names in (DIFFICULT, CROWD)
+        )
+        areas = self._areas(features, len(boxes))[good]
+        return Objects(boxes[good], labels[good], difficult, crowd, areas), int((~good).sum())
+
+    def _areas(self, features: Any, count: int) -> np.ndarray:
+        """Each object's area in pixels, as annotated; NaN where the set has none."""
+        feature = features[f"{self._key}/area"]
+        values = np.array([*feature.int64_list.value, *feature.float_list.value], np.float64)
+        if len(values) != count:
+            return np.full(count, np.nan)
+        return np.where(values >= 0, values, np.nan)
 
     def _flag(self, features: Any, names: Sequence[str], count: int) -> np.ndarray:
         """A flag of each object; False where the set has no such flag, or it is not known (−1)."""

@@ -33,6 +33,7 @@ from googlenet_jax.evaluation.crops import (
     view_count,
 )
 from googlenet_jax.models.network import Network
+from googlenet_jax.runtime.process import say
 from googlenet_jax.runtime.sharding import data_sharding, replicated
 
 Item = TypeVar("Item")
@@ -290,7 +291,20 @@ def _class_names(members: Sequence[Member], wanted: Sequence[str] | None) -> tup
                 f"whose class names or WordNet ids are among its own, found {member.num_classes}"
                 f"{_unmatched(member.labels, names)}"
             )
+        _warn_of_other_names(member, names, "the data set" if wanted is not None else first.source)
     return names
+
+
+def _warn_of_other_names(member: Member, names: Sequence[str], whose: str) -> None:
+    """Says where a member's classes are called otherwise, as then their positions decide."""
+    own = member.labels
+    if own is None or matched_classes(own, names) is not None:
+        return
+    place = next((i for i, (a, b) in enumerate(zip(own, names, strict=True)) if a != b), 0)
+    say(
+        f"warning: {member.source} calls its classes otherwise than {whose}, so their positions "
+        f"decide: number {place} is {own[place]!r} there and {names[place]!r} here"
+    )
 
 
 def matched_classes(labels: Sequence[str] | None, wanted: Sequence[str]) -> tuple[int, ...] | None:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from googlenet_jax.errors import UserError
-from googlenet_jax.runtime.storage import write_atomically, writing
+from googlenet_jax.data.decoding import BadImage, decode, exif_orientation
+from googlenet_jax.data.picture_files import ENDINGS, list_pictures
+from googlenet_jax.errors import UserError, printable
+from googlenet_jax.runtime.storage import check_output, open_regular, write_atomically, writing
 
 GRID_SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
 
@@ -22,43 +24,46 @@ if TYPE_CHECKING:
 
 
 def read_picture(file: str | Path | BinaryIO | Image.Image) -> np.ndarray:
-    """Reads a picture, or takes one that Pillow has opened, as uint8 `[H, W, 3]`, RGB, turned as its EXIF orientation says.
-
-    White stands behind what is transparent.
+    """Reads a picture, or takes one that Pillow has opened, as training reads those of a folder: uint8 `[H, W, 3]`, RGB, turned as its
+    EXIF orientation says; alpha is dropped, and 16 bits become their upper 8.
 
     Raises:
-      UserError: no such file, not a picture, a damaged one, or one of more than 8 bits a channel.
+      UserError: no such file, no regular one (a pipe, a device), not a picture, or a damaged one.
     """
-    name = file if isinstance(file, str | Path) else "the picture"
+    if isinstance(file, Image.Image):
+        return _as_rgb(file)
     try:
-        if isinstance(file, Image.Image):
-            return _as_rgb(file, name)
-        with Image.open(file) as image:
-            return _as_rgb(image, name)
-    except UnidentifiedImageError as error:
-        raise UserError(
-            f"{name}: not a picture that Pillow can read; give a JPEG or PNG file"
-        ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # `strerror` leaves out the path, which an OSError of the system repeats; a damaged picture
-        # has none.
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{name}: can't read the picture: {reason}") from error
+        if isinstance(file, str | Path):
+            name: object = file
+            with open_regular(file) as opened:
+                encoded = opened.read()
+        else:
+            name, encoded = "standard input", file.read()
+    except OSError as error:
+        raise UserError(f"{file}: can't read the picture: {error.strerror or error}") from error
+    try:
+        return decode(encoded, orientation=exif_orientation(encoded))
+    except BadImage as error:
+        raise UserError(f"{name}: can't read the picture: {error}") from error
 
 
-def _as_rgb(image: Image.Image, name: str | Path) -> np.ndarray:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        raise UserError(
-            f"{name}: expected a picture of 8 bits a channel, found mode {image.mode}; "
-            "save it as an 8-bit PNG or JPEG"
-        )
-    upright = ImageOps.exif_transpose(image)
-    if upright.has_transparency_data:
-        # As a browser shows it: the colours behind a transparent pixel are arbitrary, black
-        # as a rule.
-        white = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(white, upright.convert("RGBA"))
-    return np.asarray(upright.convert("RGB"))
+def _as_rgb(image: Image.Image) -> np.ndarray:
+    """What `decode` would make of the picture's file."""
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I;16"):
+            upper = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
+            return np.stack([upper] * 3, axis=-1)
+        if upright.mode in ("I", "F"):
+            raise UserError(
+                f"the picture: expected 8 or 16 bits a channel, found mode {upright.mode}; convert "
+                "it first"
+            )
+        return np.asarray(upright.convert("RGB"))
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's, of a damaged file that it reads only now: anything
+        raise UserError(f"the picture: can't read the picture: {error}") from error
 
 
 def draw_grid(
@@ -92,24 +97,25 @@ def check_grid_path(path: str | Path) -> None:
         raise UserError(
             f"{path}: can't write the grid: expected a name that ends in {', '.join(GRID_SUFFIXES)}"
         )
+    check_output(path)
 
 
 def find_pictures(argument: str) -> list[str]:
     """Returns the files that an argument names, in the order of their names.
 
-    A folder stands for the pictures in it and in its folders, by their endings; a pattern such as
-    "photos/*.jpg" or "photos/**/*.png" for the files that it fits; anything else for itself.
+    A folder stands for the pictures in it and in its folders: files with an image's ending that
+    are not hidden. A pattern such as "photos/*.jpg" or "photos/**/*.png" stands for the files that
+    it fits; anything else for itself.
 
     Raises:
       UserError: a folder without pictures, a pattern that fits no file.
     """
     path = Path(argument)
     if path.is_dir():
-        endings = Image.registered_extensions()
-        found = [each for each in path.rglob("*") if each.suffix.lower() in endings]
+        found = list_pictures(path)[0]
         if not found:
-            raise UserError(f"{argument}: no pictures in this folder, such as .jpg or .png files")
-        return [str(each) for each in sorted(found)]
+            raise UserError(f"{argument}: no pictures in this folder ({', '.join(ENDINGS)})")
+        return [str(each) for each in found]
     if path.exists() or not any(sign in argument for sign in "*?["):
         return [argument]
     matches = sorted(each for each in glob.glob(argument, recursive=True) if Path(each).is_file())
@@ -139,7 +145,9 @@ def grid_figure(
     for i, (picture, title, top) in enumerate(zip(pictures, titles, predictions, strict=True)):
         row, column = divmod(i, columns)
         axes[2 * row, column].imshow(picture, interpolation="nearest")
-        axes[2 * row, column].set_title(_shortened(title, 30), fontsize=8, parse_math=False)
+        axes[2 * row, column].set_title(
+            _shortened(printable(title), 30), fontsize=8, parse_math=False
+        )
         draw_bars(axes[2 * row + 1, column], top, bars)
     return figure
 
@@ -150,7 +158,7 @@ def draw_bars(axes: "Axes", predictions: Sequence["Prediction"], bars: int) -> N
     axes.barh(range(len(predictions)), shares, color="#9ecae1", height=0.9)
     axes.set(xlim=(0, 1), ylim=(bars - 0.5, -0.5))
     for line, each in enumerate(predictions):
-        name, share = _shortened(each.class_name, 26), f"{100 * each.probability:.1f} %"
+        name, share = _shortened(printable(each.class_name), 26), f"{100 * each.probability:.1f} %"
         axes.text(0.02, line, name, va="center", fontsize=8, parse_math=False)
         axes.text(0.98, line, share, va="center", ha="right", fontsize=8)
 

@@ -46,8 +46,11 @@ def top_predictions(
 ) -> list[Prediction]:
     """Returns the `count` most probable classes (all where there are fewer), in descending order.
 
-    Equals stay in class order. `probabilities` is `[num_classes]`.
+    Equals stay in class order. `probabilities` is `[num_classes]`. Raises UserError where they are
+    not finite.
     """
+    if not np.isfinite(probabilities).all():
+        raise UserError("the network's outputs are not finite; take other weights")
     order = np.argsort(-probabilities, kind="stable")[:count]
     return [Prediction(class_names[index], float(probabilities[index])) for index in order]
 

@@ -1,5 +1,6 @@
 """What an ensemble says of each example, kept in a file, so that a stopped evaluation goes on."""
 
+import dataclasses
 import fcntl
 import json
 import sys
@@ -10,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -18,7 +20,7 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.ensemble import Ensemble, Member, average_of_prefixes
 from googlenet_jax.runtime.storage import writing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TOP = 5  # classes that a record names
 
 Record = dict[str, Any]
@@ -58,7 +60,8 @@ def evaluate_ensemble(
         images = [example["image"] for example in examples]
         return images, (first, [example["label"] for example in examples])
 
-    with RecordFile(path, identity(ensemble, source), total) as file:
+    who = {} if path is None else identity(ensemble, source)
+    with RecordFile(path, who, total) as file:
         done = len(file.records)
         with _bar(source, done, progress) as bar:
             for (first, labels), values in ensemble.run(range(done, total, step), read, threads):
@@ -122,12 +125,15 @@ def _check_finite(ensemble: Ensemble, values: np.ndarray, first: int) -> None:
 
 
 def identity(ensemble: Ensemble, source: Source) -> dict[str, Any]:
-    """Returns what makes two evaluations the same one; names and places of files don't."""
+    """Returns what makes two evaluations the same one: the examples themselves, the networks with
+    their options, and how both are used; names and places of files don't. Reads the set's files.
+    """
     return {
         "format_version": FORMAT_VERSION,
         "data": source.name,
         "split": source.split,
         "examples": len(source),
+        "content": source.checksum(),
         "crops": list(ensemble.crops),
         "members": [_fingerprint(member) for member in ensemble.members],
     }
@@ -135,14 +141,28 @@ def identity(ensemble: Ensemble, source: Source) -> dict[str, Any]:
 
 def _fingerprint(member: Member) -> dict[str, Any]:
     crc = 0
-    for leaf in jax.tree.leaves(member.variables):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(member.variables):
+        about = f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}"
+        crc = zlib.crc32(about.encode(), crc)
         crc = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, crc)
+    names = None if member.class_names is None else list(member.class_names)
     return {
         "model": type(member.model).__name__,
+        "options": _options(member.model),
+        "classes": zlib.crc32(json.dumps(names).encode()),
         "preprocessing": member.preprocessing and member.preprocessing.to_dict(),
         "class_offset": member.class_offset,
         "crc32": crc,
     }
+
+
+def _options(model: Any) -> dict[str, Any]:
+    """A network's options as JSON values: files that differ in `transform_input` alone hold the
+    same variables.
+    """
+    values = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    plain = {k: v for k, v in values.items() if isinstance(v, bool | int | float | str)}
+    return {**plain, "dtype": jnp.dtype(model.dtype).name, "name": None}
 
 
 class RecordFile:
@@ -186,7 +206,7 @@ class RecordFile:
             entry = json.loads(line)
             index = None if number == 0 else entry["index"]
             found = entry["evaluation"] if number == 0 else None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{path}, line {number + 1}: not a record; remove the file to start anew"
             ) from error

@@ -160,15 +160,18 @@ def worst_mistakes(records: Sequence[Record], count: int) -> list[Record]:
 
 
 def format_table(table: Sequence[dict[str, Any]]) -> str:
-    """Lays the table out as the paper's Table 3, with the top-1 error beside it."""
+    """Lays the table out as the paper's Table 3, with the top-1 error beside it; the last column is the
+    change of the top-5 error (of fewer classes, of the top-1 error) against the first row's.
+    """
     measured = [k for k in (1, TOP) if f"top{k}_error" in table[0]]
     last = f"top{measured[-1]}_error"
     base = table[0][last]
-    heads = ["models", "crops", "cost", *(f"top-{k} error" for k in measured), "to base"]
-    lines = ["  ".join(f"{head:>11}" for head in heads)]
+    change = f"top-{measured[-1]} change"  # to one model and one crop, the first row
+    heads = ["models", "crops", "cost", *(f"top-{k} error" for k in measured), change]
+    lines = ["  ".join(f"{head:>12}" for head in heads)]
     for row in table:
-        change = "base" if row is table[0] else f"{100 * (row[last] - base):+.2f} %"
+        against = "base" if row is table[0] else f"{100 * (row[last] - base):+.2f} %"
         cells = [str(row["models"]), str(row["crops"]), str(row["cost"])]
-        cells += [f"{100 * row[f'top{k}_error']:.2f} %" for k in measured] + [change]
-        lines.append("  ".join(f"{cell:>11}" for cell in cells))
+        cells += [f"{100 * row[f'top{k}_error']:.2f} %" for k in measured] + [against]
+        lines.append("  ".join(f"{cell:>12}" for cell in cells))
     return "\n".join(lines)

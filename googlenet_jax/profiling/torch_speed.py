@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from googlenet_jax.errors import UserError
 from googlenet_jax.profiling.speed import Timing, resident_bytes, time_steps
+from googlenet_jax.verification.reference import INCEPTIONS, NETWORKS
 from googlenet_jax.verification.reference.layers import MODULES
+
+_TORCHVISION = {"googlenet_torchvision": "googlenet", "inception_v3": "inception_v3"}
 
 
 class _Unit(nn.Sequential):
@@ -94,21 +97,36 @@ class GoogLeNet(nn.Module):
 
 
 def create(name: str) -> nn.Module:
-    """The peer of one of our networks; torchvision's where it is torchvision's. Raises UserError
-    where there is none.
-    """
+    """The peer of one of our networks, which `whose` names. Raises UserError where there is none."""
     if name in ("googlenet", "googlenet_bn"):
         return GoogLeNet(norm=name == "googlenet_bn")
-    published = {"googlenet_torchvision": "googlenet", "inception_v3": "inception_v3"}
-    if name not in published:
-        peers = ", ".join(["googlenet", "googlenet_bn", *published])
+    if name not in _TORCHVISION:
+        peers = ", ".join(["googlenet", "googlenet_bn", *_TORCHVISION])
         raise UserError(f"--peer torch: there is no PyTorch form of {name}; there are: {peers}")
+    torchvision, _ = _torchvision()
+    if torchvision is None:
+        return {**NETWORKS, **INCEPTIONS}[name]()
+    make = getattr(torchvision.models, _TORCHVISION[name])
+    return make(weights=None, aux_logits=True, init_weights=False)
+
+
+def whose(name: str) -> str:
+    """Who wrote the peer of a network, for people."""
+    if name not in _TORCHVISION:
+        return "built here of PyTorch's layers"
+    torchvision, reason = _torchvision()
+    if torchvision is None:
+        return f"this project's reference, as torchvision can't be imported ({reason})"
+    return f"torchvision {torchvision.__version__}'s"
+
+
+def _torchvision() -> tuple[Any, str]:
+    """The module, or None and why."""
     try:
         import torchvision
-    except ImportError:
-        raise UserError(f"--peer torch: {name} is torchvision's: pip install torchvision") from None
-    make = getattr(torchvision.models, published[name])
-    return make(weights=None, aux_logits=True, init_weights=False)
+    except Exception as error:  # one that was made for another PyTorch raises RuntimeError
+        return None, " ".join(str(error).split())
+    return torchvision, ""
 
 
 def time_peer(
@@ -151,6 +169,8 @@ def time_peer(
 def _training(run: Any, optimizer: Any, images: Tensor, labels: Tensor) -> Callable[[], None]:
     def step() -> None:
         outputs = run(images)
+        if isinstance(outputs, dict):  # this project's reference
+            outputs = outputs.values()
         main, *aux = [each for each in outputs if each is not None]
         loss = F.cross_entropy(main, labels)
         for logits in aux:

@@ -12,12 +12,16 @@ from types import FrameType
 from typing import NoReturn
 
 # Signal -> what a person calls it, and the exit status of a run that it has ended: 128 + SIGINT is
-# what a shell expects, and a preempted run has done all that it was asked to.
+# what a shell expects, and a preempted run has done all that it was asked to. SIGHUP comes where a
+# terminal is closed or a connection is lost; Windows has none.
 _SIGNALS = {signal.SIGINT: ("Ctrl-C", 130), signal.SIGTERM: ("SIGTERM", 0)}
+if hasattr(signal, "SIGHUP"):
+    _SIGNALS[signal.SIGHUP] = ("SIGHUP", 0)
 
 
 class Stop:
-    """Whether SIGINT or SIGTERM asks this process to stop: `signum` is the signal from then on.
+    """Whether SIGINT, SIGTERM or SIGHUP asks this process to stop: `signum` is the signal from then
+    on.
 
     A handler only notes the signal, and the loop asks, through `distributed.Agreement`: an exception
     raised by the handler would tear whatever is under way, and Python drops it inside a
@@ -40,7 +44,8 @@ class Stop:
         elif self.signum is not None:
             text = f"stopped at once by a second signal, {name}; the last good checkpoint stands"
         if text:
-            os.write(2, f"\ngooglenet-jax: {text}\n".encode())
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, f"\ngooglenet-jax: {text}\n".encode())
             os._exit(status)
         self.signum = signum
 
@@ -51,7 +56,8 @@ _STOP = Stop()
 
 @contextlib.contextmanager
 def catching_signals() -> Iterator[Stop]:
-    """Lets SIGINT and SIGTERM ask for a stop in place of what they did before.
+    """Lets SIGINT, SIGTERM and SIGHUP ask for a stop in place of what they did before; one that is
+    ignored, as SIGHUP is under `nohup`, stays so.
 
     Handlers of this kind that are there already stay: the command sets them before the slow
     imports, and `train` once more. Outside the main thread, where Python takes none, nothing
@@ -60,8 +66,9 @@ def catching_signals() -> Iterator[Stop]:
     before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
     owner = _STOP.handle not in before.values()
     try:
-        for signum in _SIGNALS:
-            signal.signal(signum, _STOP.handle)
+        for signum, handler in before.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(signum, _STOP.handle)
     except ValueError:  # not the main thread
         owner = False
     try:
@@ -81,7 +88,7 @@ def signal_name(signum: int | None) -> str:
 def end(signum: int | None) -> NoReturn:
     """Ends a run that is saved, as the signal asks.
 
-    Raises KeyboardInterrupt for SIGINT, SystemExit with status 0 for SIGTERM.
+    Raises KeyboardInterrupt for SIGINT, SystemExit with status 0 for SIGTERM and SIGHUP.
     """
     if signum == signal.SIGINT:
         raise KeyboardInterrupt

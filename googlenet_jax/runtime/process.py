@@ -10,6 +10,7 @@ import sys
 import warnings
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from logging import INFO, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,8 @@ def prepare() -> tuple[str, ...]:
 
 
 def say_settings() -> None:
-    """Says once what `prepare` has set for speed, and how to turn it off."""
-    if _settings:
+    """Says once what `prepare` has set for speed, and how to turn it off; under `--verbose` alone."""
+    if _settings and getLogger("googlenet_jax").isEnabledFor(INFO):
         say(f"for speed: {', '.join(_settings)} ({TUNING}=0 turns it off)")
         _settings.clear()
 

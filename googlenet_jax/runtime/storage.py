@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import socket
+import stat
 import tempfile
 import threading
 import time
@@ -64,7 +65,7 @@ _DISK_ADVICE = {
     errno.EEXIST: "choose another place",
     errno.ENOTDIR: "choose another place",
     errno.EIO: "check the disk",
-    errno.ENOENT: "something removed the folder in the meantime",
+    errno.ENOENT: "the folder is not there; make it, or choose another place",
 }
 
 
@@ -96,6 +97,41 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Raises UserError where a file of this name can't be written, before there is anything to
+    write: its folder is not there or can't be written, or it is a folder itself.
+    """
+    if is_store(path):
+        return
+    folder = Path(path).parent
+    if Path(path).is_dir():
+        raise UserError(f"{path}: can't be written: it is a folder; name a file in it")
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise UserError(
+            f"{path}: can't be written: expected a folder {folder}, found {found}; make it, or "
+            "choose another place"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{path}: can't be written: {os.strerror(errno.EACCES)}; {_DISK_ADVICE[errno.EACCES]}"
+        )
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Opens a file of this machine for reading; never waits for what may never come.
+
+    Raises UserError for a pipe, a device or a folder, and OSError as `open` does.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket"}
+        raise UserError(
+            f"{path}: expected a file, found {kinds.get(stat.S_IFMT(mode), 'a device')}"
+        )
+    return open(path, "rb")
 
 
 @contextlib.contextmanager

@@ -65,7 +65,8 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"augment.size: a fully connected head takes one size, {config.preprocessing.size}, found {training_size}"
         )
-    _check_memory(config.batch_size, training_size)
+    _check_memory("batch_size", config.batch_size, training_size)
+    _check_memory("eval_batch_size", config.eval_batch_size, config.preprocessing.size)
     groups = getattr(model, "bn_groups", 1)
     if config.batch_size // config.devices.accumulate % groups:
         parts = config.devices.accumulate
@@ -83,7 +84,7 @@ def check(config: ConfigDict) -> None:
     _transforms(config, num_classes=1000)
 
 
-def _check_memory(batch_size: int, size: int) -> None:
+def _check_memory(field: str, batch_size: int, size: int) -> None:
     """Raises UserError where not even the images of one batch, as bytes, fit the host's memory."""
     if not hasattr(os, "sysconf"):  # Windows
         return
@@ -91,7 +92,7 @@ def _check_memory(batch_size: int, size: int) -> None:
     needed = batch_size * size**2 * 3
     if needed > memory:
         raise UserError(
-            f"batch_size: {batch_size:,} images of {size}×{size} take {needed / 1e9:,.0f} GB, and "
+            f"{field}: {batch_size:,} images of {size}×{size} take {needed / 1e9:,.0f} GB, and "
             f"the host has {memory / 1e9:,.0f}; take fewer"
         )
 

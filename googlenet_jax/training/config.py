@@ -3,8 +3,8 @@ compiled or downloaded.
 """
 
 import dataclasses
-import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 
 from googlenet_jax.data.bad_images import POLICIES
 from googlenet_jax.data.decoding import INTERPOLATIONS
+from googlenet_jax.data.pipeline import MOST_THREADS
+from googlenet_jax.data.preprocessing import LARGEST
 from googlenet_jax.errors import UserError, nearest
 from googlenet_jax.training.finetune import complete_from_initial
 from googlenet_jax.training.optimizer import create_optimizer
@@ -191,6 +193,7 @@ def default_config() -> ConfigDict:
     return config
 
 
+LARGEST_STEPS = 2**31 - 1  # they are counted in 32 bits
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) (epochs?|steps?)")
 
 
@@ -213,7 +216,10 @@ def steps(duration: str, steps_per_epoch: float) -> int:
     number, is_epochs = _parse_duration(duration)
     if number == 0:
         return 0
-    return max(1, round(number * steps_per_epoch) if is_epochs else int(number))
+    count = number * steps_per_epoch if is_epochs else number
+    if count > LARGEST_STEPS:
+        raise UserError(f"expected at most {LARGEST_STEPS:,} steps, found {duration!r}")
+    return max(1, round(count))
 
 
 def period(duration: str, steps_per_epoch: float) -> float:
@@ -250,7 +256,14 @@ def in_steps(config: ConfigDict, examples: int) -> Durations:
     Raises UserError where the warm-up is as long as the run.
     """
     epoch = examples / config.batch_size
-    total, warmup = steps(config.duration, epoch), steps(config.schedule.warmup, epoch)
+    counted = {}
+    for name in ("duration", "schedule.warmup", "schedule.every", "ema.start"):
+        group, _, field = name.rpartition(".")
+        try:
+            counted[name] = steps((config[group] if group else config)[field], epoch)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+    total, warmup = counted["duration"], counted["schedule.warmup"]
     if warmup >= total:
         raise UserError(
             f"schedule.warmup: {config.schedule.warmup!r} is {warmup} steps, expected fewer than the run's {total}"
@@ -262,16 +275,16 @@ def in_steps(config: ConfigDict, examples: int) -> Durations:
         checkpoint_every=period(config.checkpoint_every, epoch),
         log_every=period(config.log_every, epoch),
         warmup=warmup,
-        decay_every=steps(config.schedule.every, epoch),
-        ema_start=steps(config.ema.start, epoch),
+        decay_every=counted["schedule.every"],
+        ema_start=counted["ema.start"],
     )
 
 
 Check = Callable[[Any], bool]
 
 
-def _at_least(low: int) -> tuple[Check, str]:
-    return lambda value: value >= low, f"a whole number of at least {low}"
+def _from_to(low: int, high: int) -> tuple[Check, str]:
+    return lambda value: low <= value <= high, f"a whole number from {low} to {high:,}"
 
 
 def _one_of(names: tuple[str, ...]) -> tuple[Check, str]:
@@ -281,8 +294,11 @@ def _one_of(names: tuple[str, ...]) -> tuple[Check, str]:
 def _duration(low: float) -> tuple[Check, str]:
     expected = "a duration above zero" if low else "a duration"
     return (
-        lambda value: _parse_duration(value)[0] > 0 or not low,
-        f"{expected} such as '60 epochs', '0.5 epochs' or '5000 steps'",
+        lambda value: (
+            (_parse_duration(value)[0] > 0 or not low)
+            and _parse_duration(value)[0] <= LARGEST_STEPS
+        ),
+        f"{expected}, of at most {LARGEST_STEPS:,} steps, such as '60 epochs', '0.5 epochs' or '5000 steps'",
     )
 
 
@@ -309,11 +325,11 @@ _CHECKS: dict[str, tuple[Check, str]] = {
         lambda splits: len(splits) > 0 and all(splits),
         "at least one split, such as ('test',)",
     ),
-    "data.threads": _at_least(1),
-    "data.workers": _at_least(0),
+    "data.threads": _from_to(1, MOST_THREADS),
+    "data.workers": _from_to(0, MOST_THREADS),
     "data.on_bad_image": _one_of(POLICIES),
-    "data.bad_image_limit": _at_least(0),
-    "augment.size": _at_least(0),
+    "data.bad_image_limit": _from_to(0, LARGEST_STEPS),
+    "augment.size": _from_to(0, LARGEST),
     "augment.interpolation": _one_of((*INTERPOLATIONS, "random")),
     "augment.brightness": _share_up_to(1),
     "augment.contrast": _share_up_to(1),
@@ -322,8 +338,8 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "augment.lighting": _NOT_NEGATIVE,
     "augment.mixup": _NOT_NEGATIVE,
     "augment.cutmix": _NOT_NEGATIVE,
-    "batch_size": _at_least(1),
-    "eval_batch_size": _at_least(1),
+    "batch_size": _from_to(1, LARGEST_STEPS),
+    "eval_batch_size": _from_to(1, LARGEST_STEPS),
     "duration": _duration(1),
     "eval_every": _duration(1),
     "checkpoint_every": _duration(1),
@@ -340,11 +356,11 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "schedule.power": _POSITIVE,
     "loss.aux_weight": _NOT_NEGATIVE,
     "loss.label_smoothing": _FRACTION,
-    "skip_not_finite": _at_least(0),
-    "devices.accumulate": _at_least(1),
+    "skip_not_finite": _from_to(0, LARGEST_STEPS),
+    "devices.accumulate": _from_to(1, LARGEST_STEPS),
     "ema.decay": _FRACTION,
     "ema.start": _duration(0),
-    "checkpoint.keep": _at_least(1),
+    "checkpoint.keep": _from_to(1, LARGEST_STEPS),
     "checkpoint.best_mode": _one_of(("max", "min")),
 }
 
@@ -398,7 +414,7 @@ def _is_type(value: Any, expected: type) -> bool:
     if isinstance(value, bool) or expected is bool:
         return isinstance(value, bool) and expected is bool
     if expected is float:
-        return isinstance(value, int | float) and math.isfinite(value)
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return isinstance(value, list | tuple if expected is tuple else expected)
 
 

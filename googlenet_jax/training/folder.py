@@ -22,7 +22,7 @@ def check_folder(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str
     """
     path = workdir / CONFIG_FILE
     if not path.exists():
-        if (workdir / FOLDER).exists():
+        if (workdir / FOLDER).exists() and any((workdir / FOLDER).iterdir()):
             raise UserError(
                 f"{workdir} holds checkpoints but no {CONFIG_FILE}; put it back, or take another --workdir"
             )
@@ -33,7 +33,7 @@ def check_folder(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str
         )
     try:
         changed = changed_fields(json.loads(path.read_text(encoding="utf-8")), config, defaults)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: expected a recipe as JSON, found {error}; put the file back, or take another --workdir"
         ) from error

@@ -85,15 +85,16 @@ def _train(
     step_key = replicate(plan.step_key, mesh)
 
     with contextlib.ExitStack() as stack:
-        # The folder is this run's now. Where it stands: its newest whole checkpoint, or the first
-        # state.
+        # Where the run stands: its newest whole checkpoint, or the first state.
         signals = stack.enter_context(catching_signals())
         signals.has_state = jax.process_count() > 1
         stop = Agreement(signals, mesh, peers.tick if peers else lambda: None)
         if is_first():
             stack.enter_context(locked(workdir))
         check_folder(workdir, recipe, kind.defaults().to_dict())
-        write_config(workdir, recipe)
+        check_patterns("freeze", plan.freeze, shapes.params, must_leave=True)
+        factors = parse_multipliers(config.optimizer.rate_multipliers)
+        check_patterns("optimizer.rate_multipliers", factors, shapes.params)
         checkpoints = stack.enter_context(
             Checkpoints(
                 workdir,
@@ -104,9 +105,6 @@ def _train(
             )
         )
         stack.enter_context(telling(peers))
-        check_patterns("freeze", plan.freeze, shapes.params, must_leave=True)
-        factors = parse_multipliers(config.optimizer.rate_multipliers)
-        check_patterns("optimizer.rate_multipliers", factors, shapes.params)
         restored = checkpoints.restore_latest(shapes)
         start = restored.step if restored else 0
         cut_short = restored is not None and not restored.evaluated
@@ -130,6 +128,9 @@ def _train(
                 tell(taken, config, initial)
             state = place(state, jax.tree.map(lambda leaf: leaf.sharding, shapes))
 
+        # From here on the folder is this run's: a recipe that was refused above has left no config
+        # that its corrected form would differ from.
+        write_config(workdir, recipe)
         writer = stack.enter_context(contextlib.closing(create_writer(workdir, start)))
         log = stack.enter_context(
             contextlib.closing(

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,7 @@ def rmsprop(
     )
 
 
+_DECAYS = ("b1", "b2", "b3", "decay", "momentum")  # of averages over the steps
 OPTIMIZERS: Registry[OptimizerFactory] = Registry(
     "optimizer",
     {"sgd": sgd, "rmsprop": rmsprop, "adamw": optax.adamw, "lamb": optax.lamb, "lion": optax.lion},
@@ -116,13 +118,14 @@ def create_optimizer(
     takes_multiplier = _takes(factory, "bias_rate_multiplier")
     if not takes_decay:
         del fields["weight_decay"]
+    _check_options(name, options or {})
     own = ("learning_rate", "mask")
     taken = arguments(factory, f"optimizer {name!r}", "optimizer", fields, options or {}, own)
     if takes_decay:
         taken["mask"] = _where(is_kernel)
     try:
         chain = [factory(learning_rate=schedule, **taken)]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"optimizer.options: {name} does not take {dict(options or {})!r}: {error}"
         ) from error
@@ -144,6 +147,21 @@ def create_optimizer(
     return optimizer
 
 
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raises UserError for a rate of decay outside [0, 1), with which averages grow without bounds,
+    and for an eps below 0: the loss would be NaN after some steps, and nobody would know why.
+    """
+    for option, value in options.items():
+        if option not in (*_DECAYS, "eps", "eps_root") or not isinstance(value, int | float):
+            continue
+        if not (0 <= value < 1 if option in _DECAYS else 0 <= value < math.inf):
+            expected = "at least 0 and below 1" if option in _DECAYS else "at least 0"
+            raise UserError(
+                f"optimizer.options: {name}'s {option}: expected a number of {expected}, found "
+                f"{value!r}"
+            )
+
+
 def _takes(factory: OptimizerFactory, *names: str) -> bool:
     return set(names) <= inspect.signature(factory).parameters.keys()
 
@@ -159,8 +177,8 @@ def _try(optimizer: optax.GradientTransformation, name: str, options: Mapping[st
     try:
         shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
         jax.eval_shape(step, {"head": {"kernel": shape((1, 1)), "bias": shape((1,))}})
-    except (TypeError, ValueError, AttributeError) as error:
-        text = str(error).strip().splitlines()[0]
+    except Exception as error:  # what lies within Optax may raise anything
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"optimizer.options: {name} can't take {dict(options)!r}: {text}"
         ) from error

@@ -9,7 +9,9 @@ evaluation line examples and weights, "raw" or "ema".
 import json
 import math
 import os
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +23,7 @@ from tqdm import tqdm
 from googlenet_jax.errors import UserError
 from googlenet_jax.runtime.process import is_first, say, shows_progress
 from googlenet_jax.runtime.storage import is_store, upload, write_atomically, writing
+from googlenet_jax.training.config import LARGEST_STEPS
 from googlenet_jax.training.curves import draw_curves
 
 METRICS_FILE = "metrics.jsonl"
@@ -265,6 +268,16 @@ class TrainingLog:
             disable=not is_first(),
             mininterval=0.5 if shows_progress() else 30,
         )
+        # The first step compiles, for half a minute or more: whoever watches sees time pass.
+        self._moving = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, name="compiling", daemon=True)
+        if shows_progress() and not self._bar.disable:
+            self._ticker.start()
+
+    def _tick(self) -> None:
+        start = time.monotonic()
+        while not self._moving.wait(1.0):
+            self._bar.set_description(f"compiling, {time.monotonic() - start:.0f} s")
 
     @property
     def interval(self) -> dict[str, Any]:
@@ -288,11 +301,15 @@ class TrainingLog:
         Raises NotFinite for the step's loss.
         """
         self._fetch()
+        self._moving.set()
         self._bar.set_description(what)
         self._fetched_at, self._paused_at = None, time.time()
 
     def close(self) -> None:
         """Ends the bar."""
+        self._moving.set()
+        if self._ticker.is_alive():
+            self._ticker.join()
         self._bar.close()
 
     def _fetch(self) -> None:
@@ -300,6 +317,7 @@ class TrainingLog:
             return
         (step, metrics), self._waiting = self._waiting, None
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        self._moving.set()
         now = time.perf_counter()
         if self._fetched_at is None:
             self._skip_pause()
@@ -381,20 +399,29 @@ def read_metrics(path: Path) -> list[Line]:
     for number, text in enumerate(texts[:-1], start=1):
         try:
             line = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}, line {number}: expected a JSON object, found {text[:40]!r}; remove that line"
             ) from error
-        if (
-            not isinstance(line, dict)
-            or not isinstance(line.get("step"), int)
-            or "split" not in line
-        ):
+        if not _is_line(line):
             raise UserError(
-                f"{path}, line {number}: expected an object with 'step' and 'split', found {text[:40]!r}; remove that line"
+                f"{path}, line {number}: expected an object with 'step', 'epoch', 'split' and "
+                f"finite numbers, found {text[:60]!r}; remove that line"
             )
         lines.append(line)
     return lines
+
+
+def _is_line(line: Any) -> bool:
+    """Whether a JSON value is a line as these writers make them."""
+    if not isinstance(line, dict) or not isinstance(line.get("split"), str):
+        return False
+    if type(line.get("step")) is not int or not 0 <= line["step"] <= LARGEST_STEPS:
+        return False
+    if "epoch" not in line or line.get("weights", "raw") not in ("raw", "ema"):
+        return False
+    values = [value for name, value in line.items() if name not in ("split", "weights")]
+    return all(type(value) in (int, float) and abs(value) <= sys.float_info.max for value in values)
 
 
 def cut_back(path: Path, step: int, *, drop_evaluation: bool = False) -> None:
@@ -412,6 +439,7 @@ def cut_back(path: Path, step: int, *, drop_evaluation: bool = False) -> None:
         if line["step"] < step
         or (line["step"] == step and not (drop_evaluation and "weights" in line))
     )
-    if path.read_text(encoding="utf-8") != kept:
+    # As bytes: a last line that was cut off may end inside a character.
+    if path.read_bytes() != kept.encode():
         with writing(path):
             write_atomically(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))

@@ -19,6 +19,12 @@ from googlenet_jax.models.folding import fold_batch_norm
 from googlenet_jax.models.network import Network, NormedNetwork
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+# What JAX guarantees (docs.jax.dev, "Exporting and serializing", compatibility guarantees); beyond
+# it, it may refuse an artifact.
+LOADABLE = (
+    f"by JAX releases up to 6 months newer and 3 weeks older than {jax.__version__}; keep the weights, "
+    "and export them again with a newer JAX"
+)
 
 # Imports jax and numpy alone; -I keeps the current folder and PYTHONPATH out of it.
 _RUN = """
@@ -41,7 +47,7 @@ def export_model(
     scaling and cropping to S × S, is not. Batch norm is folded.
 
     Returns:
-      What `jax.export.deserialize` reads, with the weights inside.
+      What `jax.export.deserialize` reads, with the weights inside; for how long, LOADABLE says.
     """
     function = serving_function(model, variables, preprocessing)
     size = preprocessing.size
@@ -153,5 +159,6 @@ def describe(
         "preprocessing": preprocessing.to_dict(),
         "class_names": None if class_names is None else list(class_names),
         "jax": jax.__version__,
+        **({} if platforms is None else {"loadable": LOADABLE}),
     }
     return json.dumps(about, indent=2, ensure_ascii=False)

@@ -47,6 +47,13 @@ class TrainedModel:
     step: int | None = None
     weights: str = ""
 
+    def __post_init__(self) -> None:
+        if self.num_classes < 1:
+            raise UserError(
+                f"{self.source or 'the model'}: preprocessing.class_offset: expected less than its "
+                f"{self.model.num_classes} logits, found {self.class_offset}"
+            )
+
     @property
     def class_offset(self) -> int:
         """How many logits stand before that of label 0 (TF-slim's networks: 1, the background)."""

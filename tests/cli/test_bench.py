@@ -58,6 +58,7 @@ def test_sides_are_measured_in_turn_and_compared_with_the_faster_peer(processes,
     assert result["floor_images_per_second"] == 20 and result["fraction_of_floor"] == 0.2
     assert result["fraction_of_floor_by_cpu_seconds"] == 0.25
     assert result["peer"] == "torch_compiled" and result["ratio"] == 4 / 2.5
+    assert "PyTorch's layers" in result["peer_network"]
     assert result["ratio_by_cpu_seconds"] == 9 / 4
 
 

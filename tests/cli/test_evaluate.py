@@ -22,7 +22,7 @@ def evaluate(*argv: str, capsys: Capture) -> dict:
 def test_evaluates_the_runs_own_split_and_average_by_default(
     run_folder: Path, capsys: Capture
 ) -> None:
-    result = evaluate("--run", str(run_folder), capsys=capsys)
+    result = evaluate("--weights", str(run_folder), capsys=capsys)
     assert result["members"] == [{"name": str(run_folder), "step": 12, "weights": "ema"}]
     assert [result[key] for key in ("data", "split", "examples")] == ["digits", "test", 360]
     # It says "seven" to everything.
@@ -59,7 +59,7 @@ def test_prints_for_a_person(run_folder: Path, capsys: Capture) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "digits train[:10%], 144 examples"
     assert lines[1] == f"{run_folder}@raw, step 12, raw weights"
-    assert " ".join(lines[3].split()) == "models crops cost top-1 error top-5 error to base"
+    assert " ".join(lines[3].split()) == "models crops cost top-1 error top-5 error top-5 change"
     assert lines[4].split()[:3] == ["1", "1", "1"]
 
 
@@ -105,7 +105,7 @@ def test_another_preprocessing_gives_other_numbers(
     ],
 )
 def test_says_what_is_wrong(run_folder: Path, argv: list[str], said: str, capsys: Capture) -> None:
-    assert main(["evaluate", "--run", str(run_folder), *argv]) == 1
+    assert main(["evaluate", "--weights", str(run_folder), *argv]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert said in captured.err and "unexpected" not in captured.err
@@ -127,5 +127,5 @@ def test_a_choice_that_a_run_does_not_have(
 
 
 def test_a_folder_without_a_run(tmp_path: Path, capsys: Capture) -> None:
-    assert main(["evaluate", "--run", str(tmp_path)]) == 1
+    assert main(["evaluate", "--weights", str(tmp_path)]) == 1
     assert str(tmp_path) in capsys.readouterr().err

@@ -61,8 +61,8 @@ def test_interrupt_is_130(
         [],
         ["nothing"],
         ["summary"],
-        ["summary", "googlenet", "--input-size", "many"],
-        ["predict", "--run", "x"],
+        ["summary", "googlenet", "--size", "many"],
+        ["predict", "--weights", "x"],
     ],
 )
 def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def pictures(tmp_path: Path) -> list[str]:
 
 
 def predict(run_folder: Path, *argv: str, capsys: Capture) -> list[dict]:
-    assert main(["predict", "--run", str(run_folder), *argv, "--json"]) == 0
+    assert main(["predict", "--weights", str(run_folder), *argv, "--json"]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -38,13 +39,40 @@ def test_prints_the_top_classes_with_names_and_draws_them(
     run_folder: Path, pictures: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
     grid = tmp_path / "grid.png"
-    assert main(["predict", "--run", str(run_folder), "--grid", str(grid), *pictures]) == 0
+    assert main(["predict", "--weights", str(run_folder), "--grid", str(grid), *pictures]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines[:18] if not line.startswith(" ")] == pictures
     assert lines[1].split()[0] == "seven" and lines[1].endswith(" 99.89 %")
     assert len({len(line) for line in lines[:18] if line.startswith(" ")}) == 1
     with Image.open(grid) as image:
         assert min(image.size) > 300
+
+
+@pytest.mark.parametrize(
+    "name", [b"caf\xe9.png", b"\x1b[2Jgone.png", b"a\rb.png", "文.png".encode()]
+)
+def test_names_of_files_are_shown_and_not_obeyed(
+    run_folder: Path, tmp_path: Path, name: bytes, capfdbinary
+) -> None:
+    folder = os.fsencode(tmp_path) + b"/pictures"
+    os.mkdir(folder)
+    Image.new("RGB", (9, 9)).save(tmp_path / "good.png")
+    for each, content in ((name, (tmp_path / "good.png").read_bytes()), (b"bad_" + name, b"")):
+        with open(folder + b"/" + each, "wb") as file:
+            file.write(content)
+    argv = ["predict", "--weights", str(run_folder), os.fsdecode(folder)]
+    assert main([*argv, "--grid", str(tmp_path / "grid.png")]) == 1
+    out, err = capfdbinary.readouterr()
+    for said in (out, err):
+        assert not {0x1B, 0x0D} & set(said)
+        said.decode()
+    assert b"seven" in out and b"bad_" in err
+    assert main([*argv, "--json"]) == 1
+    lines = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
+    assert {os.fsencode(line["image"]) for line in lines} == {
+        folder + b"/" + name,
+        folder + b"/bad_" + name,
+    }
 
 
 def test_json_has_a_line_for_every_picture(
@@ -91,7 +119,7 @@ def test_what_is_not_a_picture_is_named_and_the_others_go_on(
     text = tmp_path / "text.png"
     text.write_text("not a picture")
     for path in (text, tmp_path / "missing.png"):
-        argv = ["predict", "--run", str(run_folder), pictures[0], str(path), pictures[1]]
+        argv = ["predict", "--weights", str(run_folder), pictures[0], str(path), pictures[1]]
         assert main(argv) == 1
         captured = capsys.readouterr()
         (error,) = captured.err.splitlines()
@@ -117,6 +145,6 @@ def test_says_what_is_wrong(
     run_folder: Path, tmp_path: Path, argv: list[str], said: str, capsys: Capture
 ) -> None:
     argv = [part.replace("EMPTY", str(tmp_path)) for part in argv]
-    assert main(["predict", "--run", str(run_folder), *argv]) == 1
+    assert main(["predict", "--weights", str(run_folder), *argv]) == 1
     captured = capsys.readouterr()
     assert captured.out == "" and said in captured.err and captured.err.count("\n") == 1

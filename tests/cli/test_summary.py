@@ -51,7 +51,7 @@ def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [["--width", "0.5"], ["--num-classes", "10"], ["--input-size", "128"], ["--stem", "small"]],
+    [["--width", "0.5"], ["--num-classes", "10"], ["--size", "128"], ["--stem", "small"]],
 )
 def test_table_1_is_for_the_papers_network_alone(
     options: list[str], capsys: pytest.CaptureFixture[str]
@@ -84,9 +84,9 @@ def test_compare_marks_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_errors_name_what_is_wrong() -> None:
     with pytest.raises(UserError, match="at least 31"):
-        run("googlenet", "--input-size", "8")
-    with pytest.raises(UserError, match="--input-size: expected a whole number of at least 1"):
-        run("googlenet", "--input-size", "0")
+        run("googlenet", "--size", "8")
+    with pytest.raises(UserError, match="--size: expected a whole number of at least 1"):
+        run("googlenet", "--size", "0")
     with pytest.raises(UserError, match="stem"):
         run("googlenet_bn", "--stem", "separable")
 

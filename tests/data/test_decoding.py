@@ -1,6 +1,8 @@
+import contextlib
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,6 +15,8 @@ from googlenet_jax.data.decoding import (
     BadImage,
     decode,
     decode_crop,
+    exif_orientation,
+    picture_size,
     scale,
 )
 from tests.data.photographs import difference, encode, opened, photograph
@@ -293,7 +297,8 @@ def unreadable() -> dict[str, bytes]:
 @pytest.mark.parametrize("exact", [True, False])
 def test_what_is_no_whole_image_is_said(kind, exact):
     with pytest.raises(
-        BadImage, match=r"at most 178,956,970 pixels" if "huge" in kind else r"can't be decoded"
+        BadImage,
+        match=r"at most 178,956,970 pixels" if "huge" in kind else r"expected .* found .* bytes",
     ) as error:
         crop(unreadable()[kind], exact=exact)
     assert "\n" not in str(error.value)
@@ -305,3 +310,88 @@ def test_a_large_picture_below_the_limit_is_read():
     assert MAX_PIXELS // 4 < large.size // 3 < MAX_PIXELS
     image = crop(encode(large), (0, 0, 3_000, 16_000), (8, 8))
     np.testing.assert_allclose(image[..., 0], np.kron([[200, 0], [0, 0]], np.ones((4, 4))), atol=3)
+
+
+# ------------------------------------------------------------------- what is no picture, and what is
+
+BAD_PICTURES = sorted((Path(__file__).parent / "bad_pictures").glob("*.jpg"))
+SMALL = photograph()[100:340:8, 100:420:8]
+
+
+@pytest.mark.parametrize("file", BAD_PICTURES, ids=lambda file: file.name)
+def test_whatever_a_decoder_raises_is_a_bad_image(file):
+    encoded = file.read_bytes()
+    for call in (decode, lambda encoded: crop(encoded, size=(8, 8))):
+        with pytest.raises(BadImage, match=r"expected .* found"):
+            call(encoded)
+    with contextlib.suppress(BadImage):  # the header of one is whole
+        picture_size(encoded)
+    assert exif_orientation(encoded) == 1
+
+
+@pytest.mark.parametrize("raised", [RuntimeError, AttributeError, NotImplementedError, KeyError])
+def test_what_the_libraries_raise_of_a_damaged_file_is_a_bad_image(monkeypatch, raised):
+    def fail(*args, **kwargs):
+        raise raised("of a decoder")
+
+    webp, jpeg = encode(SMALL, "WEBP"), encode(SMALL)
+    for name in ("Image.open", "cv2.imdecode", "simplejpeg.decode_jpeg_header"):
+        monkeypatch.setattr(f"googlenet_jax.data.decoding.{name}", fail)
+    for encoded in (webp, jpeg):
+        with pytest.raises(BadImage):
+            decode(encoded)
+        with pytest.raises(BadImage):
+            crop(encoded)
+
+
+def test_only_the_formats_of_pictures_reach_a_decoder(monkeypatch):
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    reached = []
+    for name in ("Image.open", "cv2.imdecode"):
+        monkeypatch.setattr(
+            f"googlenet_jax.data.decoding.{name}", lambda *args, **kwargs: reached.append(args)
+        )
+    for encoded in (eps, b"", b"SIMPLE  =", encode(SMALL, "DDS"), encode(SMALL, "TGA")):
+        for call in (decode, picture_size, lambda encoded: crop(encoded)):
+            with pytest.raises(BadImage):
+                call(encoded)
+    assert not reached
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "JPEG"])
+def test_every_format_is_read_whole_and_its_size_by_the_header(form):
+    encoded = encode(SMALL, form)
+    assert picture_size(encoded) == SMALL.shape[:2]
+    assert difference(decode(encoded), opened(encoded)).mean() < 2
+    with pytest.raises(BadImage):
+        decode(encoded[: len(encoded) * 9 // 10])
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_picture_is_turned_upright_once(form):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    encoded = encode(SMALL, form, exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB"))
+    for orientation in (exif_orientation(encoded), 6):  # sets made before hold 6 for a TIFF too
+        assert difference(decode(encoded, orientation=orientation), upright).mean() < 2
+
+
+def test_a_png_with_a_wrong_check_sum_is_refused_without_a_line_of_libpng_s(capfd):
+    encoded = bytearray(encode(SMALL, "PNG"))
+    encoded[len(encoded) // 2] ^= 1
+    with pytest.raises(BadImage, match="damaged"):
+        decode(bytes(encoded))
+    jpeg, tiff = encode(SMALL, "JPEG"), encode(SMALL, "TIFF")
+    for cut_off in (jpeg[: len(jpeg) // 2], tiff[: len(tiff) // 2]):
+        with pytest.raises(BadImage):
+            decode(cut_off)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_picture_too_narrow_to_scale_is_a_bad_image():
+    encoded = encode(np.zeros((1, 3000, 3), np.uint8), "PNG")
+    with pytest.raises(BadImage, match="3,000 × 1 pixels"):
+        decode_crop(
+            encoded, lambda h, w: (0, 0, h, w), lambda h, w: (256, 256 * w), "auto", exact=True
+        )

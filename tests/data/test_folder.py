@@ -1,6 +1,7 @@
 """A folder of images by class, written without TensorFlow, read back and counted."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,38 @@ def test_a_folder_that_cannot_be_taken_says_why(tmp_path, files, message):
         list_folder(write(tmp_path / "src", files))
 
 
+@pytest.mark.parametrize(
+    "name", ["c\nat", "cat ", " cat", "cat\r", "ca\u2028t", "c\udce4t"], ids=ascii
+)
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_a_class_that_a_label_file_cannot_hold_is_refused_before_anything_is_written(
+    tmp_path, data_dir, name, split
+):
+    root = write(tmp_path / "src", {f"{split}{each}/a.png": picture(1) for each in (name, "dog")})
+    with pytest.raises(UserError, match=r"expected names of classes .* found '.*rename") as caught:
+        prepare_folder(root, "pets", data_dir, validation_fraction=0)
+    str(caught.value).encode()  # the line can be printed
+    assert not data_dir.exists() and str(caught.value).isprintable()
+
+
+def test_names_that_look_odd_but_can_be_held_keep_their_pictures(tmp_path, data_dir):
+    names = ("a b", "ä", "名", "c,d", "#5", "ca\tt")
+    root = write(tmp_path / "src", {f"{each}/a.png": picture(i) for i, each in enumerate(names)})
+    prepare_folder(root, "odd", data_dir, validation_fraction=0)
+    source = load_source("odd", "train", data_dir)
+    for index, record in enumerate(source.records(range(len(names)))):
+        folder = record.file_name.split("/")[0]
+        assert source.class_names[record.label] == folder
+        assert source[index]["image"][0, 0, 0] == names.index(folder)
+
+
+def test_pipes_among_the_pictures_are_passed_over(tmp_path):
+    root = write(tmp_path / "src", by_class(2))
+    os.mkfifo(root / "cat" / "pipe.png")
+    listing = list_folder(root, 0)
+    assert len(listing.splits["train"]) == 4 and not listing.ignored
+
+
 def test_wrong_arguments_are_named(tmp_path, data_dir):
     with pytest.raises(
         UserError, match=r"nothing: expected a folder of images by class, found nothing"
@@ -176,6 +209,16 @@ def test_the_inventory_reads_every_image_and_names_those_that_it_cannot(tmp_path
     }
     draw_samples(tmp_path / "samples.png", inventory.samples)
     assert Image.open(tmp_path / "samples.png").size[0] > 300
+
+
+def test_a_check_sum_tells_sets_of_one_name_and_number_apart(tmp_path, data_dir):
+    sums = []
+    for number, value in enumerate((1, 1, 2)):
+        files = by_class(3) | {"cat/last.png": picture(value)}
+        root = write(tmp_path / f"src{number}", files)
+        prepare_folder(root, "pets", data_dir / str(number), validation_fraction=0)
+        sums.append(load_source("pets", "train", data_dir / str(number)).checksum())
+    assert sums[0] == sums[1] != sums[2]
 
 
 def test_neither_writing_nor_reading_imports_tensorflow(tmp_path, data_dir):

@@ -112,7 +112,7 @@ def test_defaults_give_the_bits_they_always_gave(digits_dir):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_an_epoch_interrupted_twice_and_gone_on_with_0_2_and_4_workers_is_the_same_epoch(
     photographs,
 ):

@@ -143,6 +143,16 @@ def test_coco_s_boxes_crowds_and_categories(coco, tmp_path):
     )
 
 
+def test_coco_s_areas_are_the_annotations(coco, tmp_path):
+    root, content = coco
+    content["annotations"][0]["area"] = 31.5  # of an outline, not of the box of 10 × 5
+    path = root / "annotations" / "instances_val2017.json"
+    path.write_text(json.dumps(content))
+    prepare_detection_folder(root, "birds", tmp_path / "data")
+    objects = load_detection_source("birds", "val2017", tmp_path / "data")[0]["objects"]
+    np.testing.assert_allclose(objects.areas, [31.5, 4 * 35], rtol=1e-5)  # the other has none
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -160,6 +170,14 @@ def test_coco_s_boxes_crowds_and_categories(coco, tmp_path):
         ),
         ({"images": [{"id": 1, "file_name": "9.png"}]}, "expected one image '9.png'"),
         ({"categories": 3}, "expected lists images, categories and annotations"),
+        (
+            {
+                "annotations": [
+                    {"id": 5, "image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1], "area": "1"}
+                ]
+            },
+            "expected a number as area",
+        ),
     ],
 )
 def test_a_broken_coco_file_is_named(coco, change, message):
@@ -168,6 +186,23 @@ def test_a_broken_coco_file_is_named(coco, change, message):
     path.write_text(json.dumps(content | change))
     with pytest.raises(UserError, match=message):
         list_detection_folder(root)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("bird\n", "expected names of classes"), ("cat", "different names of classes, found 'cat'")],
+)
+def test_names_that_a_set_cannot_hold_are_refused_before_anything_is_written(
+    coco, tmp_path, name, message
+):
+    root, content = coco
+    (root / "annotations" / "instances_train2017.json").unlink()
+    named = [{"id": 7, "name": "cat"}, {"id": 3, "name": name}]
+    path = root / "annotations" / "instances_val2017.json"
+    path.write_text(json.dumps(content | {"categories": named}))
+    with pytest.raises(UserError, match=message):
+        prepare_detection_folder(root, "birds", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_folder_of_neither_form_is_named(tmp_path):

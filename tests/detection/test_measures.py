@@ -12,7 +12,7 @@ from googlenet_jax.detection import measures
 from googlenet_jax.detection.measures import Detections, Objects
 
 
-def objects(boxes, labels=None, difficult=None, crowd=None):
+def objects(boxes, labels=None, difficult=None, crowd=None, outlines=None):
     boxes = np.array(boxes, np.float64).reshape(-1, 4)
     no = np.zeros(len(boxes), bool)
     return Objects(
@@ -20,6 +20,7 @@ def objects(boxes, labels=None, difficult=None, crowd=None):
         np.array(labels if labels is not None else np.zeros(len(boxes)), np.int64),
         no if difficult is None else np.array(difficult, bool),
         no if crowd is None else np.array(crowd, bool),
+        outlines,
     )
 
 
@@ -109,7 +110,7 @@ def grid_boxes(rng, count):
     )
 
 
-def random_case(seed, images=4, classes=3, crowds=True, difficult=False):
+def random_case(seed, images=4, classes=3, crowds=True, difficult=False, outlines=False):
     rng = np.random.default_rng(seed)
     truth, found = [], []
     for _ in range(images):
@@ -118,7 +119,9 @@ def random_case(seed, images=4, classes=3, crowds=True, difficult=False):
         labels = rng.integers(0, classes, count)
         crowd = rng.random(count) < (0.3 if crowds else 0)
         hard = rng.random(count) < (0.3 if difficult else 0)
-        truth.append(objects(boxes, labels, difficult=hard, crowd=crowd))
+        shares = rng.random(count) if outlines else np.full(count, np.nan)
+        areas = shares * np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+        truth.append(objects(boxes, labels, difficult=hard, crowd=crowd, outlines=areas))
         extra = rng.integers(0, 12)
         near = boxes[rng.integers(0, count, 8)] if count else np.zeros((0, 4))
         near = near + rng.integers(-1, 2, near.shape) * 5
@@ -199,11 +202,13 @@ def pycocotools_figures(truth, found, classes):
             "image_id": image,
             "category_id": int(label),
             "bbox": xywh(box),
-            "area": float((box[2] - box[0]) * (box[3] - box[1])),
+            "area": float(area),
             "iscrowd": int(crowd),
         }
         for image, each in enumerate(truth)
-        for box, label, crowd in zip(each.boxes, each.labels, each.crowd, strict=True)
+        for box, label, crowd, area in zip(
+            each.boxes, each.labels, each.crowd, each.areas, strict=True
+        )
     ]
     results = [
         {
@@ -233,9 +238,9 @@ def pycocotools_figures(truth, found, classes):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32 - 1))
-def test_coco_equals_pycocotools(seed):
-    truth, found = random_case(seed)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_coco_equals_pycocotools(seed, outlines):
+    truth, found = random_case(seed, outlines=outlines)
     if not any(len(each.scores) for each in found):
         return
     expected = pycocotools_figures(truth, found, 3)

@@ -118,7 +118,7 @@ def test_a_run_is_trained_and_proposes(run, shapes_dir, capsys):
 
 
 def test_a_run_of_another_kind_is_refused(run, capsys):
-    assert main(["detect", "--run", str(run), "--split", "test"]) == 1
+    assert main(["detect", "--weights", str(run), "--split", "test"]) == 1
     assert "expected a run with task 'rcnn', found 'multibox'" in capsys.readouterr().err
 
 

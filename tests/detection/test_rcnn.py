@@ -72,7 +72,7 @@ def test_a_run_is_trained_and_measured(run, capsys):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     evaluation = lines[-1]
     assert evaluation["split"] == "test" and 0 <= evaluation["map"] <= 1
-    assert main(["detect", "--run", str(run), "--split", "test", "--json"]) == 0
+    assert main(["detect", "--weights", str(run), "--split", "test", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["table"][0]["voc2010"] == pytest.approx(evaluation["map"], abs=1e-6)
     assert set(result["classes"]) == {"square", "bar"}
@@ -141,7 +141,7 @@ def test_pictures_come_back_with_boxes_names_and_scores(run, tmp_path, capsys):
         Image.fromarray(shown.image).save(tmp_path / f"{number}.png")
     paths = [str(tmp_path / name) for name in ("0.png", "1.png")]
     options = ["--score", "0", "--output", str(tmp_path / "out"), "--json"]
-    assert main(["detect", "--run", str(run), *options, *paths]) == 0
+    assert main(["detect", "--weights", str(run), *options, *paths]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["image"] for line in lines] == paths
     for line in lines:
@@ -157,8 +157,19 @@ def test_pictures_come_back_with_boxes_names_and_scores(run, tmp_path, capsys):
     assert not np.array_equal(drawn, np.asarray(Image.open(paths[0])))
 
 
+def test_a_picture_that_can_not_be_read_is_named_and_the_others_go_on(run, tmp_path, capsys):
+    Image.fromarray(shapes(1, seed=5)[0].image).save(tmp_path / "good.png")
+    (tmp_path / "bad.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")
+    paths = [str(tmp_path / name) for name in ("bad.jpg", "good.png")]
+    assert main(["detect", "--weights", str(run), "--json", *paths]) == 1
+    printed = capsys.readouterr()
+    lines = [json.loads(line) for line in printed.out.splitlines()]
+    assert "error" in lines[0] and "detections" in lines[1]
+    assert "bad.jpg: can't read the picture" in printed.err
+
+
 def test_box_regression_is_fitted_once_and_moves_boxes(run, capsys):
-    command = ["detect", "--run", str(run), "--split", "test"]
+    command = ["detect", "--weights", str(run), "--split", "test"]
     assert main([*command, "--box-regression"]) == 0
     printed = capsys.readouterr().out
     assert "mAP, %" in printed and "square" in printed
@@ -170,5 +181,5 @@ def test_box_regression_is_fitted_once_and_moves_boxes(run, capsys):
 
 
 def test_either_pictures_or_a_split(run, capsys):
-    assert main(["detect", "--run", str(run)]) == 1
+    assert main(["detect", "--weights", str(run)]) == 1
     assert "either pictures or --split" in capsys.readouterr().err

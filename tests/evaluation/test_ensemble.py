@@ -172,3 +172,11 @@ def test_an_error_while_reading_comes_through() -> None:
         for about, _ in build(members()[:1], 1, 1).run(range(5), read, threads=2):
             seen.append(about)
     assert seen in ([], [0])
+
+
+def test_classes_of_other_names_are_said_to_go_by_their_positions(capsys) -> None:
+    named = member("named", 0, Preprocessing(size=14, resize=16), class_names=tuple("abcdef"))
+    build([named], 1, 8, class_names=tuple("fedcba"))
+    assert not capsys.readouterr().err  # the same names, in another order
+    build([named], 1, 8, class_names=tuple("012345"))
+    assert "named calls its classes otherwise than the data set" in capsys.readouterr().err

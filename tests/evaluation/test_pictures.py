@@ -1,6 +1,7 @@
 """Pictures from files: orientation, channels, and what is refused."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from googlenet_jax.data.folder import prepare_folder
+from googlenet_jax.data.sources import load_source
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.pictures import draw_grid, find_pictures, read_picture
 from googlenet_jax.evaluation.predict import Prediction
 
+BAD_PICTURES = sorted((Path(__file__).parents[1] / "data" / "bad_pictures").glob("*.jpg"))
 FLOWER = np.ascontiguousarray(load_sample_image("flower.jpg")[:200:4, :320:4])
 
 
@@ -39,49 +43,46 @@ def test_every_mode_becomes_three_channels_of_uint8(tmp_path: Path, mode: str) -
     assert picture.shape == FLOWER.shape and picture.dtype == np.uint8
 
 
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "palette with alphas", "RGB", "L"])
-def test_white_stands_behind_what_is_transparent(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / "picture.png"
-    # A grey left half, and a right half that is transparent and dark.
-    grey = np.full((4, 6), 200, np.uint8)
-    grey[:, 3:] = 10
-    alpha = np.where(grey == 200, 255, 0).astype(np.uint8)
-    picture, options = Image.fromarray(grey), {}
-    if mode in ("RGBA", "LA"):
-        picture = picture.convert(mode)
-        picture.putalpha(Image.fromarray(alpha))
-    else:
-        picture = picture.convert("P" if "palette" in mode else mode)
-        if "palette" in mode:
-            options["transparency"] = bytes(
-                0 if index == 10 else 255 for index in range(256)
-            )  # the warning's case
-        else:
-            options["transparency"] = (10, 10, 10) if mode == "RGB" else 10
-    picture.save(path, **options)
-    expected = np.where(grey == 200, 200, 255).astype(np.uint8)
-    np.testing.assert_array_equal(read_picture(path), np.stack([expected] * 3, axis=-1))
+@pytest.mark.parametrize("kind", ["transparent", "half transparent", "grey and alpha", "16 bits"])
+def test_a_picture_is_read_as_training_reads_it(tmp_path: Path, kind: str) -> None:
+    red = np.dstack([FLOWER, np.full(FLOWER.shape[:2], 0 if kind == "transparent" else 128)])
+    picture = {
+        "grey and alpha": lambda: Image.fromarray(red.astype(np.uint8)).convert("LA"),
+        "16 bits": lambda: Image.fromarray(FLOWER[..., 0].astype(np.uint16) * 257),
+    }.get(kind, lambda: Image.fromarray(red.astype(np.uint8)))()
+    path = tmp_path / "pictures" / "a" / "picture.png"
+    path.parent.mkdir(parents=True)
+    picture.save(path)
+    prepare_folder(tmp_path / "pictures", "few", tmp_path / "data", validation_fraction=0)
+    trained_on = load_source("few", "train", tmp_path / "data")[0]["image"]
+    np.testing.assert_array_equal(read_picture(path), trained_on)
+    if "transparent" in kind:
+        np.testing.assert_array_equal(trained_on, FLOWER)
 
 
-def test_half_transparent_is_mixed_with_white(tmp_path: Path) -> None:
-    Image.new("RGBA", (2, 2), (0, 100, 255, 128)).save(tmp_path / "half.png")
-    np.testing.assert_allclose(
-        read_picture(tmp_path / "half.png")[0, 0], [127, 177, 255], atol=1
-    )  # 255 · ½ + value · ½
-
-
-def test_refuses_what_it_would_misread(tmp_path: Path) -> None:
-    deep = tmp_path / "deep.png"
-    Image.fromarray(FLOWER[..., 0].astype(np.uint16) * 257).save(deep)
-    with pytest.raises(UserError, match=r"deep\.png: expected a picture of 8 bits"):
-        read_picture(deep)
+def test_names_a_damaged_picture_and_says_why(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(FLOWER).save(buffer, "JPEG")
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
-    with pytest.raises(UserError, match=r"cut\.jpg: can't read the picture"):
-        read_picture(cut)
+    for file in (cut, *BAD_PICTURES):
+        with pytest.raises(UserError, match=rf"{file.name}: can't read the picture: expected"):
+            read_picture(file)
+    with pytest.raises(UserError, match="standard input: can't read"):
+        read_picture(io.BytesIO(b"%!PS"))
+
+
+def test_a_pipe_a_device_and_a_folder_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    cases = {"pipe.jpg": "a pipe", "folder.jpg": "a folder", "/dev/zero": "a device"}
+    for name, found in cases.items():
+        with pytest.raises(UserError, match=f"{name}: expected a file, found {found}"):
+            read_picture(tmp_path / name)
+    with pytest.raises(UserError, match=r"missing\.jpg: can't read the picture: No such file"):
+        read_picture(tmp_path / "missing.jpg")
+    with pytest.raises(UserError, match="no pictures in this folder"):
+        find_pictures(str(tmp_path))  # the pipe is none
 
 
 def test_draws_a_grid_of_any_number(tmp_path: Path) -> None:
@@ -110,7 +111,17 @@ def test_a_grid_that_can_not_be_written_is_named(tmp_path: Path) -> None:
 
 def test_finds_the_pictures_of_folders_and_patterns(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
-    for name in ("b.png", "a.JPG", "more/c.jpeg", "notes.txt", "[1].png"):
+    (tmp_path / ".x").mkdir()
+    for name in (
+        "b.png",
+        "a.JPG",
+        "more/c.jpeg",
+        "notes.txt",
+        "[1].png",
+        "._b.png",
+        "d.eps",
+        ".x/e.png",
+    ):
         (tmp_path / name).write_bytes(b"")
 
     def names(argument: Path) -> list[str]:

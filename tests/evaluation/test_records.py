@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import googlenet_jax as gj
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.ensemble import Ensemble
-from googlenet_jax.evaluation.records import Record, evaluate_ensemble
+from googlenet_jax.evaluation.records import Record, evaluate_ensemble, identity
 from googlenet_jax.runtime.sharding import create_mesh
 from googlenet_jax.weights.trained_model import TrainedModel
 from tests.evaluation.test_ensemble import CLASSES, images, member
@@ -37,6 +40,9 @@ class Pictures:
 
     def __len__(self) -> int:
         return COUNT
+
+    def checksum(self) -> int:
+        return sum(int(image.sum()) for image in self._images)
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         if self._kill_at is not None and self._kill_at in indices:
@@ -127,6 +133,38 @@ def test_another_evaluation_in_the_file_is_refused_and_kept(tmp_path: Path) -> N
     with pytest.raises(UserError, match="another split"):
         evaluate(other, path)
     assert path.read_bytes() == before
+
+
+def test_other_pictures_of_the_same_name_and_number_are_another_evaluation(tmp_path: Path) -> None:
+    path = tmp_path / "examples.jsonl"
+    evaluate(Pictures(), path)
+    other = Pictures()
+    other._images[3] = 255 - other._images[3]
+    with pytest.raises(UserError, match="another content"):
+        evaluate(other, path)
+
+
+def test_networks_that_differ_in_an_option_alone_are_two(tmp_path: Path) -> None:
+    """As `transform_input`, which is in no variable."""
+    source: Any = Pictures()
+    model = gj.create_model("googlenet_torchvision", num_classes=6, width=0.02)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    preprocessing = Preprocessing(size=32, resize=32)
+    identities = [
+        identity(
+            Ensemble(
+                [TrainedModel(network, variables, preprocessing, names, "m")],
+                batch_size=4,
+                mesh=create_mesh(),
+                class_names=source.class_names,
+            ),
+            source,
+        )
+        for network in (model, model.clone(transform_input=True), model.clone())
+        for names in (tuple("abcdef"), tuple("fedcba"))
+    ]
+    assert [identities.index(each) for each in identities] == [0, 1, 2, 3, 0, 1]
+    assert json.loads(json.dumps(identities)) == identities
 
 
 @pytest.mark.parametrize("line", ["not JSON", '{"index": 7}', "[]", '{"no": "index"}'])

@@ -56,7 +56,7 @@ def test_table_counts_misses_of_each_prefix_and_number_of_crops() -> None:
 
 def test_printed_table_compares_with_the_first_row() -> None:
     lines = format_table(summarize(RECORDS, NAMES, ["a", "b"], [1, 10])["table"]).splitlines()
-    assert " ".join(lines[0].split()) == "models crops cost top-1 error top-5 error to base"
+    assert " ".join(lines[0].split()) == "models crops cost top-1 error top-5 error top-5 change"
     assert lines[1].split() == ["1", "1", "1", "75.00", "%", "50.00", "%", "base"]
     assert lines[4].split() == ["2", "10", "20", "50.00", "%", "0.00", "%", "-50.00", "%"]
 

@@ -9,7 +9,7 @@ from googlenet_jax.data.digits import prepare_digits
 from googlenet_jax.training.writers import read_metrics
 from tests.faults.launch import Run, final_state, free_port, ids_by_step, largest_difference
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.proof
 
 
 @pytest.fixture(scope="module")

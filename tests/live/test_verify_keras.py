@@ -9,7 +9,7 @@ from googlenet_jax.verification.verify import verify
 pytest.importorskip("keras")
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_keras_s_inception_v3_is_ours_to_its_own_rounding_and_a_fault_is_named():
     options = {"flavour": "keras", "num_classes": 10, "aux_heads": False}
     model = gj.create_model("inception_v3", **options)

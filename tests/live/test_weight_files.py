@@ -45,7 +45,7 @@ def assert_same(ours: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 @needs_slim
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("network", "model"),
     [
@@ -103,7 +103,7 @@ def keras_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_keras
-@pytest.mark.slow
+@pytest.mark.proof
 def test_kerass_files_in_and_out(keras_folder: Path, tmp_path: Path) -> None:
     from tests.live.test_inception_keras import convert as by_order
 
@@ -156,7 +156,7 @@ def torchvision_like(name: str) -> tuple[Any, str, dict[str, Any]]:
     return net, {"googlenet": "googlenet_torchvision"}.get(kind, kind), {}
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(
     "name",
     [

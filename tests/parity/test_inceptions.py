@@ -38,7 +38,7 @@ def check(errors: dict[str, float]) -> None:
 
 # 299; 224 and 139 without the auxiliary head; the smallest. Odd maps tell ceil, SAME and VALID apart, and the averages' borders are
 # part of every map.
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("name", "size", "options"),
     [
@@ -64,7 +64,7 @@ def test_every_endpoint_equals_pytorchs(name: str, size: int, options: dict) -> 
     check(errors)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("name", "size", "options"),
     [
@@ -145,7 +145,7 @@ class TensorFlowsRMSProp:
                 parameter.sub_(buffer)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_ten_rmsprop_steps_equal_tensorflows() -> None:
     """The project's own optimizer, clipped to a global norm as the recipe of Inception-v3 does."""
     from googlenet_jax.training.optimizer import create_optimizer

@@ -19,7 +19,7 @@ def our_logits(model: Any, state_dict: Any, batch: np.ndarray) -> jax.Array:
     return jax.jit(functools.partial(model.apply, train=False))(variables, batch).logits
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("document", "name", "classes"),
     [

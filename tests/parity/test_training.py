@@ -28,7 +28,7 @@ def check(errors: dict[str, float]) -> None:
     assert errors[worst] <= TOLERANCE, f"{worst}: {errors[worst]:.1e}"
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("name", [further(name) if name in FURTHER else name for name in RECIPES])
 def test_ten_steps_equal_pytorchs(name: str) -> None:
     errors = training_errors(name, 64, width=0.25, **RECIPES[name])
@@ -47,7 +47,7 @@ def test_ten_steps_equal_pytorchs(name: str) -> None:
 
 
 # 224: the gradient of the paper's 5×5/3 aux pool, which a 14×14 map alone takes; 97: odd maps, so that the ceil pools' edges count.
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("name", "size"),
     [("googlenet", 224), further("googlenet_torchvision", 97), further("googlenet_slim", 97)],
@@ -61,7 +61,7 @@ def test_steps_with_the_separable_stem_and_without_aux_heads_equal_pytorchs() ->
     check(training_errors("googlenet", 48, batch_size=4, steps=2, width=0.125, **options))
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_at_a_recipes_rate_we_are_no_farther_from_pytorch_than_it_is_from_itself() -> None:
     """At 0.1, the rate of two recipes, rounding is amplified with every step: the control says what that comes to."""
     settings = {

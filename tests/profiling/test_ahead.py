@@ -66,7 +66,7 @@ def test_chips_that_the_slice_lacks_are_refused(monkeypatch, chips):
         compile_step(recipe(), "v5e:2x2", chips=chips, classes=10, examples=1000)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]")
 def test_batch_norm_over_groups_that_lie_on_one_chip_needs_fewer_collectives():
     whole, groups = (

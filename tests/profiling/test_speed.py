@@ -1,5 +1,7 @@
 """What is counted and what is timed; never how long it took."""
 
+import sys
+
 import flax.linen as nn
 import pytest
 import torch
@@ -38,6 +40,19 @@ def test_the_peers_batch_norms_fold_without_changing_it():
     images = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(folded(images)[0], network(images)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["googlenet_torchvision", "inception_v3"])
+def test_without_a_torchvision_that_can_be_imported_the_reference_is_the_peer(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert "this project's reference, as torchvision can't be imported" in torch_speed.whose(name)
+    network = torch_speed.create(name).train()
+    size = 299 if name == "inception_v3" else 64
+    with torch.device("meta"):  # shapes alone
+        network = network.to("meta")
+        optimizer = torch.optim.SGD(network.parameters(), 0.01)
+        torch_speed._training(network, optimizer, torch.zeros(2, 3, size, size), torch.arange(2))()
+    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 def test_networks_without_a_peer_are_named():

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from googlenet_jax.cli.streams import Unbreakable
 from googlenet_jax.errors import UserError
 from googlenet_jax.runtime.storage import locked
 from googlenet_jax.training.classification import CLASSIFICATION
@@ -97,9 +98,13 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize(
-    ("signum", "ending"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+    ("signum", "ending", "moment"),
+    [
+        *((signal.SIGINT, KeyboardInterrupt, moment) for moment in MOMENTS),
+        *((signal.SIGTERM, SystemExit, moment) for moment in MOMENTS),
+        (signal.SIGHUP, SystemExit, "inside an evaluation"),
+    ],
 )
-@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_signal_stops_the_run_saved_and_it_goes_on_exactly(
     tmp_path, data_dir, whole, capsys, moment, signum, ending
 ):
@@ -110,7 +115,7 @@ def test_a_signal_stops_the_run_saved_and_it_goes_on_exactly(
         train(config, tmp_path)
     assert getattr(stopped.value, "code", 0) == 0
     assert signal.getsignal(signum) == handler
-    name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
+    name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
     assert (
         f"stopped by {name} after step {step} of 24, which is saved; the same command goes on"
         in capsys.readouterr().err
@@ -192,7 +197,8 @@ except UserError as error:
 
 
 @pytest.mark.parametrize(
-    ("signum", "status", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 0, "SIGTERM")]
+    ("signum", "status", "name"),
+    [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 0, "SIGTERM"), (signal.SIGHUP, 0, "SIGHUP")],
 )
 def test_before_there_is_a_state_a_signal_ends_the_process_in_one_line(signum, status, name):
     done = run_script(IN_NO_STATE, int(signum))
@@ -200,6 +206,13 @@ def test_before_there_is_a_state_a_signal_ends_the_process_in_one_line(signum, s
         status,
         f"googlenet-jax: stopped by {name} before anything was trained",
     )
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As `nohup` starts a command, which goes on when the terminal is closed."""
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + IN_NO_STATE
+    done = run_script(code, int(signal.SIGHUP))
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_second_signal_ends_the_process_at_once():
@@ -274,6 +287,17 @@ def test_a_disk_that_refuses_is_one_line(tmp_path, data_dir, largest):
     ), done.stdout + done.stderr
     assert done.stdout.count("\n") == 1
     assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_reader_of_standard_error_that_goes_away_does_not_end_training(tmp_path, data_dir, whole):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as stream:
+        with pytest.raises(BrokenPipeError):
+            print("nobody hears", file=stream)
+        with contextlib.redirect_stderr(Unbreakable(stream)):
+            train(tiny_config(data_dir), tmp_path)
+    assert final_bits(tmp_path) == final_bits(whole)
 
 
 def test_what_a_disk_refuses_is_found_inside_other_errors():

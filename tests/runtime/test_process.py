@@ -34,6 +34,9 @@ from googlenet_jax.runtime import process
 {change}
 process.prepare()
 process.say_settings()
+import logging
+logging.getLogger("googlenet_jax").setLevel(logging.INFO)  # as --verbose does
+process.say_settings()
 process.say_settings()
 import jax
 jax.numpy.ones(3).sum()

@@ -99,7 +99,7 @@ def stopped_in_the_evaluation_of(step, monkeypatch):
     monkeypatch.setattr(loop, "_evaluate", stopped)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_killed_stopped_and_damaged_a_run_on_a_store_ends_as_a_local_one(
     tmp_path, data_dir, compiled_dir, monkeypatch, capfd, server
 ):

@@ -56,7 +56,7 @@ def test_whole_numbers_count_as_numbers_and_lists_as_tuples():
         ({"batch_size": "32"}, r"^batch_size: expected a whole number .*found '32'"),
         ({"batch_size": True}, r"^batch_size: expected a whole number .*found True"),
         ({"batch_size": 32.0}, r"^batch_size: expected a whole number .*found 32.0"),
-        ({"batch_size": 0}, r"^batch_size: .*at least 1, found 0"),
+        ({"batch_size": 0}, r"^batch_size: .*from 1 to .*, found 0"),
         ({"eval_batch_size": -1}, r"^eval_batch_size: "),
         ({"deterministic": 1}, r"^deterministic: expected True or False"),
         ({"seed": -1}, r"^seed: "),
@@ -92,6 +92,16 @@ def test_whole_numbers_count_as_numbers_and_lists_as_tuples():
         ({"model__options": {"widht": 0.5}}, r"^model: .*did you mean 'width'"),
         ({"model__options": {"width": -1}}, r"^model: .*width"),
         ({"model__options": {"bn_groups": 3}, "batch_size": 8}, r"^batch_size: .*multiple of model.options.bn_groups, 3, found 8"),
+        ({"duration": "3000000000 steps"}, r"^duration: .*at most 2,147,483,647 steps"),
+        ({"duration": "1" + "0" * 400 + " epochs"}, r"^duration: .*at most 2,147,483,647 steps"),
+        ({"log_every": "3000000000 steps"}, r"^log_every: .*at most 2,147,483,647 steps"),
+        ({"data__threads": 10**23}, r"^data.threads: expected a whole number from 1 to 4,096"),
+        ({"data__workers": 10**23}, r"^data.workers: expected a whole number from 0 to 4,096"),
+        ({"augment__size": 10**23}, r"^augment.size: "),
+        ({"eval_batch_size": 10**23}, r"^eval_batch_size: "),
+        ({"eval_batch_size": 2**30}, r"^eval_batch_size: .* the host has"),
+        ({"optimizer__weight_decay": 10**400}, r"^optimizer.weight_decay: "),
+        ({"optimizer__name": "adamw", "optimizer__options": {"b2": 5}}, r"^optimizer.options: adamw's b2: .*below 1, found 5"),
         ({"task": "segmentation"}, r"^task: expected one of 'classification'.*, found 'segmentation'"),
         ({"optimizer__name": "adamv"}, r"^optimizer.name: .*did you mean 'adamw'"),
         ({"optimizer__name": "lion", "optimizer__momentum": 0.5}, r"^optimizer.momentum: .*has no use for it"),
@@ -239,6 +249,14 @@ def test_a_period_is_a_step_at_least():
         and all(is_due(1.0, step) for step in range(1, 5))
         and not is_due(1.0, 0)
     )
+
+
+@pytest.mark.parametrize("field", ["duration", "schedule.every", "ema.start"])
+def test_durations_of_more_steps_than_can_be_counted_are_named(field):
+    config = default_config()
+    config.update_from_flattened_dict({field: "3000000 epochs"})
+    with pytest.raises(UserError, match=rf"^{field}: expected at most 2,147,483,647 steps"):
+        in_steps(config, 1_281_167)
 
 
 def test_warmup_as_long_as_the_run_is_refused():

@@ -12,6 +12,8 @@ import pytest
 from googlenet_jax.errors import UserError
 from googlenet_jax.training import loop, plan
 from googlenet_jax.training.classification import CLASSIFICATION
+from googlenet_jax.training.config import default_config
+from googlenet_jax.training.folder import check_folder
 from googlenet_jax.training.loop import train
 from googlenet_jax.training.task import TaskKind, register_task
 from googlenet_jax.training.writers import read_metrics
@@ -436,3 +438,24 @@ def test_a_device_without_enough_memory_names_the_batch_and_what_to_lower():
     assert "devices.accumulate" in str(explained) and "devices.rematerialize" in str(explained)
     other = jax.errors.JaxRuntimeError("INTERNAL: something else")
     assert loop._explained(other, 96, 8) is other
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"freeze": ("conv9*",)}, "freeze: 'conv9\\*' names no part"),
+        ({"optimizer.rate_multipliers": ("haed=2",)}, "rate_multipliers: 'haed' names no part"),
+        ({"init_from": "no/such/file"}, "init_from: .*no/such/file"),
+        ({"init_from": "RUN", "model.options": {"width": 2.0}}, "init_from: .* parameters"),
+    ],
+)
+def test_a_config_that_is_refused_leaves_the_folder_to_the_corrected_one(
+    tmp_path, data_dir, finished, fields, message
+):
+    config = tiny_config(data_dir)
+    config.update_from_flattened_dict(
+        {name: str(finished) if value == "RUN" else value for name, value in fields.items()}
+    )
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path)
+    check_folder(tmp_path, tiny_config(data_dir).to_dict(), default_config().to_dict())

@@ -265,6 +265,9 @@ def test_gradients_are_clipped_by_their_norm_together():
             {"options": {"learning_rate": 0.9}},
             r"^optimizer.options.learning_rate: .*no such option",
         ),
+        ("adamw", {"options": {"b1": 1}}, r"^optimizer.options: adamw's b1: .* found 1"),
+        ("rmsprop", {"options": {"decay": -0.5}}, r"rmsprop's decay: .* found -0.5"),
+        ("lamb", {"options": {"eps": -1e-8}}, r"lamb's eps: expected a number of at least 0"),
         ("adamw", {"options": {"b1": "high"}}, r"^optimizer.options: adamw can't take"),
     ],
 )

@@ -49,7 +49,7 @@ def lines_of(workdir):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_killed_run_ends_as_one_never_killed(tmp_path, data_dir, compiled_dir):
     """Killed twice: while a checkpoint is being written, and between two of them."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -1,7 +1,9 @@
 """Lines go in whole, come out as they were, and are cut back without losing what should stay."""
 
 import json
+import time
 
+import jax.numpy as jnp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -135,17 +137,68 @@ def test_cut_back_leaves_the_old_file_when_it_cannot_finish(tmp_path, monkeypatc
     assert read_metrics(path) == LINES[:1]
 
 
+@pytest.mark.parametrize(
+    "torn", ['{"step": 20, "split": "prüfung'.encode()[:-6], b"\xff\xfe", b"\0"]
+)
+def test_a_torn_last_line_that_is_no_text_is_cut_off(tmp_path, torn):
+    path = tmp_path / "metrics.jsonl"
+    whole = "".join(json.dumps(line) + "\n" for line in LINES)
+    path.write_bytes(whole.encode() + torn)
+    cut_back(path, 10)
+    assert path.read_text() == whole
+
+
 def test_cut_back_of_nothing(tmp_path):
     cut_back(tmp_path / "metrics.jsonl", 3)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("broken", ['{"step": 5', "[]", '{"split": "train"}'])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        '{"step": 5',
+        "[]",
+        '{"split": "train"}',
+        '{"step": 5, "split": "train", "loss": 1.0}',  # no epoch
+        '{"step": 5, "epoch": 1, "split": ["train"]}',
+        '{"step": true, "epoch": 1, "split": "train"}',
+        '{"step": 5, "epoch": 1, "split": "train", "loss": "low"}',
+        '{"step": 5, "epoch": 1, "split": "train", "top1": null}',
+        '{"step": 5, "epoch": 1, "split": "train", "loss": NaN}',
+        '{"step": 5, "epoch": 1, "split": "train", "loss": 1e999}',
+        '{"step": 5, "epoch": 1, "split": "train", "loss": 1' + "0" * 400 + "}",
+        '{"step": 5000000000, "epoch": 1, "split": "train"}',
+        '{"step": 5, "epoch": 1, "split": "test", "weights": "best"}',
+        "[" * 100_000,
+    ],
+    ids=lambda text: text[:70],
+)
 def test_a_broken_line_inside_is_named(tmp_path, broken):
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n".join([json.dumps(LINES[0]), broken, json.dumps(LINES[1])]) + "\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2"):
         read_metrics(path)
+
+
+def test_the_bar_moves_while_the_first_step_compiles(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(writers, "shows_progress", lambda: True)
+    log = writers.TrainingLog(
+        writers.Writer(),
+        logs=lambda step: False,
+        epoch=10,
+        batch_size=4,
+        start=0,
+        total=20,
+        interval={},
+    )
+    time.sleep(2.3)
+    log.push(1, {"loss": jnp.float32(1.0), "learning_rate": jnp.float32(0.1)})
+    log.flush("saving")
+    time.sleep(1.2)
+    log.close()
+    shown = capsys.readouterr().err
+    assert "compiling, 1 s" in shown and "compiling, 2 s" in shown and "compiling, 3 s" not in shown
+    assert shown.rindex("saving") > shown.rindex("compiling")
 
 
 def test_a_folder_without_metrics_is_named(tmp_path):

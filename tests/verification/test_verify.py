@@ -257,7 +257,7 @@ def test_numbers_are_json():
     assert np.isfinite([row["bound"] for row in found["layers"]]).all()
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_googlenet_in_another_style_is_matched_without_help():
     torch.manual_seed(0)
     model = gj.create_model("googlenet_bn", num_classes=7, width=0.125)

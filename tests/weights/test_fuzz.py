@@ -1,4 +1,4 @@
-"""A sample of `proofs/fuzz_weights.py`: mutated files crash, hang and run nothing."""
+"""A sample of `python -m proofs fuzz_weights`: mutated files crash, hang and run nothing."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 def test_mutated_files_are_read_or_refused() -> None:
     """In a process of its own, since it forks one for every file."""
     pytest.importorskip("h5py")
-    command = [sys.executable, "-m", "proofs.fuzz_weights", "--files", "25", "--seed", "1"]
+    command = [sys.executable, "-m", "proofs", "fuzz_weights", "--files", "25", "--seed", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     results = [json.loads(line) for line in done.stdout.splitlines()]

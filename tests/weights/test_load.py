@@ -2,11 +2,14 @@
 
 import http.server
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.torch
@@ -24,6 +27,7 @@ from googlenet_jax.verification.reference import InceptionV3
 from googlenet_jax.weights import pretrained
 from googlenet_jax.weights.convert import read_weights
 from googlenet_jax.weights.heads import settled_classifier
+from googlenet_jax.weights.trained_model import TrainedModel
 from tests.weights.caffe_file import caffemodel
 from tests.weights.test_convert import assert_same, caffe_layers, state_dict
 
@@ -466,3 +470,29 @@ def test_a_network_of_more_classes_is_evaluated_on_a_folder_of_some(
     assert results["top1"] == 0.5 and "2 of its 1,000 classes" in told.err
     shown = {each["class"]: each["recall"] for each in results["classes"]}
     assert shown == {class_names()[7]: 1.0, class_names()[1]: 0.0}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_our_own_file_with_a_value_that_is_not_finite_is_refused(tmp_path: Path, value) -> None:
+    model = gj.create_model("googlenet_plain", num_classes=3, width=0.02)
+    shapes = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    )
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+    variables["params"]["head"]["bias"][1] = value
+    gj.save_weights(tmp_path / "a.safetensors", model, variables)
+    with pytest.raises(UserError, match="head/bias holds 1 values that are not finite"):
+        gj.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("offset", [3, 4])
+def test_a_class_offset_at_or_past_the_classes_is_refused(tmp_path: Path, offset: int) -> None:
+    model = gj.create_model("googlenet_plain", num_classes=3, width=0.02)
+    with pytest.raises(UserError, match="class_offset: expected less than its 3 logits, found"):
+        TrainedModel(model, {}, Preprocessing(class_offset=offset))
+
+
+def test_a_pipe_is_no_weight_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: is no regular file"):
+        gj.load(tmp_path / "pipe")
