@@ -61,6 +61,7 @@ EXAMPLES = {
     "prepare": "googlenet-jax prepare folder photos --name pets",
     "evaluate": "googlenet-jax evaluate --weights runs/digits --output report",
     "predict": "googlenet-jax predict --weights runs/digits photos/*.jpg",
+    "explain": "googlenet-jax explain --weights runs/digits photos/*.jpg --output why",
     "convert": "googlenet-jax convert googlenet.pth googlenet.safetensors --model "
     "googlenet_torchvision",
     "plot": "googlenet-jax plot runs/a runs/b --output both.png",
