@@ -18,8 +18,9 @@ from sklearn.datasets import load_sample_image
 
 from googlenet_jax.data import photometric
 from googlenet_jax.data.augment import flip, mix
-from googlenet_jax.data.decoding import INTERPOLATIONS, decode_crop
+from googlenet_jax.data.decoding import decode_crop
 from googlenet_jax.data.pipeline import CROP_TRIES, RandomCrop, random_crop
+from googlenet_jax.data.resampling import INTERPOLATIONS
 
 SIZE = 128
 PAPER = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2}

@@ -33,8 +33,9 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from googlenet_jax.data.decoding import ANTIALIASED, decode_crop
+from googlenet_jax.data.decoding import decode_crop
 from googlenet_jax.data.pipeline import CROP_TRIES, RandomCrop, random_crop
+from googlenet_jax.data.resampling import ANTIALIASED
 from googlenet_jax.data.workers import read_in_workers
 
 SIZE, BATCH, QUALITY = 224, 32, 92

@@ -13,8 +13,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from googlenet_jax.data.decoding import ANTIALIASED
 from googlenet_jax.data.pipeline import RandomCrop, train_batches
+from googlenet_jax.data.resampling import ANTIALIASED
 from googlenet_jax.data.sources import load_source
 
 

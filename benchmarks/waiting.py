@@ -29,11 +29,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
     config = CLASSIFICATION.defaults()
     config.update_from_flattened_dict(
         {
             "batch_size": args.batch_size,
+            "dtype": args.dtype,
             "data.name": args.name,
             "data.dir": args.data_dir,
             "data.train_split": args.split,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from googlenet_jax import weights
+    from googlenet_jax import metrics, weights
     from googlenet_jax.data.augment import register_augmentation
     from googlenet_jax.evaluation.metrics import register_metric
     from googlenet_jax.interpretability.explain import explain
@@ -54,6 +54,7 @@ __all__ = [
     "fold_batch_norm",
     "list_models",
     "load",
+    "metrics",
     "register_augmentation",
     "register_loss",
     "register_metric",
@@ -69,8 +70,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
-    if name == "weights":
-        return importlib.import_module("googlenet_jax.weights")
+    if name in ("metrics", "weights"):
+        return importlib.import_module(f"googlenet_jax.{name}")
     raise AttributeError(f"module 'googlenet_jax' has no attribute {name!r}")
 
 

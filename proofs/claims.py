@@ -403,7 +403,8 @@ def _head(average: bool) -> Row:
         @nn.compact
         def __call__(self, images, train, aux=None, use_running_average=None) -> Output:
             layers, x, _ = self.begin(images, train, aux, use_running_average)
-            return Output(self.head(layers, "pool", layers.conv("before", x, 256), average), {})
+            x = layers.conv("before", x, 256)
+            return self.finish(layers, "pool", x, average=average)
 
     row = summarize(Head(num_classes=2), 10).row("head")
     assert row is not None

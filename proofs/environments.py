@@ -5,7 +5,7 @@ a newer Python with the newest of all, and DeprecationWarnings as errors.
     python -m proofs environments newest --python python3.13
     python -m proofs environments deprecations
 
-Each makes an environment in a temporary folder with uv (fetched from PyPI), copies the files that git
+Each makes an environment in a temporary folder with uv (fetched from PyPI where there is none), copies the files that git
 knows there, and runs the tests that need no other framework. It prints what was installed as JSON, then
 pytest's own lines, and ends with pytest's exit status.
 """
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -77,9 +78,7 @@ def run(mode: str, interpreter: str, tests: list[str], folder: Path) -> int:
 
 def install(mode: str, interpreter: str, folder: Path, copy: Path) -> str:
     """Installs the package at `copy` and the tests' tools; returns the environment's Python."""
-    venv.create(folder / "tool", with_pip=True)
-    subprocess.check_call([folder / "tool/bin/pip", "install", "--quiet", "uv"])
-    uv = str(folder / "tool/bin/uv")
+    uv = shutil.which("uv") or fetch_uv(folder / "tool")
     subprocess.check_call([uv, "venv", "--quiet", "--python", interpreter, folder / "env"])
     python = str(folder / "env/bin/python")
     resolution = "lowest-direct" if mode == "lowest" else "highest"
@@ -95,6 +94,13 @@ def install(mode: str, interpreter: str, folder: Path, copy: Path) -> str:
     about = subprocess.check_output([python, "--version"], text=True).strip()
     print(json.dumps({"mode": mode, "python": about, **shown}, indent=2), flush=True)
     return python
+
+
+def fetch_uv(folder: Path) -> str:
+    """Installs uv into an environment of its own; returns its path."""
+    venv.create(folder, with_pip=True)
+    subprocess.check_call([folder / "bin/pip", "install", "--quiet", "uv"])
+    return str(folder / "bin/uv")
 
 
 def absent(copy: Path) -> list[Path]:

@@ -217,7 +217,7 @@ def read_in_fork(path: Path, kind: str, out: Path) -> tuple[str, float]:
     read") and the growth of its memory in MB.
     """
     from googlenet_jax.weights.isolation import SLACK, limit_memory, send_tensors
-    from googlenet_jax.weights.parsers import Request
+    from googlenet_jax.weights.parsers.limits import Request
 
     report, write = os.pipe()
     child = os.fork()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "googlenet_jax"
-BESIDE = {"errors", "registry"}  # files that every subpackage may import
+BESIDE = {"errors", "html_page", "registry"}  # files that every subpackage may import
 
 
 def imported(subpackage: str) -> set[str]:

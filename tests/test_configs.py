@@ -1,5 +1,6 @@
 """Every recipe in configs/: valid, and one step of it at its smallest trains."""
 
+import dataclasses
 import importlib.util
 import math
 from pathlib import Path
@@ -107,12 +108,14 @@ ALWAYS = ("imagenet_googlenet",)
     ],
 )
 def test_one_step_at_the_smallest_size(path):
-    config, _ = resolve(get_config(path))
+    config = get_config(path)
     config.model.options.width = 0.05
-    mesh, source = create_mesh(), TenClasses()
-    size = max(make_task(config, mesh, source, []).model.min_size, 8)
-    config.preprocessing.update(size=size, resize=size)
-    task = make_task(config, mesh, source, [])
+    resolved = resolve(config)
+    config, mesh, source = resolved.config, create_mesh(), TenClasses()
+    size = max(resolved.parts.model.min_size, 8)
+    small = dataclasses.replace(resolved.parts.preprocessing, size=size, resize=size)
+    parts = dataclasses.replace(resolved.parts, preprocessing=small)
+    task = make_task(dataclasses.replace(resolved, parts=parts), mesh, source, [])
     when = in_steps(config, len(source))
 
     schedule = create_schedule(

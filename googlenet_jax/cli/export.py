@@ -10,23 +10,20 @@ from googlenet_jax.errors import UserError
 
 # Above rounding: of the folding in the model's dtype, in units of the logits' root mean square.
 TOLERANCE = {"bfloat16": 0.2, "float16": 0.05, "float32": 1e-3, "float64": 1e-9}
-FORMATS = ("stablehlo", "onnx")
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the subcommand's arguments."""
     parser = subparsers.add_parser(
         "export",
-        help="a network as StableHLO or ONNX, with its preprocessing beside it",
+        help="a network as StableHLO for CPU, CUDA and TPU, with its preprocessing beside it",
         description="Writes OUT and, beside it, OUT with .json: how images are prepared, and the "
-        "class names. StableHLO (CPU, CUDA and TPU) is checked in a process that has jax and numpy "
-        "alone, ONNX by onnxruntime.",
+        "class names. It is checked in a process that has jax and numpy alone.",
     )
     parser.add_argument("model", metavar="MODEL", help="a model's name, as the weights have it")
     add_weights(parser, one=True)
-    parser.add_argument("--format", default="stablehlo", choices=FORMATS, help="default: stablehlo")
     parser.add_argument(
-        "--output", type=Path, metavar="OUT", help="default: MODEL.FORMAT in this folder"
+        "--output", type=Path, metavar="OUT", help="default: MODEL.stablehlo in this folder"
     )
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
@@ -36,16 +33,9 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.models.registry import create_model, model_name
     from googlenet_jax.runtime.process import prepare, say_settings
     from googlenet_jax.runtime.storage import check_output, write_atomically, writing
-    from googlenet_jax.weights import onnx
-    from googlenet_jax.weights.export import (
-        LOADABLE,
-        PLATFORMS,
-        check_artifact,
-        describe,
-        export_model,
-    )
+    from googlenet_jax.weights.export import LOADABLE, check_artifact, describe, export_model
 
-    path = args.output or Path(f"{args.model}.{args.format}")
+    path = args.output or Path(f"{args.model}.stablehlo")
     beside = path.with_suffix(".json")
     if beside == path:
         raise UserError(f"--output: expected another ending than .json, found {path}")
@@ -63,18 +53,15 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{member.source}: expected weights of {args.model}, found {name}'s")
     say_settings()
     network = (member.model, member.variables, member.preprocessing)
-    as_onnx = args.format == "onnx"
-    artifact = onnx.export_onnx(*network) if as_onnx else export_model(*network)
-    check = onnx.check_onnx if as_onnx else check_artifact
-    platforms = None if as_onnx else PLATFORMS
-    about = describe(name, member.preprocessing, member.class_names, platforms)
+    artifact = export_model(*network)
+    about = describe(name, member.preprocessing, member.class_names)
     difference = 0.0
 
     def write(part: Path) -> None:
         """Checked before it has its name: a file that fails never takes a good one's place."""
         nonlocal difference
         part.write_bytes(artifact)
-        difference = check(part, *network)
+        difference = check_artifact(part, *network)
         limit = TOLERANCE[member.model.dtype.name]
         if not difference <= limit:
             raise UserError(f"{path}: its logits differ by {difference:.1e}, over {limit:.0e}")
@@ -87,13 +74,12 @@ def run(args: argparse.Namespace) -> int:
         "preprocessing": str(beside),
         "bytes": len(artifact),
         "largest_difference": difference,
-        **({} if as_onnx else {"loadable": LOADABLE}),
+        "loadable": LOADABLE,
     }
     if args.json:
         print(json.dumps(result))
     else:
         print(f"wrote {path} ({len(artifact) / 1e6:.1f} MB) and {beside}")
         print(f"run by itself, its logits differ by {difference:.1e} of their root mean square")
-        if not as_onnx:
-            print(f"it can be loaded {LOADABLE}")
+        print(f"it can be loaded {LOADABLE}")
     return 0

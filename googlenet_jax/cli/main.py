@@ -26,6 +26,8 @@ from googlenet_jax.cli import (
     evaluate,
     explain,
     export,
+    features,
+    fid,
     plot,
     predict,
     prepare,
@@ -53,6 +55,8 @@ SUBCOMMANDS = {
     "proposals": proposals,
     "detect": detect,
     "compile": compile,
+    "fid": fid,
+    "features": features,
 }
 
 EXAMPLES = {
@@ -71,6 +75,8 @@ EXAMPLES = {
     "proposals": "googlenet-jax proposals digit_scenes --split test",
     "detect": "googlenet-jax detect --weights runs/scenes photo.jpg --output found",
     "compile": "googlenet-jax compile --config=imagenet_googlenet_bn --topology=v5e:4x4",
+    "fid": "googlenet-jax fid real generated --metrics fid,kid",
+    "features": "googlenet-jax features photos --model inception_v3_fid --output photos.npz",
 }
 INTERRUPTED = 130  # 128 + SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE

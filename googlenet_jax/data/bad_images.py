@@ -11,6 +11,10 @@ from googlenet_jax.errors import UserError
 POLICIES = ("error", "skip")
 
 
+class BadImage(ValueError):
+    """Bytes that are no whole image; the message says what was found."""
+
+
 class _Named(Protocol):
     @property
     def name(self) -> str: ...

@@ -1,5 +1,4 @@
-"""From an image file's bytes to uint8 pixels: whole, or no more of a JPEG than a crop needs; and
-the interpolations that scale them."""
+"""From an image file's bytes to uint8 pixels: whole, or no more of a JPEG than a crop needs."""
 
 import functools
 import io
@@ -7,36 +6,23 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import cv2
-import cykooz_resizer
 import numpy as np
 import simplejpeg
 from PIL import Image
 
-Box = tuple[int, int, int, int]  # top, left, height, width in pixels
+from googlenet_jax.data.bad_images import BadImage
+from googlenet_jax.data.resampling import ANTIALIASED, scale, scale_part
 
-# What scales a crop. "auto" averages areas where no side grows and is bilinear otherwise.
-# "bilinear", "area", "nearest" and "bicubic" are OpenCV's, and the paper's four (1409.4842, section
-# 6); of these only "area" doesn't alias where it shrinks. The last widens its kernel with the
-# scale, as Pillow, torchvision and tf.image.resize(antialias=True) do.
-_OPENCV = {
-    "bilinear": cv2.INTER_LINEAR,
-    "area": cv2.INTER_AREA,
-    "nearest": cv2.INTER_NEAREST_EXACT,
-    "bicubic": cv2.INTER_CUBIC,
-}
-ANTIALIASED = "bilinear_antialiased"
-INTERPOLATIONS = ("auto", *_OPENCV, ANTIALIASED)
-PAPER_INTERPOLATIONS = tuple(_OPENCV)
+Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 # These may shrink in two steps; for the others the aliasing of the full picture is part of the
 # name.
 _MAY_DECODE_SMALLER = ("auto", "area", ANTIALIASED)
 
 MAX_PIXELS = 178_956_970  # Pillow's limit, above which it takes a picture for a decompression bomb
-MAX_SIDE = 32_767  # pixels of a scaled picture: OpenCV's limit
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 # How files of the formats that are read begin (`.` is any byte), by Pillow's names. No other
 # decoder is let near a file: some of Pillow's start other programs.
@@ -71,13 +57,10 @@ _TURNS: dict[
 }
 
 
-cv2.utils.logging.setLogLevel(
-    cv2.utils.logging.LOG_LEVEL_SILENT
-)  # what its decoders say of damaged files; BadImage says it once, and names it
-
-
-class BadImage(ValueError):
-    """Bytes that are no whole image; the message says what was found."""
+# What its decoders say of damaged files, BadImage says once, and names the file. (OpenCV 4 has the
+# function here, OpenCV 5 there.)
+_set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+_set_log_level(0)
 
 
 def picture_format(encoded: bytes) -> str | None:
@@ -208,7 +191,7 @@ def _decode_jpeg_crop(
     if factor > 1:
         edges = [edge / factor for edge in (box[0], box[1], box[0] + box[2], box[1] + box[3])]
         if interpolation == ANTIALIASED:
-            return _antialiased(image, edges, height, width)
+            return scale_part(image, edges, height, width)
         # The nearest pixels; half up, so that the box keeps at least the size asked for.
         top, left, bottom, right = (math.floor(edge + 0.5) for edge in edges)
         box = top, left, bottom - top, right - left
@@ -226,47 +209,6 @@ def _factor(box: Box, height: int, width: int) -> int:
 def _cut(image: np.ndarray, box: Box) -> np.ndarray:
     top, left, height, width = box
     return image[top : top + height, left : left + width]
-
-
-def scale(image: np.ndarray, height: int, width: int, interpolation: str = "auto") -> np.ndarray:
-    """Scales uint8 [H, W, C] to height × width with one of INTERPOLATIONS; an image of that size
-    comes back as it is.
-
-    Raises BadImage for a picture so narrow that a side would have more than MAX_SIDE pixels.
-    """
-    if image.shape[:2] == (height, width):
-        return image
-    if max(height, width) > MAX_SIDE:
-        raise BadImage(
-            f"expected a picture less narrow: {image.shape[1]:,} × {image.shape[0]:,} pixels, scaled "
-            f"to {width:,} × {height:,}"
-        )
-    if interpolation == ANTIALIASED:
-        return _antialiased(image, (0, 0, *image.shape[:2]), height, width)
-    if interpolation == "auto":
-        interpolation = (
-            "area" if height <= image.shape[0] and width <= image.shape[1] else "bilinear"
-        )
-    scaled = cv2.resize(image, (width, height), interpolation=_OPENCV[interpolation])
-    return scaled if scaled.ndim == 3 else scaled[..., None]
-
-
-def _antialiased(image: np.ndarray, edges: Sequence[float], height: int, width: int) -> np.ndarray:
-    """Scales what lies between the edges (top, left, bottom, right), which may be fractions of
-    pixels."""
-    top, left, bottom, right = edges
-    image = image[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)]
-    pixels = cykooz_resizer.PixelType.U8x3 if image.shape[2] == 3 else cykooz_resizer.PixelType.U8
-    source = cykooz_resizer.ImageData(image.shape[1], image.shape[0], pixels, image.tobytes())
-    target = cykooz_resizer.ImageData(width, height, pixels)
-    options = cykooz_resizer.ResizeOptions(
-        cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.bilinear),
-        crop_box=cykooz_resizer.CropBox(
-            left - math.floor(left), top - math.floor(top), right - left, bottom - top
-        ),
-    )
-    cykooz_resizer.Resizer().resize(source, target, options)
-    return np.frombuffer(target.get_buffer(), np.uint8).reshape(height, width, image.shape[2])
 
 
 def _check_png(encoded: bytes) -> None:

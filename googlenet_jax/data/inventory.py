@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from googlenet_jax.data.decoding import ANTIALIASED, BadImage, decode_crop
+from googlenet_jax.data.decoding import BadImage, decode_crop
 from googlenet_jax.data.pipeline import DEFAULT_THREADS
+from googlenet_jax.data.resampling import ANTIALIASED
 from googlenet_jax.data.sources import Record, Source
 
 COUNTS_FILE, SAMPLES_FILE = "counts.json", "samples.png"

@@ -15,16 +15,9 @@ import grain
 import numpy as np
 
 from googlenet_jax.data.bad_images import BadImages
-from googlenet_jax.data.decoding import (
-    INTERPOLATIONS,
-    MAX_SIDE,
-    PAPER_INTERPOLATIONS,
-    BadImage,
-    Box,
-    decode_crop,
-    scale,
-)
+from googlenet_jax.data.decoding import BadImage, Box, decode_crop
 from googlenet_jax.data.preprocessing import Preprocessing
+from googlenet_jax.data.resampling import INTERPOLATIONS, MAX_SIDE, PAPER_INTERPOLATIONS, scale
 from googlenet_jax.data.sources import Record, Source
 from googlenet_jax.data.workers import read_in_workers
 from googlenet_jax.errors import UserError, check_range, check_whole, nearest

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_sample_image
 
+from googlenet_jax.data import resampling
 from googlenet_jax.data.digits import write_once
 from googlenet_jax.data.sources import load_source
 
@@ -108,7 +109,7 @@ def _scene(
     labels: list[int] = []
     for _ in range(rng.randint(1, MOST_DIGITS + 1)):
         digit = digits[rng.randint(len(digits))]
-        strokes = _strokes(digit["image"][..., 0], rng)
+        strokes = _strokes(digit["image"], rng)
         box = _free_place(strokes.shape, boxes, rng)
         if box is not None:
             _draw(image, strokes, box, rng)
@@ -122,14 +123,14 @@ def _background(half: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     side = rng.randint(SIDE // 2, SIDE + 1)
     top, left = rng.randint(half.shape[0] - side + 1), rng.randint(half.shape[1] - side + 1)
     crop = half[top : top + side, left : left + side]
-    image = cv2.resize(crop, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-    return image[:, ::-1].copy() if rng.randint(2) else image
+    image = resampling.scale(crop, SIDE, SIDE, "bicubic")
+    return (image[:, ::-1] if rng.randint(2) else image).copy()
 
 
 def _strokes(digit: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-    """A digit at a random size, cut to its strokes: their cover, float32 [h, w], 0 to 1."""
+    """A digit, uint8 [H, W, 1], at a random size, cut to its strokes: their cover, float32 [h, w], 0 to 1."""
     side = round(SMALLEST * (LARGEST / SMALLEST) ** rng.random_sample())
-    grey = cv2.resize(digit.astype(np.float32) / 255, (side, side), interpolation=cv2.INTER_CUBIC)
+    grey = resampling.scale(digit.astype(np.float32) / 255, side, side, "bicubic")[..., 0]
     # A sharp edge, wherever the enlarged grey is soft.
     coverage = np.clip((grey - 0.3) / 0.15, 0, 1)
     rows, columns = (np.flatnonzero((coverage >= 0.5).any(axis=axis)) for axis in (1, 0))

@@ -7,7 +7,7 @@ centres of the training boxes, in shares of the image.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -28,11 +28,12 @@ from googlenet_jax.detection.regions import to_canvas, warp
 from googlenet_jax.detection.sources import DetectionSource, load_detection_source
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import CutShort
+from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import model_options
 from googlenet_jax.runtime.sharding import data_sharding, replicate, replicated
 from googlenet_jax.training.classification import build_model
 from googlenet_jax.training.config import default_config
-from googlenet_jax.training.task import Batch, Evaluate, Task, TaskKind, register_task
+from googlenet_jax.training.task import Batch, Evaluate, Resolved, Task, TaskKind, register_task
 from googlenet_jax.weights.load import load
 
 REDUCED = 64  # channels to which the last map is reduced before it is read whole
@@ -171,7 +172,14 @@ def default_multibox_config() -> ConfigDict:
     return config
 
 
-def check(config: ConfigDict) -> None:
+class Parts(NamedTuple):
+    """What a recipe describes, built."""
+
+    trunk: Network
+    preprocessing: Preprocessing
+
+
+def build(config: ConfigDict) -> Parts:
     """Raises UserError for values that can't be."""
     preprocessing = Preprocessing.from_dict(config.preprocessing.to_dict())
     trunk = build_model(config, num_classes=1)
@@ -189,13 +197,15 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"checkpoint.best: expected 'coverage' or 'loss', found {config.checkpoint.best!r}"
         )
+    return Parts(trunk, preprocessing)
 
 
-def open_task(config: ConfigDict, mesh: Mesh) -> Task:
-    """Opens the data, computes the priors and builds the network.
+def open_task(resolved: Resolved, mesh: Mesh) -> Task:
+    """Opens the data and computes the priors.
 
     Raises UserError where there is no such data set, split or weights, or too few boxes.
     """
+    config, (trunk, preprocessing) = resolved.config, resolved.parts
     data, multibox = config.data, config.multibox
     source, *eval_sources = (
         load_detection_source(data.name, split, data.dir or None)
@@ -208,10 +218,8 @@ def open_task(config: ConfigDict, mesh: Mesh) -> Task:
         raise UserError(
             f"multibox.boxes: an image of {source.split} has {most} objects; raise it to that"
         )
-    preprocessing = Preprocessing.from_dict(config.preprocessing.to_dict())
     dtype = jnp.dtype(config.dtype)
     example = {"image": jnp.zeros((1, preprocessing.size, preprocessing.size, 3), dtype)}
-    trunk = build_model(config, num_classes=1)
     network = MultiBox(trunk, multibox.boxes, priors)
     prepare = functools.partial(
         _prepare, preprocessing, dtype, config.augment.flip, tuple(config.augment.area)
@@ -445,5 +453,5 @@ def propose_split(run: str, source: DetectionSource, mesh: Mesh) -> Proposals:
     return Proposals(boxes, sizes, {"method": NAME, "run": run})
 
 
-MULTIBOX = TaskKind(default_multibox_config, check, open_task)
+MULTIBOX = TaskKind(default_multibox_config, build, open_task)
 register_task(NAME, MULTIBOX)

@@ -7,7 +7,7 @@ score, as the ILSVRC14 entry's is read (arXiv 1409.4842, section 8).
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,12 +37,13 @@ from googlenet_jax.detection.windows import (
 )
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.metrics import top1
+from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import model_options
 from googlenet_jax.runtime.process import say
 from googlenet_jax.training.classification import build_model
 from googlenet_jax.training.config import default_config
-from googlenet_jax.training.losses import create_loss
-from googlenet_jax.training.task import Batch, Evaluate, Task, TaskKind, register_task
+from googlenet_jax.training.losses import Loss, create_loss
+from googlenet_jax.training.task import Batch, Evaluate, Resolved, Task, TaskKind, register_task
 
 NAME = "rcnn"
 
@@ -84,7 +85,17 @@ def default_rcnn_config() -> ConfigDict:
     return config
 
 
-def check(config: ConfigDict) -> None:
+class Parts(NamedTuple):
+    """What a recipe describes, built; the model is for as many classes as ImageNet has, until the
+    data set's number is known.
+    """
+
+    model: Network
+    preprocessing: Preprocessing
+    loss: Loss
+
+
+def build(config: ConfigDict) -> Parts:
     """Raises UserError for values that can't be."""
     preprocessing = Preprocessing.from_dict(config.preprocessing.to_dict())
     model = build_model(config, num_classes=1000)
@@ -111,22 +122,22 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"checkpoint.best: expected 'map' or 'loss', found {config.checkpoint.best!r}"
         )
-    create_loss(**config.loss.to_dict())
+    return Parts(model, preprocessing, create_loss(**config.loss.to_dict()))
 
 
-def open_task(config: ConfigDict, mesh: Mesh) -> Task:
-    """Opens the data and its proposals and builds the classifier.
+def open_task(resolved: Resolved, mesh: Mesh) -> Task:
+    """Opens the data and its proposals.
 
     Raises UserError where there is no such data set, split, proposals or weights.
     """
-    data = config.data
+    config, parts = resolved.config, resolved.parts
+    data, preprocessing = config.data, parts.preprocessing
     source, *eval_sources = (
         load_detection_source(data.name, split, data.dir or None)
         for split in (data.train_split, *data.eval_splits)
     )
-    preprocessing = Preprocessing.from_dict(config.preprocessing.to_dict())
     dtype = jnp.dtype(config.dtype)
-    network = build_model(config, source.num_classes + 1)
+    network = parts.model.clone(num_classes=source.num_classes + 1)
     example = {"image": jnp.zeros((1, preprocessing.size, preprocessing.size, 3), dtype)}
     examples, batches = _batches(config, source)
     return Task(
@@ -136,7 +147,7 @@ def open_task(config: ConfigDict, mesh: Mesh) -> Task:
         examples=examples,
         batches=batches,
         prepare=functools.partial(_prepare, preprocessing, dtype, config.augment.flip),
-        loss=create_loss(**config.loss.to_dict()),
+        loss=parts.loss,
         metrics={"top1": top1},
         evaluations=_evaluations(config, network, preprocessing, eval_sources, mesh),
         description={
@@ -246,5 +257,5 @@ def _evaluations(
     return {source.split: evaluation(open_split(source, names, most)) for source in sources}
 
 
-RCNN = TaskKind(default_rcnn_config, check, open_task)
+RCNN = TaskKind(default_rcnn_config, build, open_task)
 register_task(NAME, RCNN)

@@ -6,10 +6,12 @@ shapes are static and everything compiles once.
 
 from typing import NamedTuple
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from googlenet_jax.data import resampling
+from googlenet_jax.data.device_resampling import window_weights
 
 CONTEXT = 16 / 227  # of the input's side, on each side of the box (arXiv 1311.2524, appendix A)
 
@@ -33,8 +35,8 @@ def to_canvas(image: np.ndarray, side: int) -> Canvas:
     height, width = image.shape[:2]
     scale = min(1.0, side / max(height, width))
     if scale < 1:
-        target = max(1, round(width * scale)), max(1, round(height * scale))
-        image = cv2.resize(image, target, interpolation=cv2.INTER_AREA).reshape(*target[::-1], -1)
+        smaller = max(1, round(height * scale)), max(1, round(width * scale))
+        image = resampling.scale(image, *smaller, "area")
     pixels = np.zeros((side, side, 3), np.uint8)
     pixels[: image.shape[0], : image.shape[1]] = image  # one channel is repeated to three
     return Canvas(pixels, np.array(image.shape[:2], np.float32), scale)
@@ -66,28 +68,10 @@ def warp(images: jax.Array, sizes: jax.Array, windows: jax.Array, side: int) -> 
       [M, K, S, S, C] in the images' dtype.
     """
     height, width = images.shape[1:3]
-    rows = _weights(windows[..., 0], windows[..., 2], sizes[:, None, 0], height, side)
-    columns = _weights(windows[..., 1], windows[..., 3], sizes[:, None, 1], width, side)
+    rows = window_weights(windows[..., 0], windows[..., 2], sizes[:, None, 0], height, side)
+    columns = window_weights(windows[..., 1], windows[..., 3], sizes[:, None, 1], width, side)
     # Two matrices a window: the work is matrix products, and no single pixels are fetched.
     precision = jax.lax.Precision.HIGH
     rows, columns = rows.astype(images.dtype), columns.astype(images.dtype)
     partly = jnp.einsum("mksh,mhwc->mkswc", rows, images, precision=precision)
     return jnp.einsum("mktw,mkswc->mkstc", columns, partly, precision=precision)
-
-
-def _weights(
-    start: jax.Array, end: jax.Array, size: jax.Array, pixels: int, side: int
-) -> jax.Array:
-    """What each of a line's pixels adds to each place of the result: [..., side, pixels].
-
-    A place takes the mean over a stretch of the line around its middle, as long as the line's part
-    that falls on it, and at least one pixel long: the overlap of such a stretch with two pixels is
-    linear interpolation.
-    """
-    step = (end - start) / side
-    middle = start[..., None] + step[..., None] * (jnp.arange(side) + 0.5)
-    length = jnp.maximum(step, 1)[..., None]
-    first, last = middle - length / 2, jnp.minimum(middle + length / 2, size[..., None])
-    left = jnp.arange(pixels)
-    overlap = jnp.minimum(last[..., None], left + 1) - jnp.maximum(first[..., None], left)
-    return jnp.clip(overlap, 0) / length[..., None]

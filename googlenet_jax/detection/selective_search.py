@@ -6,6 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from googlenet_jax.data import resampling
 from googlenet_jax.errors import UserError
 
 # R-CNN's fast mode: the segmentation's k, which is also its smallest region in pixels.
@@ -42,10 +43,7 @@ def selective_search(
     """
     scale = width / image.shape[1] if width else 1.0
     if scale != 1:
-        size = (width, max(1, round(image.shape[0] * scale)))
-        image = cv2.resize(
-            image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        )
+        image = resampling.scale(image, max(1, round(image.shape[0] * scale)), width)
     search = _search(image, superpixel_scale)
     threads = cv2.getNumThreads()
     try:

@@ -9,8 +9,8 @@ whole rectangle (as in torchvision's FiveCrop), the centre of its centre square,
 images.
 
 Scaling by default averages areas where the image shrinks, which is antialiased, and interpolates
-bilinearly where it grows, as `data.pipeline.eval_image` does; INTERPOLATIONS lists what else there
-is. The result is rounded to uint8 before anything is cut.
+bilinearly where it grows, as `data.pipeline.eval_image` does; `data.resampling.INTERPOLATIONS` lists
+what else there is. The result is rounded to uint8 before anything is cut.
 """
 
 import functools
@@ -21,12 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from googlenet_jax.data.device_resampling import resample, resampling_weights
+
 CROPS = (1, 10, 144)
 SCALES = 4
 SQUARES = 3
-# "auto" as said above, which "area" is too; OpenCV's "bilinear", "nearest" and "bicubic", which are
-# not antialiased; Pillow's bilinear, which is.
-INTERPOLATIONS = ("auto", "area", "bilinear", "nearest", "bicubic", "bilinear_antialiased")
 VIEWS = 6  # of a square: four corners, centre, whole
 
 
@@ -193,8 +192,8 @@ def _views_of_squares(
     first, second, third, fourth, centre, _ = _corners(short, size)
     with jax.ensure_compile_time_eval():
         sides = jnp.int32(short), jnp.int32(size)
-        weights = _weights(*sides, jnp.int32(0), size, short, interpolation)
-    whole = jax.vmap(_resample, (0, None, None))(squares.astype(jnp.float32), weights, weights)
+        weights = resampling_weights(*sides, jnp.int32(0), size, short, interpolation)
+    whole = jax.vmap(resample, (0, None, None))(squares.astype(jnp.float32), weights, weights)
     views = [
         at(*first),
         jnp.where(portrait, at(*third), at(*second)),
@@ -216,58 +215,9 @@ def _scaled_square(
 ) -> jax.Array:
     """Scales the image from `source` to `scaled` pixels; gives the square at `corner`, uint8."""
     rows, columns = (
-        _weights(source[axis], scaled[axis], corner[axis], short, image.shape[axis], interpolation)
+        resampling_weights(
+            source[axis], scaled[axis], corner[axis], short, image.shape[axis], interpolation
+        )
         for axis in (0, 1)
     )
-    return _resample(image, rows, columns)
-
-
-def _resample(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    # HIGHEST: a GPU's and TPU's default would round the pixels to fewer bits than they have.
-    values = jnp.einsum("sh,hwc,tw->stc", rows, image, columns, precision=jax.lax.Precision.HIGHEST)
-    return jnp.clip(jnp.round(values), 0, 255).astype(jnp.uint8)
-
-
-def _weights(
-    source: jax.Array,
-    scaled: jax.Array,
-    first: jax.Array,
-    count: int,
-    padded: int,
-    interpolation: str,
-) -> jax.Array:
-    """Returns the weights of source pixels in scaled pixels `first` … `first + count − 1`.
-
-    float32 [count, padded]; pixels from `source` on are padding and weigh nothing.
-    """
-    wanted = first + jnp.arange(count)[:, None]
-    given = jnp.arange(padded)[None, :]
-    # Whole numbers until the last division, so that positions are exact.
-    start = (wanted * source - given * scaled) / scaled
-    end = ((wanted + 1) * source - given * scaled) / scaled
-    centre = ((2 * wanted + 1) * source - (2 * given + 1) * scaled) / (2 * scaled)
-    if interpolation == "nearest":
-        return ((start >= 0) & (start < 1)).astype(jnp.float32)
-    if interpolation == "bilinear_antialiased":
-        reach = jnp.maximum(source / scaled, 1)
-        values = jnp.where(given < source, jnp.maximum(1 - jnp.abs(centre) / reach, 0), 0)
-        return values / values.sum(axis=1, keepdims=True)
-    if interpolation == "bicubic":
-        # What reaches over an edge counts for the pixel on the edge.
-        before = _cubic(centre + 1) + _cubic(centre + 2)
-        behind = _cubic(centre - 1) + _cubic(centre - 2)
-        edges = jnp.where(given == 0, before, 0) + jnp.where(given == source - 1, behind, 0)
-        return jnp.where(given < source, _cubic(centre) + edges, 0)
-    bilinear = jnp.maximum(1 - jnp.abs(jnp.clip(centre, -given, source - 1 - given)), 0)
-    if interpolation == "bilinear":
-        return bilinear
-    covered = jnp.maximum(jnp.minimum(end, 1) - jnp.maximum(start, 0), 0)
-    return jnp.where(scaled <= source, covered * (scaled / source), bilinear)
-
-
-def _cubic(distance: jax.Array) -> jax.Array:
-    """Keys's kernel with OpenCV's a = −0.75."""
-    a, x = -0.75, jnp.abs(distance)
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    return jnp.where(x <= 1, near, jnp.where(x < 2, far, 0))
+    return resample(image, rows, columns)

@@ -22,16 +22,9 @@ from googlenet_jax.data.imagenet import class_names as imagenet_names
 from googlenet_jax.data.imagenet import imagenet_classes
 from googlenet_jax.data.pipeline import eval_image
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
+from googlenet_jax.data.resampling import INTERPOLATIONS
 from googlenet_jax.errors import UserError
-from googlenet_jax.evaluation.crops import (
-    CROPS,
-    INTERPOLATIONS,
-    Geometry,
-    cut,
-    geometry,
-    ten_of_144,
-    view_count,
-)
+from googlenet_jax.evaluation.crops import CROPS, Geometry, cut, geometry, ten_of_144, view_count
 from googlenet_jax.models.network import Network
 from googlenet_jax.runtime.process import say
 from googlenet_jax.runtime.sharding import data_sharding, replicated

@@ -64,12 +64,12 @@ def label_ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def top1(output: Output, batch: Batch) -> jax.Array:
-    """Returns whether the label's class is the likeliest, bool [N]."""
+    """Returns whether the label's class is the most probable, bool [N]."""
     return label_ranks(output.logits, batch["label"]) < 1
 
 
 def top5(output: Output, batch: Batch) -> jax.Array | None:
-    """Returns whether the label's class is among the five likeliest, bool [N]; None below five
+    """Returns whether the label's class is among the five most probable, bool [N]; None below five
     classes.
     """
     return label_ranks(output.logits, batch["label"]) < 5 if output.logits.shape[1] >= 5 else None

@@ -1,7 +1,6 @@
 """What an ensemble says of each example, kept in a file, so that a stopped evaluation goes on."""
 
 import dataclasses
-import fcntl
 import json
 import sys
 import zlib
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from googlenet_jax.data.sources import Source
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.ensemble import Ensemble, Member, average_of_prefixes
+from googlenet_jax.runtime.local_storage import try_lock
 from googlenet_jax.runtime.storage import writing
 
 FORMAT_VERSION = 2
@@ -48,7 +48,7 @@ def evaluate_ensemble(
         rank, log_probability: of the label, [models][crops], for the average of the first models:
           how many classes stand before it (0 is a top-1 hit), and its logarithm (natural).
         alone: {"rank": …, "log_probability": …} likewise for each model by itself.
-        classes, probabilities: the five likeliest of all models with the most crops.
+        classes, probabilities: the five most probable of all models with the most crops.
     Raises:
       UserError: the file is another evaluation's, damaged, in use or can't be written; a model's
         outputs are not finite.
@@ -145,7 +145,7 @@ def _fingerprint(member: Member) -> dict[str, Any]:
         about = f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}"
         crc = zlib.crc32(about.encode(), crc)
         crc = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, crc)
-    names = None if member.class_names is None else list(member.class_names)
+    names = None if member.labels is None else list(member.labels)
     return {
         "model": type(member.model).__name__,
         "options": _options(member.model),
@@ -180,17 +180,16 @@ class RecordFile:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: what is written survives this process's end, and nothing is written twice.
-            self._file = path.open("ab", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{path}: another evaluation writes it; wait for it to end") from error
+            self._file = path.open("a+b", buffering=0)
+        if not try_lock(self._file):
+            raise UserError(f"{path}: another evaluation writes it; wait for it to end")
         self._go_on(path, identity, total)
 
     def _go_on(self, path: Path, identity: Mapping[str, Any], total: int) -> None:
         assert self._file is not None
         whole = 0
-        for number, line in enumerate(path.read_bytes().splitlines(keepends=True)):
+        self._file.seek(0)  # another handle, when closed, would end the lock
+        for number, line in enumerate(self._file.readall().splitlines(keepends=True)):
             if not line.endswith(b"\n"):
                 break
             self._take(path, number, line, identity)

@@ -19,6 +19,7 @@ from googlenet_jax.evaluation.pictures import grid_figure
 from googlenet_jax.evaluation.predict import Prediction
 from googlenet_jax.evaluation.records import TOP, Record
 from googlenet_jax.evaluation.results import confusion_matrix, worst_mistakes
+from googlenet_jax.html_page import html_page
 from googlenet_jax.runtime.storage import write_atomically, writing
 
 MISTAKES = 24  # shown
@@ -29,6 +30,28 @@ TITLES = {
     "confusion": "Confusion matrix",
     "mistakes": "Worst mistakes",
 }
+
+_STYLE = """
+img { max-width: 100%; height: auto; }
+.cards { display: flex; flex-wrap: wrap; gap: .6rem; }
+.cards div { flex: 1 1 8rem; padding: .6rem .8rem; background: #f2f4f8; border-radius: .4rem; }
+.cards b { display: block; font-size: 1.3rem; white-space: nowrap; }
+.cards span { color: #5b6474; }
+th, td { text-align: right; }
+th { cursor: pointer; }
+td.text, th.text { text-align: left; }
+"""
+# A click on a column's head sorts its table.
+_SORT = """<script>
+for (const head of document.querySelectorAll("th")) head.addEventListener("click", () => {
+  const column = head.cellIndex, body = head.closest("table").tBodies[0];
+  const down = head.dataset.down = head.dataset.down === "yes" ? "no" : "yes";
+  const key = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
+  const order = (a, b) => key(a).localeCompare(key(b), undefined, { numeric: true });
+  const rows = [...body.rows].sort((a, b) => down === "yes" ? order(b, a) : order(a, b));
+  body.append(...rows);
+});
+</script>"""
 
 
 def write_report(
@@ -190,9 +213,9 @@ def page(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
             sections.append("<h2>Most confused</h2>")
             sections.append(_rows_as_table(results["confused_pairs"]))
     sections += ["<h2>Classes</h2>", _rows_as_table(results["classes"])]
-    title = html.escape(f"{results['data']} {results['split']}")
     members = "".join(f"<li>{html.escape(name)}</li>" for name in results["members"])
-    return _PAGE.format(title=title, members=members, body="\n".join(sections))
+    body = "\n".join([f"<ol>{members}</ol>", *sections, _SORT])
+    return html_page("Evaluation", f"{results['data']} {results['split']}", body, _STYLE)
 
 
 def _cards(results: Mapping[str, Any]) -> str:
@@ -238,49 +261,3 @@ def _cell(name: str, value: Any) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Evaluation: {title}</title>
-<style>
-:root {{ color-scheme: light; }}
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem;
-  color: #1d2330; background: #fff; }}
-h1 {{ font-size: 1.6rem; margin-bottom: 0; overflow-wrap: anywhere; }}
-h2 {{ font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #d8dce4; }}
-li {{ overflow-wrap: anywhere; }}
-img {{ max-width: 100%; height: auto; }}
-.cards {{ display: flex; flex-wrap: wrap; gap: .6rem; }}
-.cards div {{ flex: 1 1 8rem; padding: .6rem .8rem; background: #f2f4f8; border-radius: .4rem; }}
-.cards b {{ display: block; font-size: 1.3rem; white-space: nowrap; }}
-.cards span {{ color: #5b6474; }}
-.wide {{ overflow: auto; max-height: 32rem; }}
-table {{ border-collapse: collapse; }}
-th, td {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #e6e9ef;
-  white-space: nowrap; }}
-th {{ position: sticky; top: 0; background: #fff; cursor: pointer; }}
-td.text, th.text {{ text-align: left; }}
-@media (max-width: 40rem) {{ th, td {{ padding: .2rem .35rem; font-size: .85rem; }} }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<ol>{members}</ol>
-{body}
-<script>
-for (const head of document.querySelectorAll("th")) head.addEventListener("click", () => {{
-  const column = head.cellIndex, body = head.closest("table").tBodies[0];
-  const down = head.dataset.down = head.dataset.down === "yes" ? "no" : "yes";
-  const key = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
-  const order = (a, b) => key(a).localeCompare(key(b), undefined, {{ numeric: true }});
-  const rows = [...body.rows].sort((a, b) => down === "yes" ? order(b, a) : order(a, b));
-  body.append(...rows);
-}});
-</script>
-</body>
-</html>
-"""

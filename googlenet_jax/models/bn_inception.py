@@ -175,9 +175,8 @@ class BNInception(NormedNetwork):
         x = reduction("inception_4e", x,       128, 192, 192, 256)           # 7×7×1056 (slim 1024)
         x = inception("inception_5a", x,  352, 192, 320, 160, 224, 128)      # 7×7×1024
         x = inception("inception_5b", x,  352, 192, 320, 192, 224, 128, pool_max=True)   # 7×7×1024
-        logits = self.head(layers, "pool5", x)                               # 1×1×1024
         # fmt: on
-        return Output(logits, {})
+        return self.finish(layers, "pool5", x)  # 1×1×1024
 
 
 def _map_at_3c(size: int, stem: str) -> int:

@@ -19,7 +19,6 @@ from googlenet_jax.models.layers import (
     avg_pool,
     he_fan_in_truncated,
     he_fan_out,
-    max_pool,
     sow,
     torch_uniform,
     xavier_fan_in,
@@ -63,7 +62,7 @@ class Inception(nn.Module):
         branch_3x3 = conv("conv_3x3", branch_3x3, w.conv_3x3, 3)
         branch_5x5 = conv("conv_5x5_reduce", x, w.conv_5x5_reduce)
         branch_5x5 = conv("conv_5x5", branch_5x5, w.conv_5x5, self.layers.style.kernel_5x5)
-        branch_pool = conv("pool_proj", max_pool(x, 3, 1, 1), w.pool_proj)
+        branch_pool = conv("pool_proj", self.layers.max_pool(x, 3, 1, 1), w.pool_proj)
         branches = [branch_1x1, branch_3x3, branch_5x5, branch_pool]
         return sow(self, "output", jnp.concatenate(branches, axis=-1))
 
@@ -81,7 +80,7 @@ class NaiveInception(nn.Module):
         branch_1x1 = conv("conv_1x1", x, w.conv_1x1)
         branch_3x3 = conv("conv_3x3", x, w.conv_3x3, 3)
         branch_5x5 = conv("conv_5x5", x, w.conv_5x5, 5)
-        branches = [branch_1x1, branch_3x3, branch_5x5, max_pool(x, 3, 1, 1)]
+        branches = [branch_1x1, branch_3x3, branch_5x5, self.layers.max_pool(x, 3, 1, 1)]
         return sow(self, "output", jnp.concatenate(branches, axis=-1))
 
 
@@ -306,9 +305,8 @@ class GoogLeNet(Network):
         x = pool("pool4", x, style.pool4)                                           # 7×7×832
         x = inception("inception_5a", x,  256,  160, 320,   32, 128, 128)           # 7×7×832
         x = inception("inception_5b", x,  384,  192, 384,   48, 128, 128)           # 7×7×1024
-        logits = self.head(layers, "pool5", x, average=not self.fully_connected_head)
         # fmt: on
-        return Output(logits, aux_logits)
+        return self.finish(layers, "pool5", x, aux_logits, average=not self.fully_connected_head)
 
 
 class GoogLeNetNaive(GoogLeNet):

@@ -14,7 +14,6 @@ from googlenet_jax.models.layers import (
     Padding,
     TruncatedNormal,
     avg_pool,
-    max_pool,
     sow,
     statistics_dtype,
 )
@@ -192,7 +191,7 @@ class GridReductionA(nn.Module):
         double = conv("conv_double_3x3_reduce", x, self.double_reduce)
         double = conv("conv_double_3x3_1", double, self.double, 3)
         double = conv("conv_double_3x3_2", double, self.double, 3, 2, padding)
-        pooled = max_pool(x, 3, 2, self.layers.style.pool)
+        pooled = self.layers.max_pool(x, 3, 2, self.layers.style.pool)
         return sow(self, "output", jnp.concatenate([single, double, pooled], axis=-1))
 
 
@@ -211,7 +210,7 @@ class GridReductionB(nn.Module):
         long = conv("conv_1x7", long, 192, (1, 7))
         long = conv("conv_7x1", long, 192, (7, 1))
         long = conv("conv_7x7_3x3", long, 192, 3, 2, padding)
-        pooled = max_pool(x, 3, 2, self.layers.style.pool)
+        pooled = self.layers.max_pool(x, 3, 2, self.layers.style.pool)
         return sow(self, "output", jnp.concatenate([single, long, pooled], axis=-1))
 
 
@@ -242,7 +241,9 @@ class AuxHead(nn.Module):
 
 def _branch_pool(layers: Layers, x: Array, by_maximum: bool = False) -> Array:
     """A module's 3×3/1 pool, which keeps the map's size."""
-    return max_pool(x, 3, 1, 1) if by_maximum else avg_pool(x, 3, 1, 1, layers.style.count_padding)
+    if by_maximum:
+        return layers.max_pool(x, 3, 1, 1)
+    return avg_pool(x, 3, 1, 1, layers.style.count_padding)
 
 
 # ------------------------------------------------------------------------------------------------------- torchvision's names

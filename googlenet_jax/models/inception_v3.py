@@ -154,6 +154,5 @@ class InceptionV3(Rethought):
         x = GridReductionB(layers, name="inception_7a")(x)                   # 8×8×1280
         x = ModuleC(layers, name="inception_7b")(x)                          # 8×8×2048
         x = ModuleC(layers, last_max_pool, name="inception_7c")(x)           # 8×8×2048
-        logits = self.head(layers, "pool3", x)                               # 1×1×2048
         # fmt: on
-        return Output(logits, aux_logits)
+        return self.finish(layers, "pool3", x, aux_logits)  # 1×1×2048

@@ -121,18 +121,21 @@ def pads(size: int, kernel: int, stride: int, padding: Padding) -> tuple[int, in
     return int(padding), int(padding)
 
 
-def max_pool(x: Array, kernel: int = 3, stride: int = 2, padding: Padding = "ceil") -> Array:
+def max_pool(
+    x: Array, kernel: int = 3, stride: int = 2, padding: Padding = "ceil", forms: str = "fast"
+) -> Array:
     """Maximum over square windows; among equal values the first in row-major order gets the gradient, as in PyTorch.
 
     Args:
       x: `[N, H, W, C]`, any float dtype.
       kernel, stride: of both axes.
       padding: see `pads`; what is padded is −∞.
+      forms: see `ops.FORMS`.
     Returns:
       `[N, H', W', C]` of x's dtype.
     """
     rows, columns = (pads(size, kernel, stride, padding) for size in x.shape[1:3])
-    return ops.max_pool(x, kernel, stride, (rows, columns))
+    return ops.max_pool(x, kernel, stride, (rows, columns), forms)
 
 
 def avg_pool(
@@ -191,11 +194,12 @@ class MaxPool(nn.Module):
     kernel: int = 3
     stride: int = 2
     padding: Padding = "ceil"
+    forms: str = "fast"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`[N, H, W, C]` → `[N, H', W', C]`."""
-        return sow(self, "output", max_pool(x, self.kernel, self.stride, self.padding))
+        return sow(self, "output", max_pool(x, self.kernel, self.stride, self.padding, self.forms))
 
 
 class AvgPool(nn.Module):
@@ -257,6 +261,7 @@ class Norm:
     unbiased: bool = True
     use_scale: bool = True
     groups: int = 1
+    axis_name: ops.AxisName = None
 
 
 class BatchNorm(nn.Module):
@@ -264,12 +269,16 @@ class BatchNorm(nn.Module):
 
     In training the statistics are those of the whole (global) batch, or of `groups` equal parts of it, in order; the variance is the mean
     squared distance from the mean, so that nothing cancels. The running variance is the biased one or, with `unbiased`, n/(n−1) of it, as
-    PyTorch and TensorFlow's fused form keep it. With groups, the running statistics follow the mean over the groups.
+    PyTorch and TensorFlow's fused form keep it. With groups, the running statistics follow the mean over the groups. Gradients flow
+    through the batch's statistics, also where they leave the network as updated running ones.
 
     Attributes:
       momentum: running = momentum · running + (1 − momentum) · batch (PyTorch's is one minus this).
       epsilon: added to the variance.
       use_scale: whether there is a learnt `scale` (gamma) beside `bias` (beta).
+      axis_name: inside `shard_map` or `pmap`, where a device sees its part of the batch alone: the axis (or axes) over which the
+        statistics are taken together. Under `jit` they are the whole batch's without it.
+      forms: see `ops.FORMS`.
     """
 
     momentum: float = 0.9
@@ -277,12 +286,17 @@ class BatchNorm(nn.Module):
     unbiased: bool = True
     use_scale: bool = True
     groups: int = 1
+    axis_name: ops.AxisName = None
+    forms: str = "fast"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, use_running_average: bool, relu: bool = False) -> Array:
-        """Normalises `[N, H, W, C]`; raises ValueError where `groups` does not divide N. With `relu`, the rectified result."""
+        """Normalises `[N, H, W, C]`. With `relu`, the rectified result.
+
+        Raises ValueError where `groups` does not divide N, or a channel has one value, which has no variance.
+        """
         channels = x.shape[-1]
         statistics = statistics_dtype(self.param_dtype)
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), statistics)
@@ -306,10 +320,22 @@ class BatchNorm(nn.Module):
             raise ValueError(
                 f"batch norm: a batch of {x.shape[0]} does not split into {self.groups} groups"
             )
+        n = x.size // channels // self.groups * self._parts()
+        if isinstance(n, int) and n == 1:
+            raise ValueError(
+                f"batch norm in training: a channel of {list(x.shape)} has one value{' a group' * (self.groups > 1)}, which has no "
+                "variance; give more images or larger ones, or set use_running_average=True"
+            )
         y, batch_mean, batch_var = ops.batch_norm(
-            x.astype(self.dtype), gamma, beta, self.epsilon, self.groups, relu
+            x.astype(self.dtype),
+            gamma,
+            beta,
+            self.epsilon,
+            self.groups,
+            relu,
+            self.axis_name,
+            self.forms,
         )
-        n = x.size // channels // self.groups
         if self.unbiased:
             batch_var = batch_var * (n / max(n - 1, 1))
         for running, batch in ((mean, batch_mean), (var, batch_var)):
@@ -317,6 +343,10 @@ class BatchNorm(nn.Module):
                 0
             ).astype(statistics)
         return y
+
+    def _parts(self) -> int:
+        """Over how many parts of the batch the statistics are taken."""
+        return 1 if self.axis_name is None else lax.axis_size(self.axis_name)
 
 
 # ------------------------------------------------------------------------------------------------------ convolution unit
@@ -335,6 +365,7 @@ class ConvUnit(nn.Module):
       use_bias: whether the convolution has a bias.
       relu: whether the rectifier follows.
       bias_init: `None` is PyTorch's.
+      forms: see `ops.FORMS`.
     """
 
     features: int
@@ -349,6 +380,7 @@ class ConvUnit(nn.Module):
     bias_init: Initializer | None = None
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    forms: str = "fast"
 
     @nn.compact
     def __call__(self, x: Array, use_running_average: bool) -> Array:
@@ -369,7 +401,7 @@ class ConvUnit(nn.Module):
             bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
             x = x + bias.astype(self.dtype)
         if self.norm is not None:
-            settings = dataclasses.asdict(self.norm)
+            settings = dataclasses.asdict(self.norm) | {"forms": self.forms}
             norm = BatchNorm(**settings, dtype=self.dtype, param_dtype=self.param_dtype, name="bn")
             x = norm(x, use_running_average, self.relu)
         elif self.relu:
@@ -383,7 +415,7 @@ class ConvUnit(nn.Module):
             pads(size, window, stride, padding)
             for size, window in zip(x.shape[1:3], kernel.shape[:2], strict=True)
         )
-        return ops.conv(x, kernel.astype(self.dtype), stride, (rows, columns), groups)
+        return ops.conv(x, kernel.astype(self.dtype), stride, (rows, columns), groups, self.forms)
 
 
 class Dense(nn.Module):

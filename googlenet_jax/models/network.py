@@ -23,6 +23,7 @@ from googlenet_jax.models.layers import (
     MaxPool,
     Norm,
     Padding,
+    max_pool,
     sow,
     statistics_dtype,
 )
@@ -39,10 +40,12 @@ class Output:
     Attributes:
       logits: `[N, num_classes]`, `promote_types(dtype, float32)`.
       aux_logits: the auxiliary heads' logits by name, in training or where asked for; else empty.
+      features: `[N, C]` of the logits' dtype: what the classifier reads, before dropout. `None` where a network of a user's own names none.
     """
 
     logits: Array
     aux_logits: dict[str, Array]
+    features: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Layers:
     param_dtype: Any
     train: bool
     use_running_average: bool
+    forms: str = "fast"
 
     def scaled(self, features: int) -> int:
         """`features` times `width`, at least one."""
@@ -119,6 +123,7 @@ class Layers:
             self.style.padding if padding is None else padding,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
+            forms=self.forms,
             name=name,
             **given,
         )(x, self.use_running_average)
@@ -127,9 +132,12 @@ class Layers:
         self, name: str, x: Array, kernel: int = 3, stride: int = 2, padding: Padding | None = None
     ) -> Array:
         """Max pool, 3×3/2 where nothing else is said, padded as the style pads."""
-        return MaxPool(kernel, stride, self.style.pool if padding is None else padding, name=name)(
-            x
-        )
+        padding = self.style.pool if padding is None else padding
+        return MaxPool(kernel, stride, padding, self.forms, name=name)(x)
+
+    def max_pool(self, x: Array, kernel: int, stride: int, padding: Padding) -> Array:
+        """Max pool inside a module: no endpoint of its own."""
+        return max_pool(x, kernel, stride, padding, self.forms)
 
     def avg_pool(self, name: str, x: Array, kernel: int, stride: int) -> Array:
         """Average over the windows inside the map."""
@@ -223,6 +231,7 @@ class Network(nn.Module):
       dropout: rate before the main classifier.
       width: multiplies the channels of every layer but the classifiers.
       dtype: of the computation. param_dtype: of the parameters.
+      forms: of pools, convolutions and batch norms: "fast", "plain" or "indexed"; see `ops.FORMS`. They compute the same.
     """
 
     num_classes: int = 1000
@@ -231,6 +240,7 @@ class Network(nn.Module):
     width: float = 1.0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    forms: str = "fast"
 
     input_size = 224  # height and width of the images that it was published for
     transform_input = False  # an option of the networks whose released weights want it; see `begin`
@@ -303,20 +313,33 @@ class Network(nn.Module):
             param_dtype=self.param_dtype,
             train=train,
             use_running_average=not train if use_running_average is None else use_running_average,
+            forms=self.forms,
         )
         x = images.astype(self.dtype)
         if self.transform_input:
             x = imagenet_to_unit_range(x)
         return layers, x, wants_aux
 
-    def head(self, layers: Layers, name: str, x: Array, average: bool = True) -> Array:
-        """Global average (or the whole map), dropout, classifier: `[N, H, W, C]` → `[N, num_classes]`.
+    def finish(
+        self,
+        layers: Layers,
+        name: str,
+        x: Array,
+        aux_logits: Mapping[str, Array] | None = None,
+        average: bool = True,
+    ) -> Output:
+        """What a `__call__` ends with: global average (or the whole map), dropout, classifier.
 
-        `name` is the endpoint's of what the classifier reads.
+        Args:
+          name: the endpoint's of what the classifier reads.
+          x: the last map, `[N, H, W, C]`.
+          aux_logits: what the auxiliary heads answered.
         """
         x = x.astype(statistics_dtype(x.dtype))
         x = sow(self, name, x.mean((1, 2)) if average else x.reshape(x.shape[0], -1))
-        return layers.logits("head", layers.dropout(x, self.dropout), self.num_classes)
+        # The classifier is the submodule "head": no method may have that name, or flax.nnx takes it for one.
+        logits = layers.logits("head", layers.dropout(x, self.dropout), self.num_classes)
+        return Output(logits, dict(aux_logits or {}), x)
 
 
 class NormedNetwork(Network):
@@ -325,12 +348,14 @@ class NormedNetwork(Network):
     Attributes:
       bn_epsilon, bn_momentum: of every batch norm; see `layers.BatchNorm`.
       bn_groups: equal parts of a training batch that have statistics of their own.
+      bn_axis_name: inside `shard_map` or `pmap`, the axis over whose parts of the batch the statistics are taken together.
       bn_folded: whether the convolutions have biases in place of batch norms; see `fold_batch_norm`.
     """
 
     bn_epsilon: float = 1e-3
     bn_momentum: float = 0.9
     bn_groups: int = 1
+    bn_axis_name: str | None = None
     bn_folded: bool = False
 
     @property
@@ -339,7 +364,13 @@ class NormedNetwork(Network):
         if self.bn_folded:
             return None
         scale = self.style.norm_scale
-        return Norm(self.bn_momentum, self.bn_epsilon, use_scale=scale, groups=self.bn_groups)
+        return Norm(
+            self.bn_momentum,
+            self.bn_epsilon,
+            use_scale=scale,
+            groups=self.bn_groups,
+            axis_name=self.bn_axis_name,
+        )
 
 
 def check_images(model: Network, images: Array, aux: bool) -> None:

@@ -1,5 +1,9 @@
 """The forms that XLA compiles best, chosen here and nowhere else; beside each stands the plain form that the tests compare it with.
 
+`FORMS` are what a network's option `forms` takes: "fast", the best on each platform; "plain", what the
+formula says and JAX differentiates, everywhere; "indexed", the fast ones, with the max pool by index
+on every platform: on a GPU its plain gradient scatters, which deterministic XLA refuses or slows.
+
 On a CPU the gradients that XLA derives for pooling and for 1×1 convolutions are slow, so they
 are written out, and a 3×3 convolution takes fewer products by Winograd's tiles; elsewhere the plain
 forms are used. Batch norm's gradient serves every platform. Every form computes the same mathematics, ties in pooling included.
@@ -7,15 +11,19 @@ forms are used. Batch norm's gradient serves every platform. Every form computes
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from googlenet_jax.models import winograd
+from googlenet_jax.models import rules, winograd
 
 Array = jax.Array
+Arrays = Sequence[Array]
+AxisName = str | tuple[str, ...] | None
 Pads = tuple[tuple[int, int], tuple[int, int]]
+FORMS = ("fast", "plain", "indexed")
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 # ----------------------------------------------------------------------------------------------------------------- max pool
@@ -33,8 +41,12 @@ def plain_max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
     )
 
 
-def max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
+def max_pool(x: Array, window: int, stride: int, pads: Pads, forms: str = "fast") -> Array:
     """`plain_max_pool`, by an index of the maximum on a CPU. `[N, H, W, C]` → `[N, H', W', C]`."""
+    if forms == "plain":
+        return plain_max_pool(x, window, stride, pads)
+    if forms == "indexed":
+        return _indexed_max_pool(x, window, stride, pads)
     return lax.platform_dependent(
         x,
         cpu=functools.partial(_indexed_max_pool, window=window, stride=stride, pads=pads),
@@ -50,37 +62,52 @@ def _indexed_max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
     return _max_along(_max_along(x, 2, window, stride), 1, window, stride)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _max_along(x: Array, axis: int, window: int, stride: int) -> Array:
     """Maximum over the windows of one axis; among equal values the first gets the gradient."""
-    return _max_along_forward(x, axis, window, stride)[0]
+    return _MAX_ALONG(x, axis=axis, window=window, stride=stride)[0]
 
 
-def _max_along_forward(
-    x: Array, axis: int, window: int, stride: int
-) -> tuple[Array, tuple[Array, Array]]:
-    size = x.shape[axis]
-    count = (size - window) // stride + 1
-    parts = [
-        lax.slice_in_dim(x, i, i + (count - 1) * stride + 1, stride, axis) for i in range(window)
-    ]
+def _parts(x: Array, axis: int, window: int, stride: int) -> list[Array]:
+    """For each place of a window, what stands there in every window."""
+    reach = (x.shape[axis] - window) // stride * stride + 1
+    return [lax.slice_in_dim(x, i, i + reach, stride, axis) for i in range(window)]
+
+
+def _max_along_forward(x: Array, axis: int, window: int, stride: int) -> tuple[Array]:
+    # The barrier keeps XLA from computing the maxima once more for each window that they enter next.
+    best = functools.reduce(jnp.maximum, _parts(x, axis, window, stride))
+    return (lax.optimization_barrier(best),)
+
+
+def _max_along_saved(
+    args: Arrays, outputs: Arrays, axis: int, window: int, stride: int
+) -> tuple[Array, Array]:
+    """Where in its window each maximum stands, int8; of the input its size alone is kept."""
+    (x,) = args
+    parts = _parts(x, axis, window, stride)
     best = functools.reduce(jnp.maximum, parts)
-    index = jnp.full(best.shape, window - 1, jnp.int8)
+    index = jnp.full_like(best, window - 1, jnp.int8)
     for i in range(window - 2, -1, -1):
         index = jnp.where(parts[i] == best, jnp.int8(i), index)
-    # The barrier keeps XLA from computing the maxima once more for each window that they enter next.
-    best, index = lax.optimization_barrier((best, index))
-    return best, (index, jnp.zeros((0, size)))
+    return lax.optimization_barrier(index), jnp.zeros((0, x.shape[axis]))
+
+
+def _max_along_tangent(
+    saved: Arrays, tangents: Arrays, axis: int, window: int, stride: int
+) -> tuple[Array]:
+    (index, _), (dx,) = saved, tangents
+    parts = enumerate(_parts(dx, axis, window, stride))
+    return (functools.reduce(jnp.add, (jnp.where(index == i, part, 0) for i, part in parts)),)
 
 
 def _max_along_backward(
-    axis: int, window: int, stride: int, residuals: tuple[Array, Array], dy: Array
+    saved: Arrays, cotangents: Arrays, axis: int, window: int, stride: int
 ) -> tuple[Array]:
     """For each place of the input the sum over the windows that it is the maximum of.
 
     Place `stride · q + phase` is offset `phase + stride · k` of window `q − k`.
     """
-    index, sized = residuals
+    (index, sized), (dy,) = saved, cotangents
     size, zero = sized.shape[1], jnp.zeros((), dy.dtype)
     reach = -(-window // stride)  # windows over one place
     places = -(-size // stride)  # of each phase
@@ -110,7 +137,12 @@ def _max_along_backward(
     return (lax.slice_in_dim(jnp.stack(phases, axis + 1).reshape(shape), 0, size, axis=axis),)
 
 
-_max_along.defvjp(_max_along_forward, _max_along_backward)
+_MAX_ALONG = rules.Operation(
+    forward=_max_along_forward,
+    saved=_max_along_saved,
+    tangent=_max_along_tangent,
+    backward=_max_along_backward,
+)
 
 # -------------------------------------------------------------------------------------------------------------- convolution
 
@@ -122,9 +154,11 @@ def plain_conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1
     )
 
 
-def conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1) -> Array:
+def conv(
+    x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1, forms: str = "fast"
+) -> Array:
     """`plain_conv`, where a 1×1 is a matrix product, and a 3×3 on a CPU a quarter of the products."""
-    if stride == 1 and groups == 1:
+    if stride == 1 and groups == 1 and forms != "plain":
         if kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
             return lax.platform_dependent(x, kernel[0, 0], cpu=_flat_product, default=_product)
         if kernel.shape[:2] == (3, 3) and _gains_by_winograd(x, kernel):
@@ -148,18 +182,22 @@ def _product(x: Array, kernel: Array) -> Array:
     return lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
 
 
-@jax.custom_vjp
 def _flat_product(x: Array, kernel: Array) -> Array:
     """`_product` of matrices: in the gradients of more dimensions XLA transposes copies of them."""
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:3], kernel.shape[1])
+    return _FLAT_PRODUCT(x, kernel)[0]
 
 
-def _flat_product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _flat_product(x, kernel), (x, kernel)
+def _flat_product_forward(x: Array, kernel: Array) -> tuple[Array]:
+    return ((x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:3], kernel.shape[1]),)
 
 
-def _flat_product_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
+def _flat_product_tangent(saved: Arrays, tangents: Arrays) -> tuple[Array]:
+    (x, kernel), (dx, dkernel) = saved, tangents
+    return (_product(dx, kernel) + _product(x, dkernel),)
+
+
+def _flat_product_backward(saved: Arrays, cotangents: Arrays) -> tuple[Array, Array]:
+    (x, kernel), (dy,) = saved, cotangents
     rows, dy_rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     dx = lax.dot_general(dy_rows, kernel, (((1,), (1,)), ((), ()))).reshape(x.shape)
     # One product of long columns and a small result is computed by one core; two are by two.
@@ -168,39 +206,63 @@ def _flat_product_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[A
     return dx, lax.dot_general(rows, dy_rows, (((1,), (1,)), ((0,), (0,)))).sum(0)
 
 
-_flat_product.defvjp(_flat_product_forward, _flat_product_backward)
+_FLAT_PRODUCT = rules.Operation(
+    forward=_flat_product_forward,
+    saved=lambda args, outputs, **_: tuple(args),
+    tangent=_flat_product_tangent,
+    backward=_flat_product_backward,
+)
 _SPLIT_ROWS = 4096  # at 7×7 and batch 32, 1568 rows, the split costs a third more
 
 # --------------------------------------------------------------------------------------------------------------- batch norm
 
 
 def plain_batch_norm(
-    x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    epsilon: float,
+    groups: int,
+    relu: bool,
+    axis_name: AxisName = None,
 ) -> tuple[Array, Array, Array]:
     """Batch norm as the formula reads; see `batch_norm`."""
-    wide = x.astype(gamma.dtype).reshape(groups, -1, *x.shape[1:])
-    mean = wide.mean((1, 2, 3))
+
+    def average(v: Array) -> Array:
+        v = v.mean((1, 2, 3))
+        return v if axis_name is None else lax.pmean(v, axis_name)
+
+    wide = _group(x, groups).astype(gamma.dtype)
+    mean = average(wide)
     centred = wide - mean[:, None, None, None]
-    var = lax.square(centred).mean((1, 2, 3))
+    var = average(lax.square(centred))
     y = (centred * lax.rsqrt(var + epsilon)[:, None, None, None] * gamma + beta).reshape(x.shape)
     return (jax.nn.relu(y) if relu else y).astype(x.dtype), mean, var
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def batch_norm(
-    x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    epsilon: float,
+    groups: int,
+    relu: bool,
+    axis_name: AxisName = None,
+    forms: str = "fast",
 ) -> tuple[Array, Array, Array]:
     """Batch norm, with ReLU where asked: saves the input alone for the backward pass, which recomputes the rest.
-
-    The statistics are for the running averages: no gradient flows through them.
 
     Args:
       x: `[N, H, W, C]`; gamma, beta: `[C]`, of the dtype that the statistics are computed in.
       groups: how many equal parts of the batch have statistics of their own.
+      axis_name: of a `shard_map` or `pmap`, over whose parts of the batch the statistics are taken.
     Returns:
       `[N, H, W, C]` of x's dtype; mean and (biased) variance, `[groups, C]` of gamma's.
     """
-    return _batch_norm_forward(x, gamma, beta, epsilon, groups, relu)[0]
+    if forms == "plain" or axis_name is not None:
+        return plain_batch_norm(x, gamma, beta, epsilon, groups, relu, axis_name)
+    y, mean, var = _BATCH_NORM(x, gamma, beta, epsilon=epsilon, groups=groups, relu=relu)
+    return y, mean, var
 
 
 def _group(x: Array, groups: int) -> Array:
@@ -214,7 +276,7 @@ def _sum(x: Array) -> Array:
 
 def _batch_norm_forward(
     x: Array, gamma: Array, beta: Array, epsilon: float, groups: int, relu: bool
-):
+) -> tuple[Array, Array, Array]:
     grouped = _group(x, groups).astype(gamma.dtype)
     n = x.size // x.shape[-1] // groups
     mean = _sum(grouped) / n
@@ -222,16 +284,26 @@ def _batch_norm_forward(
     factor = gamma * lax.rsqrt(var + epsilon)
     y = (grouped - mean[:, None, None, None]) * factor[:, None, None, None] + beta
     y = (jax.nn.relu(y) if relu else y).reshape(x.shape).astype(x.dtype)
-    return (y, mean, var), (x, gamma, beta, mean, var)
+    return y, mean, var
 
 
-def _batch_norm_backward(epsilon: float, groups: int, relu: bool, residuals, cotangents):
-    x, gamma, beta, mean, var = residuals
-    dy = _group(cotangents[0], groups).astype(gamma.dtype)
+def _batch_norm_tangent(
+    saved: Arrays, tangents: Arrays, epsilon: float, groups: int, relu: bool
+) -> tuple[Array, ...]:
+    plain = functools.partial(plain_batch_norm, epsilon=epsilon, groups=groups, relu=relu)
+    return jax.jvp(plain, tuple(saved[:3]), tuple(tangents))[1]
+
+
+def _batch_norm_backward(
+    saved: Arrays, cotangents: Sequence[Array | None], epsilon: float, groups: int, relu: bool
+) -> tuple[Array, Array, Array]:
+    x, gamma, beta, mean, var = saved
+    dy, dmean, dvar = cotangents
     n = x.size // x.shape[-1] // groups
     wide = lambda v: v[:, None, None, None]  # noqa: E731
     centred = _group(x, groups).astype(gamma.dtype) - wide(mean)
     inverse = lax.rsqrt(var + epsilon)
+    dy = jnp.zeros_like(centred) if dy is None else _group(dy, groups).astype(gamma.dtype)
     if relu:
         dy = jnp.where(centred * wide(gamma * inverse) + beta > 0, dy, 0)
     sum_dy = _sum(dy)
@@ -242,7 +314,16 @@ def _batch_norm_backward(epsilon: float, groups: int, relu: bool, residuals, cot
         - centred * wide(factor * inverse * sum_dy_hat / n)
         - wide(factor * sum_dy / n)
     )
+    if dmean is not None:
+        dx = dx + wide(dmean / n)
+    if dvar is not None:
+        dx = dx + centred * wide(2 * dvar / n)
     return dx.reshape(x.shape).astype(x.dtype), sum_dy_hat.sum(0), sum_dy.sum(0)
 
 
-batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+_BATCH_NORM = rules.Operation(
+    forward=_batch_norm_forward,
+    saved=lambda args, outputs, **_: (*args, *outputs[1:]),
+    tangent=_batch_norm_tangent,
+    backward=_batch_norm_backward,
+)

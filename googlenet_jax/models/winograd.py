@@ -17,7 +17,10 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from googlenet_jax.models import rules
+
 Array = jax.Array
+Arrays = Sequence[Array]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 TILE = 4  # outputs along a side
@@ -66,7 +69,6 @@ _B_OVERLAPPING = np.concatenate([_B.T[:TILE], np.pad(_B.T[TILE:], ((0, 2), (0, 0
 # ------------------------------------------------------------------------------------------------------------- convolution
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv(x: Array, kernel: Array, pads: Pads) -> Array:
     """3×3 convolution of stride 1 by F(4×4, 3×3).
 
@@ -76,10 +78,11 @@ def conv(x: Array, kernel: Array, pads: Pads) -> Array:
     Returns:
       `[N, H', W', O]` of x's dtype.
     """
-    return _conv_forward(x, kernel, pads)[0]
+    return _CONV(x, kernel, pads=pads)[0]
 
 
-def _conv_forward(x: Array, kernel: Array, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
+def _conv_forward(x: Array, kernel: Array, pads: Pads) -> tuple[Array, Array]:
+    """The result and the transformed kernel."""
     height, width = _out(x, pads)
     filters = _both_axes(_G, kernel)
 
@@ -93,15 +96,30 @@ def _conv_forward(x: Array, kernel: Array, pads: Pads) -> tuple[Array, tuple[Arr
     def step(i: Array, y: Array) -> Array:
         return lax.dynamic_update_index_in_dim(y, part(split[:, i]), i, 1)
 
-    y = jnp.zeros((*split.shape[:2], height, width, kernel.shape[-1]), x.dtype)
+    y = _zeros((*split.shape[:2], height, width, kernel.shape[-1]), x)
     y = lax.fori_loop(0, parts, step, y)
-    return y.reshape(-1, *y.shape[2:]), (x, filters)
+    return y.reshape(-1, *y.shape[2:]), filters
 
 
-def _conv_backward(pads: Pads, residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+def _conv_tangent(saved: Arrays, tangents: Arrays, pads: Pads) -> tuple[Array, Array]:
+    """By XLA's convolutions."""
+    (x, kernel, _), (dx, dkernel) = saved, tangents
+    plain = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding=pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return plain(dx, kernel) + plain(x, dkernel), _both_axes(_G, dkernel)
+
+
+def _conv_backward(
+    saved: Arrays, cotangents: Sequence[Array | None], pads: Pads
+) -> tuple[Array, Array]:
     """The transposes of the steps forward, in reverse order; the tiles of x are computed once more."""
-    x, filters = residuals
+    (x, _, filters), (dy, dfilters) = saved, cotangents
     out = _out(x, pads)
+    dy = _zeros((x.shape[0], *out, filters.shape[-1]), x) if dy is None else dy
     rows, columns = (
         slice(low, low + size) for (low, _), size in zip(pads, x.shape[1:3], strict=True)
     )
@@ -121,11 +139,22 @@ def _conv_backward(pads: Pads, residuals: tuple[Array, Array], dy: Array) -> tup
         products, dx = part(x[:, i], dy[:, i])
         return sums[0] + products, lax.dynamic_update_index_in_dim(sums[1], dx, i, 1)
 
-    total, dx = lax.fori_loop(0, parts, step, (jnp.zeros_like(filters), jnp.zeros_like(x)))
+    start = _zeros(filters.shape, x) if dfilters is None else dfilters
+    total, dx = lax.fori_loop(0, parts, step, (start, jnp.zeros_like(x)))
     return dx.reshape(-1, *dx.shape[2:]), _both_axes(_G.T, total)
 
 
-conv.defvjp(_conv_forward, _conv_backward)
+_CONV = rules.Operation(
+    forward=_conv_forward,
+    saved=lambda args, outputs, **_: (*args, outputs[1]),
+    tangent=_conv_tangent,
+    backward=_conv_backward,
+)
+
+
+def _zeros(shape: Sequence[int], like: Array) -> Array:
+    """Zeros of `like`'s dtype, which vary over the axes of a `shard_map` that it varies over."""
+    return rules.varying(jnp.zeros(shape, like.dtype), like)[0]
 
 
 def tile_counts(sizes: Sequence[int]) -> list[int]:

@@ -90,7 +90,8 @@ def compile_step(
       UserError: a recipe that is impossible, no libtpu, a topology that it doesn't know or that has
         fewer chips, or a step that a chip's memory can't hold.
     """
-    config, _ = resolve(config)
+    resolved = resolve(config)
+    config = resolved.config
     if config.task != "classification":
         raise UserError(f"task: expected 'classification', found {config.task!r}")
     devices = _devices(topology)
@@ -98,7 +99,7 @@ def compile_step(
         devices = devices[: check_whole("--chips", chips, 1, len(devices))]
     mesh = create_mesh(devices)
     source: Any = _NoData(config.data.name, config.data.train_split, classes, examples)
-    plan = make_plan(config, make_task(config, mesh, source, ()), mesh)
+    plan = make_plan(resolved, make_task(resolved, mesh, source, ()), mesh)
     key = jax.ShapeDtypeStruct((), plan.step_key.dtype, sharding=replicated(mesh))
     try:
         compiled = plan.train_step.lower(plan.shapes, _batch(config, mesh), key).compile()

@@ -69,25 +69,41 @@ def time_network(model: Network, *, train: bool, batch_size: int, steps: int) ->
     """Times training steps (SGD with momentum, auxiliary losses weighted 0.3), or inference with
     batch norm folded where there is one.
     """
-    images = _images(model, batch_size)
-    variables = _initialize(model, images[:1], train=False)
-    if not train and isinstance(model, NormedNetwork):
-        model, variables = fold_batch_norm(model, variables)
-    function, carry = (_training if train else _inference)(model, variables, images)
-    start = time.perf_counter()
-    compiled = jax.jit(function, donate_argnums=0 if train else ()).lower(carry).compile()
-    compile_seconds = time.perf_counter() - start
+    step, compile_seconds = compile_step(model, train=train, batch_size=batch_size)
+    return time_compiled(step, compile_seconds, steps)
 
-    def step() -> None:
-        nonlocal carry
-        result = jax.block_until_ready(compiled(carry))
-        carry = result if train else carry
 
+def time_compiled(step: Callable[[], None], compile_seconds: float, steps: int) -> Timing:
+    """Times what `compile_step` has made."""
     times, device = time_steps(step, steps), jax.local_devices()[0]
     if device.platform == "cpu":
         return Timing(*times, compile_seconds, resident_bytes(), "cpu")
     peak = device.memory_stats()["peak_bytes_in_use"]
     return Timing(*times, compile_seconds, peak, device.device_kind)
+
+
+def compile_step(
+    model: Network, *, train: bool, batch_size: int
+) -> tuple[Callable[[], None], float]:
+    """The step that `time_network` times, which returns when it is done; and the seconds that
+    tracing and compiling it took.
+    """
+    images = _images(model, batch_size)
+    variables = _initialize(model, images[:1], train=False)
+    if not train and isinstance(model, NormedNetwork):
+        model, variables = fold_batch_norm(model, variables)
+    function, carry = (_training if train else _inference)(model, variables)
+    jitted = jax.jit(function, donate_argnums=0 if train else ())
+    start = time.perf_counter()
+    compiled = jitted.lower(carry, images).compile()
+    seconds = time.perf_counter() - start
+
+    def step() -> None:
+        nonlocal carry
+        result = jax.block_until_ready(compiled(carry, images))
+        carry = result if train else carry
+
+    return step, seconds
 
 
 def _images(model: Network, batch_size: int) -> jax.Array:
@@ -106,12 +122,11 @@ def _initialize(module: nn.Module, x: jax.Array, *rest: Any, **settings: Any) ->
     return jax.jit(init, compiler_options=options)(x)
 
 
-def _training(model: Network, variables: Any, images: jax.Array) -> tuple[Callable, Any]:
-    labels = jnp.arange(len(images)) % model.num_classes
+def _training(model: Network, variables: Any) -> tuple[Callable, Any]:
     optimizer = optax.sgd(0.01, 0.9)
     key = jax.random.key(1)
 
-    def loss_fn(params: Any, stats: Any) -> tuple[jax.Array, Any]:
+    def loss_fn(params: Any, stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
         output: Any
         output, updated = model.apply(
             {"params": params, "batch_stats": stats},
@@ -120,14 +135,15 @@ def _training(model: Network, variables: Any, images: jax.Array) -> tuple[Callab
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
+        labels = jnp.arange(len(images)) % model.num_classes
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels
         heads = [output.logits, *output.aux_logits.values()]
         losses = [cross_entropy(logits, labels).mean() for logits in heads]
         return losses[0] + 0.3 * sum(losses[1:]), updated.get("batch_stats", {})
 
-    def step(carry: Any) -> Any:
+    def step(carry: Any, images: jax.Array) -> Any:
         params, stats, opt_state = carry
-        (_, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, stats)
+        (_, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, stats, images)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), stats, opt_state
 
@@ -135,12 +151,12 @@ def _training(model: Network, variables: Any, images: jax.Array) -> tuple[Callab
     return step, (params, variables.get("batch_stats", {}), optimizer.init(params))
 
 
-def _inference(model: Network, variables: Any, images: jax.Array) -> tuple[Callable, Any]:
-    def apply(carry: Any) -> jax.Array:
-        output: Any = model.apply(carry[0], carry[1], train=False)
+def _inference(model: Network, variables: Any) -> tuple[Callable, Any]:
+    def apply(variables: Any, images: jax.Array) -> jax.Array:
+        output: Any = model.apply(variables, images, train=False)
         return output.logits
 
-    return apply, (jax.tree.map(jnp.asarray, variables), images)
+    return apply, jax.tree.map(jnp.asarray, variables)
 
 
 # ------------------------------------------------------------------------------------------- floor
@@ -162,7 +178,7 @@ def machine(dtype: Any) -> dict[str, float]:
     second of CPU time, and bytes a second of a copy (read and written).
     """
     size = PEAK_SIZE if jax.default_backend() == "cpu" else PEAK_SIZE_ACCELERATOR
-    matrix = jnp.ones((size, size), dtype)
+    matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)  # ones draw less power
     array = jnp.ones(COPY_BYTES // 4, jnp.float32)
     product, product_cpu = _best_seconds(jax.jit(jnp.matmul), matrix, matrix)
     copy, _ = _best_seconds(jax.jit(jnp.negative), array)

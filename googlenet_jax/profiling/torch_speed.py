@@ -136,6 +136,9 @@ def time_peer(
     GPU where PyTorch has one.
     """
     gpu = torch.cuda.is_available()
+    # A GPU's kernels are chosen by timing and float32 products may round to TF32: XLA does both.
+    torch.backends.cudnn.benchmark = gpu
+    torch.set_float32_matmul_precision("high" if gpu else "highest")
     device = torch.device("cuda" if gpu else "cpu")
     network = create(name).train(train).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs lack it

@@ -2,9 +2,10 @@
 `models`.
 """
 
+import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,8 +25,8 @@ from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model, model_options
 from googlenet_jax.runtime.process import shows_progress
 from googlenet_jax.training.config import default_config
-from googlenet_jax.training.losses import create_loss
-from googlenet_jax.training.task import TASKS, Evaluate, Task, TaskKind
+from googlenet_jax.training.losses import Loss, create_loss
+from googlenet_jax.training.task import TASKS, Evaluate, Resolved, Task, TaskKind
 
 
 def build_model(config: ConfigDict, num_classes: int) -> Network:
@@ -47,11 +48,28 @@ def build_model(config: ConfigDict, num_classes: int) -> Network:
         raise UserError(f"model: {error}") from error
 
 
-def check(config: ConfigDict) -> None:
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a recipe describes, built.
+
+    Attributes:
+      model: for as many classes as ImageNet has, until the data set's number is known.
+      transforms: from the number of classes to what the device does to a batch.
+    """
+
+    model: Network
+    preprocessing: Preprocessing
+    crop: RandomCrop
+    transforms: Callable[[int], Any]
+    loss: Loss
+    metrics: dict[str, Metric]
+
+
+def build(config: ConfigDict) -> Parts:
     """Raises UserError for a model, image sizes, augmentations, a loss or metrics that can't be."""
     # These check their own values.
-    Preprocessing.from_dict(config.preprocessing.to_dict())
-    RandomCrop(config.augment.area, config.augment.aspect)
+    preprocessing = Preprocessing.from_dict(config.preprocessing.to_dict())
+    crop = RandomCrop(tuple(config.augment.area), tuple(config.augment.aspect))
     model = build_model(config, num_classes=1000)
     training_size = config.augment.size or config.preprocessing.size
     trained = "augment.size" if config.augment.size else "preprocessing.size"
@@ -74,14 +92,16 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"batch_size: expected a multiple of model.options.bn_groups, {groups}{where}, found {config.batch_size}"
         )
-    create_loss(**config.loss.to_dict())
+    loss = create_loss(**config.loss.to_dict())
     metrics = _metrics(config.metrics)
     if config.checkpoint.best not in ("loss", *metrics):
         names = ", ".join(map(repr, ("loss", *metrics)))
         raise UserError(
             f"checkpoint.best: expected one of {names}, found {config.checkpoint.best!r}"
         )
-    _transforms(config, num_classes=1000)
+    transforms = functools.partial(_transforms, config, preprocessing)
+    transforms(1000)
+    return Parts(model, preprocessing, crop, transforms, loss, metrics)
 
 
 def _check_memory(field: str, batch_size: int, size: int) -> None:
@@ -97,26 +117,24 @@ def _check_memory(field: str, batch_size: int, size: int) -> None:
         )
 
 
-def open_task(config: ConfigDict, mesh: Mesh) -> Task:
-    """Opens the recipe's data set and builds its model.
+def open_task(resolved: Resolved, mesh: Mesh) -> Task:
+    """Opens the recipe's data set.
 
     Raises UserError where there is no such data or split.
     """
-    data = config.data
+    data = resolved.config.data
     splits = (data.train_split, *data.eval_splits)
     source, *eval_sources = (load_source(data.name, split, data.dir or None) for split in splits)
-    return make_task(config, mesh, source, eval_sources)
+    return make_task(resolved, mesh, source, eval_sources)
 
 
 def make_task(
-    config: ConfigDict, mesh: Mesh, source: Source, eval_sources: Sequence[Source]
+    resolved: Resolved, mesh: Mesh, source: Source, eval_sources: Sequence[Source]
 ) -> Task:
-    """Returns the task of training a checked recipe's model on `source` and evaluating it on the
-    others.
-    """
-    preprocessing = Preprocessing.from_dict(config.preprocessing.to_dict())
-    model = build_model(config, source.num_classes)
-    metrics = _metrics(config.metrics)
+    """Returns the task of training a recipe's model on `source` and evaluating it on the others."""
+    config, parts = resolved.config, resolved.parts
+    preprocessing, metrics = parts.preprocessing, parts.metrics
+    model = parts.model.clone(num_classes=source.num_classes)
     if config.checkpoint.best == "top5" and source.num_classes < 5:
         raise UserError(
             f"checkpoint.best: {source.name} has {source.num_classes} classes, too few for 'top5'"
@@ -138,14 +156,14 @@ def make_task(
             source,
             batch_size=config.batch_size,
             size=config.augment.size or size,
-            augment=RandomCrop(tuple(config.augment.area), tuple(config.augment.aspect)),
+            augment=parts.crop,
             seed=config.seed,
             interpolation=config.augment.interpolation,
             exact_decoding=data.exact_decoding,
             **reading,
         ),
-        prepare=functools.partial(apply_transforms, _transforms(config, source.num_classes)),
-        loss=create_loss(**config.loss.to_dict()),
+        prepare=functools.partial(apply_transforms, parts.transforms(source.num_classes)),
+        loss=parts.loss,
         metrics=metrics,
         evaluations=_evaluations(
             make_eval_step(model, preprocessing, mesh, metrics),
@@ -171,11 +189,11 @@ def _metrics(names: Sequence[str]) -> dict[str, Metric]:
         raise UserError(f"metrics: {error}") from error
 
 
-def _transforms(config: ConfigDict, num_classes: int) -> Any:
+def _transforms(config: ConfigDict, preprocessing: Preprocessing, num_classes: int) -> Any:
     augment = config.augment
     try:
         return device_transforms(
-            Preprocessing.from_dict(config.preprocessing.to_dict()),
+            preprocessing,
             dtype=jnp.dtype(config.dtype),
             num_classes=num_classes,
             mirror=augment.flip,
@@ -211,5 +229,5 @@ def _evaluations(eval_step: Any, sources: Sequence[Source], **options: Any) -> d
     return {source.split: evaluation(source) for source in sources}
 
 
-CLASSIFICATION = TaskKind(default_config, check, open_task)
+CLASSIFICATION = TaskKind(default_config, build, open_task)
 TASKS.register("classification", CLASSIFICATION)

@@ -8,17 +8,18 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import optax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from googlenet_jax.data.bad_images import POLICIES
-from googlenet_jax.data.decoding import INTERPOLATIONS
 from googlenet_jax.data.pipeline import MOST_THREADS
 from googlenet_jax.data.preprocessing import LARGEST
+from googlenet_jax.data.resampling import INTERPOLATIONS
 from googlenet_jax.errors import UserError, nearest
 from googlenet_jax.training.finetune import complete_from_initial
 from googlenet_jax.training.optimizer import create_optimizer
-from googlenet_jax.training.task import TASKS, TaskKind
+from googlenet_jax.training.task import TASKS, Resolved
 
 DTYPES = ("float32", "bfloat16", "float64")
 SCHEDULES = ("step", "polynomial", "cosine")
@@ -367,9 +368,9 @@ _CHECKS: dict[str, tuple[Check, str]] = {
 
 def resolve(
     config: ConfigDict | Mapping[str, Any], kept: Mapping[str, Any] | None = None
-) -> tuple[ConfigDict, TaskKind]:
-    """Checks a recipe without compiling or downloading anything; returns it whole, and its kind of
-    task. Only where it takes its network or preprocessing from `init_from` is that read.
+) -> Resolved:
+    """Checks a recipe and builds what it describes, without compiling or downloading anything. Only
+    where it takes its network or preprocessing from `init_from` is that read.
 
     Args:
       kept: the config of the run that is resumed, which has them already.
@@ -394,8 +395,14 @@ def resolve(
     config.update_from_flattened_dict({name: _as_config(value) for name, value in given.items()})
     complete_from_initial(config, kept)
     _check_together(config)
-    kind.check(config)
-    return config, kind
+    # The optimizer checks its own options; the schedule is known with the data.
+    fields = config.to_dict()["optimizer"]
+
+    def optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
+        return create_optimizer(schedule, **fields)
+
+    optimizer(lambda step: step)
+    return Resolved(config, kind, kind.build(config), optimizer)
 
 
 def _as_config(value: Any) -> Any:
@@ -463,8 +470,6 @@ def _check_together(config: ConfigDict) -> None:
         raise UserError(
             f"batch_size: expected a multiple of devices.accumulate, {config.devices.accumulate}, found {config.batch_size}"
         )
-    # This checks its own options.
-    create_optimizer(lambda step: step, **config.optimizer.to_dict())
     warmup, warmup_is_epochs = _parse_duration(config.schedule.warmup)
     duration, duration_is_epochs = _parse_duration(config.duration)
     if warmup_is_epochs == duration_is_epochs and warmup >= duration:

@@ -73,14 +73,14 @@ def train(
 def _train(
     config: ConfigDict | Mapping[str, Any], workdir: Path, peers: Peers | None, profile: bool
 ) -> None:
-    # The recipe, checked once. What is made from it below gets plain values.
-    config, kind = resolve(config, kept=read_config(workdir))
-    recipe = config.to_dict()
+    # The recipe, checked, and what it describes, built: once.
+    resolved = resolve(config, kept=read_config(workdir))
+    config, fields = resolved.config, resolved.config.to_dict()
 
     # What is trained, on which devices, and when what happens.
     mesh = create_mesh()
-    task = kind.open(config, mesh)
-    plan = make_plan(config, task, mesh)
+    task = resolved.open(mesh)
+    plan = make_plan(resolved, task, mesh)
     when, shapes = plan.when, plan.shapes
     step_key = replicate(plan.step_key, mesh)
 
@@ -91,14 +91,14 @@ def _train(
         stop = Agreement(signals, mesh, peers.tick if peers else lambda: None)
         if is_first():
             stack.enter_context(locked(workdir))
-        check_folder(workdir, recipe, kind.defaults().to_dict())
+        check_folder(workdir, fields, resolved.kind.defaults().to_dict())
         check_patterns("freeze", plan.freeze, shapes.params, must_leave=True)
         factors = parse_multipliers(config.optimizer.rate_multipliers)
         check_patterns("optimizer.rate_multipliers", factors, shapes.params)
         checkpoints = stack.enter_context(
             Checkpoints(
                 workdir,
-                RunDescription(config=recipe, **task.description),
+                RunDescription(config=fields, **task.description),
                 config.checkpoint.keep,
                 best=config.checkpoint.best,
                 best_mode=config.checkpoint.best_mode,
@@ -130,7 +130,7 @@ def _train(
 
         # From here on the folder is this run's: a recipe that was refused above has left no config
         # that its corrected form would differ from.
-        write_config(workdir, recipe)
+        write_config(workdir, fields)
         writer = stack.enter_context(contextlib.closing(create_writer(workdir, start)))
         log = stack.enter_context(
             contextlib.closing(

@@ -6,15 +6,14 @@ from typing import Any
 import jax
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from googlenet_jax.runtime.sharding import check_batch_size
 from googlenet_jax.training.config import Durations, in_steps
-from googlenet_jax.training.optimizer import create_optimizer, create_schedule
+from googlenet_jax.training.optimizer import create_schedule
 from googlenet_jax.training.patterns import Frozen, expanded
 from googlenet_jax.training.state import TrainState, make_create_state, state_shardings
 from googlenet_jax.training.step import make_train_step
-from googlenet_jax.training.task import Task
+from googlenet_jax.training.task import Resolved, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +40,12 @@ class Plan:
     train_step: Any
 
 
-def make_plan(config: ConfigDict, task: Task, mesh: Mesh) -> Plan:
-    """Returns the plan of a checked recipe; computes nothing.
+def make_plan(resolved: Resolved, task: Task, mesh: Mesh) -> Plan:
+    """Returns the plan of a recipe's run; computes nothing.
 
     Raises UserError where the batch does not divide among the devices.
     """
+    config = resolved.config
     layout = config.devices
     check_batch_size(config.batch_size // layout.accumulate, mesh)
     when = in_steps(config, task.examples)
@@ -58,7 +58,7 @@ def make_plan(config: ConfigDict, task: Task, mesh: Mesh) -> Plan:
         every=when.decay_every,
         power=config.schedule.power,
     )
-    optimizer = create_optimizer(schedule, **config.to_dict()["optimizer"])
+    optimizer = resolved.optimizer(schedule)
     # A step's randomness is drawn from `step_key` and its number.
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     if config.init_seed >= 0:

@@ -1,13 +1,12 @@
 """A trace of a few training steps, which TensorBoard's profiler and Perfetto open."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from googlenet_jax.runtime.process import say
-from googlenet_jax.runtime.storage import is_store, upload, writing
+from googlenet_jax.runtime.storage import storage_of, writing
 
 FOLDER = "profile"
 SKIPPED = 5  # steps that compile and warm up
@@ -20,17 +19,17 @@ class Profile:
     def __init__(self, folder: Path | None, start: int) -> None:
         """For a run that goes on after `start` steps; the trace goes to `folder`."""
         self._folder, self._first = folder, start + SKIPPED
-        self._temporary = tempfile.TemporaryDirectory() if folder and is_store(folder) else None
+        self._mirror = storage_of(folder).mirror(folder) if folder else None
         self._running = False
 
     def before(self, step: int, state: Any) -> None:
         """Begins or ends the trace before the step that leads from `state`, after `step` steps."""
-        if self._folder is None:
+        if self._mirror is None:
             return
         if step == self._first:
             jax.block_until_ready(state)
-            with writing(self._folder):
-                jax.profiler.start_trace(self._temporary.name if self._temporary else self._folder)
+            with writing(self._mirror.path):
+                jax.profiler.start_trace(self._mirror.path)
             self._running = True
         elif step == self._first + STEPS:
             jax.block_until_ready(state)
@@ -38,14 +37,12 @@ class Profile:
 
     def close(self) -> None:
         """Ends a trace that is under way, and says where it is."""
-        if not self._running or self._folder is None:
+        if not self._running or self._mirror is None:
             return
         self._running = False
-        with writing(self._folder):
+        with writing(self._mirror.path):
             jax.profiler.stop_trace()
-        if self._temporary:
-            upload(Path(self._temporary.name), self._folder)
-            self._temporary.cleanup()
+        self._mirror.close()
         say(
             f"traced: {self._folder}; see it with `tensorboard --logdir {self._folder}`, or open its "
             "*.trace.json.gz in ui.perfetto.dev"

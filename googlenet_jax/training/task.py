@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -64,14 +65,34 @@ class TaskKind:
 
     Attributes:
       defaults: returns a recipe of this kind with every field there is.
-      check: raises UserError for what no single field's type and range says; reads and compiles
-        nothing.
-      open: opens the data and builds the model of a checked recipe.
+      build: builds what the recipe describes, its model, loss and the like: the parts of a
+        `Resolved`. Raises UserError for what no single field's type and range says; reads and
+        compiles nothing.
+      open: opens the data, and makes a task of them and of the parts.
     """
 
     defaults: Callable[[], ConfigDict]
-    check: Callable[[ConfigDict], None]
-    open: Callable[[ConfigDict, Mesh], Task]
+    build: Callable[[ConfigDict], Any]
+    open: Callable[["Resolved", Mesh], Task]
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A recipe, checked and whole, and what it describes, built once.
+
+    Attributes:
+      parts: what the kind's `build` has returned.
+      optimizer: from a learning rate's schedule, which needs the run's length, to the optimizer.
+    """
+
+    config: ConfigDict
+    kind: TaskKind
+    parts: Any
+    optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
+
+    def open(self, mesh: Mesh) -> Task:
+        """Opens the data. Raises UserError where there is no such set or split."""
+        return self.kind.open(self, mesh)
 
 
 TASKS: Registry[TaskKind] = Registry("task", {})

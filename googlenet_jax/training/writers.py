@@ -6,11 +6,11 @@ classes); a training line also has loss_main, loss_aux1, …, learning_rate and 
 evaluation line examples and weights, "raw" or "ema".
 """
 
+import contextlib
 import json
 import math
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from googlenet_jax.errors import UserError
 from googlenet_jax.runtime.process import is_first, say, shows_progress
-from googlenet_jax.runtime.storage import is_store, upload, write_atomically, writing
+from googlenet_jax.runtime.storage import storage_of, write_atomically, writing
 from googlenet_jax.training.config import LARGEST_STEPS
 from googlenet_jax.training.curves import draw_curves
 
@@ -142,21 +142,18 @@ class CurvesWriter(Writer):
         self._drawn_at = time.monotonic()
 
 
-class StoreWriter(Writer):
-    """Lets `make`'s writers fill a temporary folder, and uploads what they have changed there: at
-    `flush`, at the end, after an evaluation, and else every SECONDS_BETWEEN_UPLOADS. It begins with
-    the store's `metrics.jsonl`.
+class MirrorWriter(Writer):
+    """Lets `make`'s writers fill the folder that stands for `workdir` on this machine. What they
+    have changed comes to `workdir` at `flush`, at the end, after an evaluation, and else every
+    SECONDS_BETWEEN_UPLOADS.
     """
 
     def __init__(self, workdir: Path, make: Callable[[Path], Writer]) -> None:
-        self._workdir = workdir
-        self._temporary = tempfile.TemporaryDirectory()
-        self._local = Path(self._temporary.name)
-        metrics = workdir / METRICS_FILE
-        if metrics.exists():
-            (self._local / METRICS_FILE).write_bytes(metrics.read_bytes())
-        self._writer = make(self._local)
-        self._uploaded: dict[Path, int] = {}
+        self._mirror = storage_of(workdir).mirror(workdir)
+        metrics, here = workdir / METRICS_FILE, self._mirror.path / METRICS_FILE
+        if metrics.exists() and not here.exists():
+            here.write_bytes(metrics.read_bytes())
+        self._writer = make(self._mirror.path)
         self._uploaded_at = time.monotonic()
 
     def write(self, line: Line) -> None:
@@ -166,16 +163,12 @@ class StoreWriter(Writer):
 
     def flush(self) -> None:
         self._writer.flush()
-        self._upload()
+        self._mirror.upload()
+        self._uploaded_at = time.monotonic()
 
     def close(self) -> None:
-        with self._temporary:
+        with contextlib.closing(self._mirror):
             self._writer.close()
-            self._upload()
-
-    def _upload(self) -> None:
-        upload(self._local, self._workdir, self._uploaded)
-        self._uploaded_at = time.monotonic()
 
 
 def draw_if_stale(workdir: Path) -> None:
@@ -183,13 +176,9 @@ def draw_if_stale(workdir: Path) -> None:
     between the two.
     """
     curves, metrics = workdir / CURVES_FILE, workdir / METRICS_FILE
-    if metrics.exists() and not (curves.exists() and _changed_at(curves) >= _changed_at(metrics)):
+    changed_at = storage_of(workdir).changed_at
+    if metrics.exists() and not (curves.exists() and changed_at(curves) >= changed_at(metrics)):
         CurvesWriter(workdir).close()
-
-
-def _changed_at(path: Path) -> float:
-    stat: Any = path.stat()  # an epath's has names of its own
-    return stat.mtime if is_store(path) else stat.st_mtime
 
 
 def create_writer(workdir: Path, step: int) -> Writer:
@@ -206,7 +195,7 @@ def create_writer(workdir: Path, step: int) -> Writer:
             CurvesWriter(folder),
         )
 
-    return StoreWriter(workdir, make) if is_store(workdir) else make(workdir)
+    return MirrorWriter(workdir, make)
 
 
 class NotFinite(UserError):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from googlenet_jax.html_page import html_page
 from googlenet_jax.runtime.storage import write_atomically, writing
 from googlenet_jax.verification.compare import Row
 from googlenet_jax.verification.verify import EQUAL, ROUNDING, Verification
@@ -15,6 +16,21 @@ from googlenet_jax.verification.verify import EQUAL, ROUNDING, Verification
 SMALLEST = 1e-18  # where a difference of zero stands on a logarithmic axis
 SHAPES_DIFFER = "shapes differ"
 SAME_COLOUR, DIFFERENT_COLOUR = "#2e7d32", "#c0392b"
+_STYLE = """
+p, pre { overflow-wrap: anywhere; white-space: pre-wrap; }
+li { white-space: pre-wrap; }
+.verdict { padding: .8rem 1rem; border-radius: .4rem; font-size: 1.1rem; }
+.same { background: #e6f4ea; }
+.different { background: #fbe9e7; }
+.wide { max-height: none; }
+.wide.tall { max-height: 32rem; }
+.wide svg { min-width: 40rem; width: 100%; height: auto; }
+pre { background: #f2f4f8; padding: .6rem .8rem; border-radius: .4rem; }
+th, td { text-align: left; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+.parted td { color: #b3261e; }
+.about td + td { white-space: normal; overflow-wrap: anywhere; }
+"""
 
 
 def text(found: Verification) -> str:
@@ -156,8 +172,8 @@ def page(found: Verification, command: str) -> str:
     sections += ["<h2>Which layer is which</h2>", _pairs(found)]
     sections += ["<h2>Made with</h2>", _about(found)]
     sections += ["<h2>To repeat it</h2>", f"<pre>{html.escape(command)}</pre>"]
-    title = html.escape(f"{found.about['model']} beside {found.about['against']}")
-    return _PAGE.replace("{title}", title).replace("{body}", "\n".join(sections))
+    heading = f"{found.about['model']} compared with {found.about['against']}"
+    return html_page("Verification", heading, "\n".join(sections), _STYLE)
 
 
 def _colour(found: Verification) -> str:
@@ -217,41 +233,3 @@ def _about(found: Verification) -> str:
         for name, value in about.items()
     )
     return f'<div class="wide"><table class="about">{rows}</table></div>'
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Verification: {title}</title>
-<style>
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem;
-  color: #1d2330; background: #fff; }
-h1 { font-size: 1.6rem; margin-bottom: 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #d8dce4; }
-p, li, pre { overflow-wrap: anywhere; white-space: pre-wrap; }
-.verdict { padding: .8rem 1rem; border-radius: .4rem; font-size: 1.1rem; }
-.same { background: #e6f4ea; }
-.different { background: #fbe9e7; }
-.wide { overflow: auto; }
-.wide svg { min-width: 40rem; width: 100%; height: auto; }
-.tall { max-height: 32rem; }
-pre { background: #f2f4f8; padding: .6rem .8rem; border-radius: .4rem; }
-table { border-collapse: collapse; }
-th, td { padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #e6e9ef;
-  white-space: nowrap; }
-th { position: sticky; top: 0; background: #fff; }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
-.parted td { color: #b3261e; }
-.about td + td { white-space: normal; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { th, td { padding: .2rem .35rem; font-size: .85rem; } }
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-</body>
-</html>
-"""

@@ -14,18 +14,16 @@ CRC-32 finds.
 import dataclasses
 import itertools
 import json
-import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -33,11 +31,12 @@ from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.registry import create_model, list_models, model_options, option_defaults
 from googlenet_jax.runtime.process import is_first
-from googlenet_jax.runtime.storage import is_from_store, is_store, reaching, run_folder, writing
+from googlenet_jax.runtime.storage import reaching, run_folder, storage_of, writing
 from googlenet_jax.weights.trained_model import TrainedModel
 
 FORMAT_VERSION = 1
 FOLDER = "checkpoints"
+TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of an unfinished one of a file system
 COMMITTED = ocp.path.atomicity.COMMIT_SUCCESS_FILE  # in a finished checkpoint of a store
 
 
@@ -294,8 +293,7 @@ def _tidy(folder: Path) -> None:
     """Names what Orbax is about to remove, moves aside the checkpoints whose metrics would stop it
     from opening the folder, and settles a replacement that was cut short.
     """
-    if is_store(folder):
-        (folder / ".keep").write_bytes(b"")  # a folder of a store is there when something is in it
+    storage_of(folder).make(folder)
     for path in folder.glob("unevaluated-*"):
         replaced = folder / path.name.removeprefix("unevaluated-")
         if _is_finished(replaced):
@@ -313,52 +311,31 @@ def _tidy(folder: Path) -> None:
 
 
 def _folder(workdir: Path) -> Path:
-    return (workdir if is_store(workdir) else workdir.absolute()) / FOLDER
+    return storage_of(workdir).absolute(workdir) / FOLDER
 
 
 def _unfinished(folder: Path) -> list[Path]:
-    """What a save that was cut short has left."""
-    if is_store(folder):
-        return sorted(p for p in folder.iterdir() if p.name.isdigit() and not _is_finished(p))
-    return sorted(folder.glob("*.orbax-checkpoint-tmp*"))
+    """What a save that was cut short has left: a folder under another name, where a file system
+    renames; elsewhere one without the object that Orbax writes last.
+    """
+    return sorted(
+        path
+        for path in folder.glob("*")
+        if TEMPORARY in path.name or (path.name.isdigit() and not _is_finished(path))
+    )
 
 
 def _is_finished(checkpoint: Path) -> bool:
-    """Whether a checkpoint of this name counts. A file system's does as soon as Orbax has given it
-    the name; on a store, which can't rename, Orbax writes an object last.
-    """
-    return (checkpoint / COMMITTED if is_store(checkpoint) else checkpoint).exists()
+    """Whether a checkpoint of this name counts."""
+    return storage_of(checkpoint).is_whole(checkpoint, COMMITTED)
 
 
 def _rename(checkpoint: Path, target: Path) -> None:
-    """Renames a checkpoint that is finished. On a store it is copied: killed at any moment, at
-    least one of the two is finished.
-    """
-    if not is_store(checkpoint):
-        checkpoint.rename(target)
-        return
-    if target.exists():
-        _remove(target)
-    marker = checkpoint / COMMITTED
-    for path in [*(p for p in _objects(checkpoint) if p != marker), marker]:
-        (target / path.relative_to(checkpoint)).write_bytes(path.read_bytes())
-    _remove(checkpoint)
+    storage_of(checkpoint).rename(checkpoint, target, COMMITTED)
 
 
 def _remove(checkpoint: Path) -> None:
-    if not is_store(checkpoint):
-        shutil.rmtree(checkpoint)
-        return
-    (checkpoint / COMMITTED).unlink(missing_ok=True)  # half-removed, it must not count
-    cast(epath.Path, checkpoint).rmtree(missing_ok=True)
-
-
-def _objects(folder: Path) -> Iterator[Path]:
-    for path in list(folder.iterdir()):
-        if path.is_dir():
-            yield from _objects(path)
-        else:
-            yield path
+    storage_of(checkpoint).remove(checkpoint, COMMITTED)
 
 
 def _with_damaged_metrics(folder: Path) -> list[tuple[Path, _Damaged]]:
@@ -574,7 +551,7 @@ def _refuse_if_no_damage(manager: ocp.CheckpointManager, step: int, error: Excep
     """Raises what was not the checkpoint's fault: UserError, or what a store's client has raised,
     as it is.
     """
-    if is_from_store(error, manager.directory):
+    if storage_of(manager.directory).refusal(error):
         raise error
     outside = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied", "Out of memory")
     if isinstance(error, PermissionError | MemoryError) or any(

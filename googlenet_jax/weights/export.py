@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +49,14 @@ def export_model(
     Returns:
       What `jax.export.deserialize` reads, with the weights inside; for how long, LOADABLE says.
     """
-    function = serving_function(model, variables, preprocessing)
+    function = _function(model, variables, preprocessing)
     size = preprocessing.size
     (batch,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
     return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(images).serialize())
 
 
-def serving_function(
-    model: Network, variables: Mapping[str, Any], preprocessing: Preprocessing
-) -> Callable[[jax.Array], jax.Array]:
-    """Returns images uint8 `[N, S, S, 3]`, RGB → logits `[N, num_classes]`, batch norm folded."""
+def _function(model: Network, variables: Mapping[str, Any], preprocessing: Preprocessing) -> Any:
     if isinstance(model, NormedNetwork) and not model.bn_folded:
         model, variables = fold_batch_norm(model, variables)
 
@@ -81,7 +78,17 @@ def check_artifact(
     Raises:
       UserError: the process failed.
     """
-    batches = random_batches(preprocessing.size)
+    rng = np.random.default_rng(0)
+    shape = (preprocessing.size, preprocessing.size, 3)
+    batches = {str(n): rng.integers(0, 256, (n, *shape), dtype=np.uint8) for n in (1, 3)}
+
+    @jax.jit
+    def expect(images: jax.Array) -> jax.Array:
+        output: Any = model.apply(
+            variables, normalize(images, preprocessing, model.dtype), train=False
+        )
+        return output.logits
+
     with tempfile.TemporaryDirectory() as folder:
         images, logits = Path(folder) / "images.npz", Path(folder) / "logits.npz"
         np.savez(images, **batches)  # type: ignore[arg-type]  # names are not savez's own
@@ -98,59 +105,26 @@ def check_artifact(
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(f"{artifact}: does not run by itself: {reason}")
-        with np.load(logits) as found:
-            return difference(found, batches, model, variables, preprocessing)
-
-
-def random_batches(size: int) -> dict[str, np.ndarray]:
-    """Images to compare on, uint8 `[N, size, size, 3]`, by their number."""
-    rng = np.random.default_rng(0)
-    return {str(n): rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8) for n in (1, 3)}
-
-
-def difference(
-    found: Mapping[str, np.ndarray],
-    batches: Mapping[str, np.ndarray],
-    model: Network,
-    variables: Mapping[str, Any],
-    preprocessing: Preprocessing,
-) -> float:
-    """The largest difference of the logits found from the network's, as it is unfolded, in units
-    of these logits' root mean square.
-    """
-
-    @jax.jit
-    def expect(images: jax.Array) -> jax.Array:
-        output: Any = model.apply(
-            variables, normalize(images, preprocessing, model.dtype), train=False
-        )
-        return output.logits
-
-    worst = 0.0
-    for name, batch in batches.items():
-        expected = np.asarray(expect(batch), np.float64)
-        error = np.abs(np.asarray(found[name], np.float64) - expected).max()
-        worst = max(worst, float(error / np.sqrt(np.mean(expected**2))))
+        found = np.load(logits)
+        worst = 0.0
+        for name, batch in batches.items():
+            expected = np.asarray(expect(batch), np.float64)
+            error = np.abs(np.asarray(found[name], np.float64) - expected).max()
+            worst = max(worst, float(error / np.sqrt(np.mean(expected**2))))
     return worst
 
 
 def describe(
-    model_name: str,
-    preprocessing: Preprocessing,
-    class_names: tuple[str, ...] | None,
-    platforms: tuple[str, ...] | None = PLATFORMS,
+    model_name: str, preprocessing: Preprocessing, class_names: tuple[str, ...] | None
 ) -> str:
-    """What stands beside the artifact, JSON: how images are prepared, what it takes and gives.
-
-    `platforms` is None for ONNX, whose runtimes choose theirs.
-    """
+    """What stands beside the artifact, JSON: how images are prepared, what it takes and gives."""
     size, resize = preprocessing.size, preprocessing.resize
     sides = "the short side" if preprocessing.crop == "center" else "both sides"
     about = {
         "model": model_name,
         "input": {"dtype": "uint8", "shape": ["b", size, size, 3], "channels": "RGB"},
         "output": {"logits": ["b", "num_classes"]},
-        **({} if platforms is None else {"platforms": list(platforms)}),
+        "platforms": list(PLATFORMS),
         "prepare": (
             f"scale {sides} to {resize} pixels, crop the {size} x {size} centre, keep 0 to 255; "
             "channel order, mean and std are applied inside the artifact; the logit of class i "
@@ -159,6 +133,6 @@ def describe(
         "preprocessing": preprocessing.to_dict(),
         "class_names": None if class_names is None else list(class_names),
         "jax": jax.__version__,
-        **({} if platforms is None else {"loadable": LOADABLE}),
+        "loadable": LOADABLE,
     }
     return json.dumps(about, indent=2, ensure_ascii=False)

@@ -22,7 +22,8 @@ from typing import IO, Any
 import numpy as np
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.weights.parsers import NEEDS, PARSERS, BadFile, Limits, Request
+from googlenet_jax.weights.parsers import NEEDS, PARSERS
+from googlenet_jax.weights.parsers.limits import BadFile, Limits, Request
 
 # Of a processor's time, for the file alone: a machine that is busy otherwise makes no file hostile.
 PARSE_SECONDS = 30

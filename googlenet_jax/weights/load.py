@@ -52,10 +52,10 @@ def load(
     if text.startswith(PREFIX):
         return load_from_hub(text, model, options)
     path, *choices = [text] if _is_there(text) else text.split("@")
-    expanded = Path(path).expanduser()
-    if is_store(path) or expanded.is_dir():
+    url, expanded = is_store(path), Path(path).expanduser()
+    if url or expanded.is_dir():
         hub = None
-        if not is_store(path) and not (expanded / FOLDER).is_dir() and not choices:
+        if not url and not (expanded / FOLDER).is_dir() and not choices:
             hub = load_hub_folder(expanded, model, options)
         if hub is not None:
             return hub
@@ -63,7 +63,7 @@ def load(
             raise UserError(
                 f"{path}: a run names its model itself; leave out model, options and the file's kind"
             )
-        return _load_run(text, path if is_store(path) else str(expanded), choices, ema)
+        return _load_run(text, path if url else str(expanded), choices, ema)
     if _is_there(path):
         if choices:
             raise UserError(f"{text}: a file has no choice of weights; name it without '@'")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
-from googlenet_jax.errors import UserError, check_whole, nearest
+from googlenet_jax.errors import UserError, check_whole
 from googlenet_jax.models.network import Network
 
 if TYPE_CHECKING:
@@ -172,17 +172,8 @@ class TrainedModel:
         from googlenet_jax.models.endpoints import endpoints
 
         inputs = normalize(jnp.asarray(images), self._check_preprocessing(), self.model.dtype)
-        found = endpoints(self.model, self.variables, inputs)
-        below = [name for name in found if not name.startswith(("aux", "head"))]
-        if not names:
-            return {"features": np.asarray(found[below[-1]])}
-        for name in names:
-            if name not in found:
-                raise UserError(
-                    f"features: {type(self.model).__name__} has no endpoint {name!r}"
-                    f"{nearest(name, found)}; they are {', '.join(found)}"
-                )
-        return {name: np.asarray(found[name]) for name in names}
+        found = endpoints(self.model, self.variables, inputs, names or ("features",))
+        return {name: np.asarray(value) for name, value in found.items()}
 
     def _ensemble(self, crops: int, images: int) -> "Ensemble":
         """This model alone; kept, as each compiles functions of its own."""

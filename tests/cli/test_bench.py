@@ -111,7 +111,7 @@ class Mean(gj.Network):
     @nn.compact
     def __call__(self, images, train, aux=None, use_running_average=None):
         layers, x, _ = self.begin(images, train, aux, use_running_average)
-        return Output(self.head(layers, "pool", layers.conv("conv", x, 4)), {})
+        return self.finish(layers, "pool", layers.conv("conv", x, 4))
 
 gj.register_model("mean", Mean)
 """

@@ -57,6 +57,7 @@ def test_the_artifact_gives_the_networks_logits_without_this_project(weights, tm
     )
     report = json.loads(capsys.readouterr().out)
     assert report["bytes"] == out.stat().st_size and report["largest_difference"] < 1e-4
+    assert report["loadable"].startswith("by JAX releases")
 
     images = np.random.default_rng(1).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
@@ -80,6 +81,7 @@ def test_the_artifact_gives_the_networks_logits_without_this_project(weights, tm
     about = json.loads(out.with_suffix(".json").read_text())
     assert about["class_names"] == CLASSES and about["input"]["shape"] == ["b", 16, 16, 3]
     assert Preprocessing.from_dict(about["preprocessing"]) == PREPROCESSING
+    assert "up to 6 months newer" in about["loadable"]
 
 
 def test_an_artifact_that_differs_is_not_written(weights, tmp_path, capsys, monkeypatch):

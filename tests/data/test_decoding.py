@@ -10,15 +10,14 @@ import pytest
 from PIL import Image, ImageOps
 
 from googlenet_jax.data.decoding import (
-    INTERPOLATIONS,
     MAX_PIXELS,
     BadImage,
     decode,
     decode_crop,
     exif_orientation,
     picture_size,
-    scale,
 )
+from googlenet_jax.data.resampling import INTERPOLATIONS, scale
 from tests.data.photographs import difference, encode, opened, photograph
 
 BOX = (31, 57, 290, 411)  # top, left, height, width of a crop of the photographs

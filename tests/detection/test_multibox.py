@@ -125,6 +125,6 @@ def test_a_run_of_another_kind_is_refused(run, capsys):
 def test_too_few_boxes_for_the_priors_are_named(shapes_dir):
     config = tiny_config(shapes_dir)
     config.multibox.boxes = 9
-    config, kind = resolve(config)
+    resolved = resolve(config)
     with pytest.raises(UserError, match=r"multibox\.boxes: 9 priors need"):
-        kind.open(config, create_mesh())
+        resolved.open(create_mesh())

@@ -34,8 +34,7 @@ def tiny_config(folder):
 
 
 def test_a_batch_holds_an_object_and_three_backgrounds_of_its_image(shapes_dir):
-    config, kind = resolve(tiny_config(shapes_dir))
-    task = kind.open(config, create_mesh())
+    task = resolve(tiny_config(shapes_dir)).open(create_mesh())
     batch = next(task.batches(0))
     assert batch["boxes"].shape == (4, 4, 4) and batch["canvas"].shape == (4, 40, 40, 3)
     assert (batch["label"][:, 0] < 2).all() and (batch["label"][:, 1:] == 2).all()
@@ -45,8 +44,7 @@ def test_a_batch_holds_an_object_and_three_backgrounds_of_its_image(shapes_dir):
 
 
 def test_batch_k_is_the_same_wherever_a_run_begins(shapes_dir):
-    config, kind = resolve(tiny_config(shapes_dir))
-    task = kind.open(config, create_mesh())
+    task = resolve(tiny_config(shapes_dir)).open(create_mesh())
     third = next(itertools.islice(task.batches(0), 3, None))
     again = next(task.batches(3))
     for name, value in third.items():
@@ -54,8 +52,7 @@ def test_batch_k_is_the_same_wherever_a_run_begins(shapes_dir):
 
 
 def test_every_object_window_comes_once_an_epoch(shapes_dir):
-    config, kind = resolve(tiny_config(shapes_dir))
-    task = kind.open(config, create_mesh())
+    task = resolve(tiny_config(shapes_dir)).open(create_mesh())
     batches = itertools.islice(task.batches(0), task.examples // 4)
     seen = [box.tobytes() for batch in batches for box in batch["boxes"][:, 0]]
     assert len(set(seen)) == len(seen) == task.examples // 4 * 4
@@ -93,7 +90,7 @@ def test_missing_proposals_say_how_to_make_them(shapes_dir):
     with pytest.raises(
         UserError, match=r"proposals shapes --split 'train' --methods selective_search_x2"
     ):
-        RCNN.open(resolve(config)[0], create_mesh())
+        RCNN.open(resolve(config), create_mesh())
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from googlenet_jax.evaluation.crops import (
-    _resample,
-    _weights,
-    boxes,
-    cut,
-    geometry,
-    short_sides,
-    ten_of_144,
-)
+from googlenet_jax.data.device_resampling import resample, resampling_weights
+from googlenet_jax.evaluation.crops import boxes, cut, geometry, short_sides, ten_of_144
 from tests.evaluation import protocol
 
 FLOWER = np.ascontiguousarray(load_sample_image("flower.jpg")[::4, ::4])  # 107×160
@@ -167,10 +160,12 @@ def test_images_of_many_sizes_share_one_compilation() -> None:
 def test_interpolations_are_opencvs_and_pillows(sides, interpolation, reference) -> None:
     source, scaled = np.array(FLOWER.shape[:2]), np.array(sides)
     rows, columns = (
-        _weights(source[axis], scaled[axis], np.int32(0), sides[axis], source[axis], interpolation)
+        resampling_weights(
+            source[axis], scaled[axis], np.int32(0), sides[axis], source[axis], interpolation
+        )
         for axis in (0, 1)
     )
-    found = np.asarray(_resample(FLOWER.astype(np.float32), rows, columns)).astype(int)
+    found = np.asarray(resample(FLOWER.astype(np.float32), rows, columns)).astype(int)
     height, width = sides
     if interpolation == "auto":
         reference = cv2.INTER_AREA if height < len(FLOWER) else cv2.INTER_LINEAR

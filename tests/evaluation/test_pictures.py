@@ -56,6 +56,8 @@ def test_a_picture_is_read_as_training_reads_it(tmp_path: Path, kind: str) -> No
     prepare_folder(tmp_path / "pictures", "few", tmp_path / "data", validation_fraction=0)
     trained_on = load_source("few", "train", tmp_path / "data")[0]["image"]
     np.testing.assert_array_equal(read_picture(path), trained_on)
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(read_picture(opened), trained_on)
     if "transparent" in kind:
         np.testing.assert_array_equal(trained_on, FLOWER)
 

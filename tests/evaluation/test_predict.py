@@ -1,4 +1,4 @@
-"""The likeliest classes."""
+"""The most probable classes."""
 
 import numpy as np
 import pytest

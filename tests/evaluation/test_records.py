@@ -1,6 +1,5 @@
 """An evaluation counts every example once, and goes on where it was stopped."""
 
-import fcntl
 import json
 import os
 import signal
@@ -87,6 +86,7 @@ def assert_same(found: list[Record], expected: list[Record]) -> None:
         np.testing.assert_allclose(*values, atol=1e-4)
 
 
+@pytest.mark.proof
 def test_every_example_counts_once_whatever_batch_size_and_devices(tmp_path: Path) -> None:
     expected = evaluate(Pictures(), crops=144, batch_size=600)
     assert [each["index"] for each in expected] == list(range(COUNT))
@@ -99,6 +99,7 @@ def test_every_example_counts_once_whatever_batch_size_and_devices(tmp_path: Pat
         assert_same(found, expected)
 
 
+@pytest.mark.proof
 def test_goes_on_after_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "output" / "examples.jsonl"
     process = in_a_process("kill", path)
@@ -177,12 +178,25 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, line: str) -> Non
         evaluate(Pictures(), path)
 
 
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "ab")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_second_evaluation_in_the_same_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "examples.jsonl"
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
         with pytest.raises(UserError, match="another evaluation writes it"):
             evaluate(Pictures(), path)
+        other.stdin.close()
+    evaluate(Pictures(), path)
 
 
 def test_a_folder_that_can_not_be_written_is_named(tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ class Small(Network):
 def slowed(fails, stands_still, seconds, ids):
     """A kind of task whose batches take so long; `ids` is the start of the file's name."""
 
-    def open_slowed(config, mesh):
-        task = CLASSIFICATION.open(config, mesh)
+    def open_slowed(resolved, mesh):
+        task = CLASSIFICATION.open(resolved, mesh)
 
         def batches(start):
             path = Path(f"{ids}.{jax.process_index()}.ids")
@@ -72,7 +72,7 @@ def slowed(fails, stands_still, seconds, ids):
         evaluations = {split: evaluation(evaluate) for split, evaluate in task.evaluations.items()}
         return dataclasses.replace(task, batches=batches, evaluations=evaluations)
 
-    return TaskKind(CLASSIFICATION.defaults, CLASSIFICATION.check, open_slowed)
+    return TaskKind(CLASSIFICATION.defaults, CLASSIFICATION.build, open_slowed)
 
 
 if __name__ == "__main__":

@@ -275,7 +275,7 @@ class Twice(Network):
         layers, x, _ = self.begin(images, train, aux, use_running_average)
         for i in range(self.depth):
             x = layers.conv(f"conv{i + 1}", x, 8, 3, 2)
-        return gj.Output(self.head(layers, "pool", x), {})
+        return self.finish(layers, "pool", x)
 
     style = gj.create_model("googlenet").style
 

@@ -176,7 +176,7 @@ def recipe(
         **changes,
     }
     config.update_from_flattened_dict(fields)
-    return resolve(config)[0]
+    return resolve(config).config
 
 
 def _by_torch_name(
@@ -206,7 +206,7 @@ class Ours:
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         mesh, source = create_mesh(jax.devices()[:1]), TenClasses([None] * config.batch_size)
         task, when = (
-            dataclasses.replace(make_task(config, mesh, source, []), model=model),
+            dataclasses.replace(make_task(resolve(config), mesh, source, []), model=model),
             in_steps(config, len(source)),
         )
         rates = {"factor": config.schedule.factor, "every": when.decay_every}

@@ -9,7 +9,6 @@ import torch
 import googlenet_jax as gj
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.googlenet import PLAIN
-from googlenet_jax.models.network import Output
 from googlenet_jax.profiling import speed, torch_speed
 from googlenet_jax.profiling.summary import summarize
 
@@ -80,7 +79,7 @@ class Small(gj.Network):
     @nn.compact
     def __call__(self, images, train, aux=None, use_running_average=None):
         layers, x, _ = self.begin(images, train, aux, use_running_average)
-        return Output(self.head(layers, "pool", x), {})
+        return self.finish(layers, "pool", x)
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -62,8 +62,8 @@ def disturbed(data_dir, name, *, before_batch=None, before_evaluation=None, sign
             sent.append(number)
             signal.raise_signal(signum)
 
-    def open_disturbed(config, mesh):
-        task = CLASSIFICATION.open(config, mesh)
+    def open_disturbed(resolved, mesh):
+        task = CLASSIFICATION.open(resolved, mesh)
         evaluated = []
 
         def batches(start):
@@ -82,7 +82,7 @@ def disturbed(data_dir, name, *, before_batch=None, before_evaluation=None, sign
         evaluations = {split: disturb(evaluate) for split, evaluate in task.evaluations.items()}
         return dataclasses.replace(task, batches=batches, evaluations=evaluations)
 
-    register_task(name, TaskKind(CLASSIFICATION.defaults, CLASSIFICATION.check, open_disturbed))
+    register_task(name, TaskKind(CLASSIFICATION.defaults, CLASSIFICATION.build, open_disturbed))
     config = tiny_config(data_dir)
     config.task = name
     return config
@@ -301,7 +301,7 @@ def test_a_reader_of_standard_error_that_goes_away_does_not_end_training(tmp_pat
 
 
 def test_what_a_disk_refuses_is_found_inside_other_errors():
-    from googlenet_jax.runtime.storage import disk_reason
+    from googlenet_jax.runtime.local_storage import disk_reason
 
     assert disk_reason(
         ValueError("INTERNAL: writing foo: No space left on device [os_error=28]")

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from googlenet_jax.cli import members
 from googlenet_jax.cli.main import main
 from googlenet_jax.errors import UserError
-from googlenet_jax.runtime import storage as store
+from googlenet_jax.runtime import google_cloud, storage
 from googlenet_jax.training import loop, writers
 from googlenet_jax.training.finetune import read_initial
 from googlenet_jax.training.folder import write_config
@@ -34,17 +34,17 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module", autouse=True)
 def server():
     """What the server holds; this process and those that it starts find it."""
-    with serving() as (environment, storage), pytest.MonkeyPatch.context() as patch:
+    with serving() as (environment, held), pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        yield storage
+        yield held
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Signs of life in tenths of a second."""
-    monkeypatch.setattr(store, "BEAT", 0.05)
-    monkeypatch.setattr(store, "SILENCE", 0.5)
+    monkeypatch.setattr(google_cloud, "BEAT", 0.05)
+    monkeypatch.setattr(google_cloud, "SILENCE", 0.5)
 
 
 def config_of(data_dir):
@@ -72,7 +72,7 @@ def bits(workdir):
 def lines_of(workdir):
     return [
         {name: value for name, value in line.items() if name != "images_per_second"}
-        for line in read_metrics(store.run_folder(workdir) / "metrics.jsonl")
+        for line in read_metrics(storage.run_folder(workdir) / "metrics.jsonl")
     ]
 
 
@@ -169,13 +169,15 @@ def test_killed_stopped_and_damaged_a_run_on_a_store_ends_as_a_local_one(
 
 
 def test_a_second_run_is_refused_while_the_first_gives_signs_of_life(quick, monkeypatch):
-    monkeypatch.setattr(store, "SILENCE", 5)  # a loaded machine's threads are silent for long
+    monkeypatch.setattr(
+        google_cloud, "SILENCE", 5
+    )  # a loaded machine's threads are silent for long
     folder = epath.Path(f"gs://{BUCKET}/held")
     refusal = rf"^{folder}: process {os.getpid()} on .* is training in this folder; wait for it"
     with (
-        store.leased(folder / ".lock"),
+        google_cloud.leased(folder / ".lock"),
         pytest.raises(UserError, match=refusal),
-        store.leased(folder / ".lock"),
+        google_cloud.leased(folder / ".lock"),
     ):
         pytest.fail("two runs hold one folder")
     assert not (folder / ".lock").exists()
@@ -183,13 +185,13 @@ def test_a_second_run_is_refused_while_the_first_gives_signs_of_life(quick, monk
 
 def test_who_is_silent_for_long_is_replaced_and_ends(quick, monkeypatch, capfd):
     folder = epath.Path(f"gs://{BUCKET}/silent")
-    first, second = store._Lease(folder / ".lock"), store._Lease(folder / ".lock")
+    first, second = google_cloud._Lease(folder / ".lock"), google_cloud._Lease(folder / ".lock")
     first.take()
     assert not second._write(0), "the store must let one of two that start at once have it"
     second.take()
     assert "waiting 0.5 s for a sign of its life" in capfd.readouterr().err
     statuses = []
-    monkeypatch.setattr(store.os, "_exit", statuses.append)
+    monkeypatch.setattr(google_cloud.os, "_exit", statuses.append)
     first.start()
     while not statuses:
         time.sleep(0.01)
@@ -206,7 +208,7 @@ def test_who_is_silent_for_long_is_replaced_and_ends(quick, monkeypatch, capfd):
 def test_lines_are_uploaded_with_an_evaluation_and_from_time_to_time(monkeypatch):
     folder = epath.Path(f"gs://{BUCKET}/lines")
     line = {"step": 1, "epoch": 0.5, "split": "train", "loss": 2.0}
-    writer = writers.StoreWriter(
+    writer = writers.MirrorWriter(
         folder, lambda local: writers.JsonLinesWriter(local / METRICS_FILE)
     )
     writer.write(line)
@@ -260,14 +262,14 @@ def test_what_may_not_be_written_is_one_line():
     folder = epath.Path(f"gs://{FORBIDDEN}/run")
     with (
         pytest.raises(UserError, match=rf"^{folder}: .*; ask for the roles"),
-        store.reaching(folder),
+        storage.reaching(folder),
     ):
         write_config(folder, {})
 
 
 def test_without_its_package_credentials_or_network_a_store_is_refused(monkeypatch):
-    store._check_bucket.cache_clear()
-    monkeypatch.setattr(store, "CONNECT_TIMEOUT", 0.3)
+    google_cloud.check_bucket.cache_clear()
+    monkeypatch.setattr(google_cloud, "CONNECT_TIMEOUT", 0.3)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="run the same command again when it answers"):
         load("gs://bucket/run")
@@ -275,7 +277,7 @@ def test_without_its_package_credentials_or_network_a_store_is_refused(monkeypat
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
     with pytest.raises(UserError, match="name a key's file in GOOGLE_APPLICATION_CREDENTIALS"):
         load("gs://bucket/run")
-    monkeypatch.setattr(store, "find_spec", lambda name: None)
+    monkeypatch.setattr(google_cloud, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs gcsfs; pip install 'googlenet-jax\[gcs\]'"):
         load("gs://bucket/run")
 
@@ -286,7 +288,8 @@ def test_a_store_that_does_not_answer_is_no_damage():
         "ABORTED: Error reading gs://b/manifest.ocdbt: All 33 retry attempts failed: CURL error"
     )
     damaged = "DATA_LOSS: Error decoding gs://b/manifest.ocdbt: Encoded length (1) is less than 16"
-    assert store.is_from_store(ValueError(unreachable), "gs://b/run")
-    assert not store.is_from_store(ValueError(unreachable), "/b/run")
-    assert not store.is_from_store(ValueError(damaged), "gs://b/run")
-    assert not store.is_from_store(FileNotFoundError("b/manifest.ocdbt"), "gs://b/run")
+    on_store, on_disk = storage.storage_of("gs://b/run"), storage.storage_of("/b/run")
+    assert "the store can't be used" in on_store.refusal(ValueError(unreachable))
+    assert on_disk.refusal(ValueError(unreachable)) is None
+    assert on_store.refusal(ValueError(damaged)) is None
+    assert on_store.refusal(FileNotFoundError("b/manifest.ocdbt")) is None

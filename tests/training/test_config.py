@@ -133,7 +133,7 @@ def test_a_field_that_an_older_recipe_lacks_has_its_default():
         old["checkpoint"]["best"],
         old["augment"]["mixup"],
     )
-    config, _ = resolve(old)
+    config = resolve(old).config
     assert json.loads(json.dumps(config.to_dict())) == json.loads(
         json.dumps(default_config().to_dict())
     )
@@ -142,7 +142,7 @@ def test_a_field_that_an_older_recipe_lacks_has_its_default():
 
 def test_what_is_resolved_is_a_copy():
     given = changed(model__options={"width": 0.5})
-    config, _ = resolve(given)
+    config = resolve(given).config
     assert config.model.options.width == 0.5
     config.model.options.width = 1.0
     config.batch_size = 7

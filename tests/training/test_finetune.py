@@ -134,14 +134,14 @@ def test_the_config_takes_network_and_preprocessing_from_the_weights(
 ) -> None:
     recipe = config(tmp_path / "d", given)
     recipe.model.name, recipe.preprocessing.size = "", 0
-    found, _ = resolve(recipe)
+    found = resolve(recipe).config
     assert (found.model.name, found.preprocessing.size, found.preprocessing.resize) == (
         "trunk",
         8,
         8,
     )
     recipe.init_from = "inception_v3_keras"  # public weights are not downloaded for it
-    found, _ = resolve(recipe)
+    found = resolve(recipe).config
     assert (found.model.name, found.model.options.flavour) == ("inception_v3", "keras")
     assert tuple(found.preprocessing.mean) == (127.5,) * 3 and found.preprocessing.crop == "squash"
     recipe.init_from = ""

@@ -149,8 +149,8 @@ def record_events(workdir, events):
             )
         )
 
-    def open_recorded(config, mesh):
-        task = CLASSIFICATION.open(config, mesh)
+    def open_recorded(resolved, mesh):
+        task = CLASSIFICATION.open(resolved, mesh)
 
         def batches(start):
             for number, batch in enumerate(task.batches(start), start):
@@ -167,7 +167,7 @@ def record_events(workdir, events):
 
     register_task(
         f"recorded {workdir}",
-        TaskKind(CLASSIFICATION.defaults, CLASSIFICATION.check, open_recorded),
+        TaskKind(CLASSIFICATION.defaults, CLASSIFICATION.build, open_recorded),
     )
     return f"recorded {workdir}"
 

@@ -67,7 +67,7 @@ class Small(NormedNetwork):
         head("aux1", x)
         x = ModuleA(layers, WidthsA(4, 3, 4, 3, 4, 4), name="mixed")(x)
         head("aux2", x[..., :8])
-        return Output(self.head(layers, "last", x), heads)
+        return self.finish(layers, "last", x, heads)
 
 
 class BiasedNorm(tnn.BatchNorm2d):

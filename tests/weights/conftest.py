@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from googlenet_jax.weights import convert, isolation
-from googlenet_jax.weights.parsers import Request
+from googlenet_jax.weights.parsers.limits import Request
 
 
 class _NoWatch:

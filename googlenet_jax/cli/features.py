@@ -1,0 +1,90 @@
+"""`googlenet-jax features`: a layer's activations of images, into a file."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from googlenet_jax.errors import UserError
+
+BATCH_SIZE = 32
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the subcommand's arguments."""
+    parser = subparsers.add_parser("features", help="a layer's activations of images, into a file")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="folders, .zip or .tar archives, .npy or .npz arrays uint8 [N, H, W, 3], or prepared "
+        "data sets as NAME@SPLIT",
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME",
+        help="public weights by name, a run's folder or a weight file",
+    )
+    parser.add_argument(
+        "--layer", default="pool3", metavar="NAME", help="an endpoint (default: pool3)"
+    )
+    parser.add_argument("--output", required=True, metavar="F.npz", help="features and names")
+    parser.add_argument(
+        "--resize",
+        choices=("tf1", "torch", "clean"),
+        help="for the FID's network (default: tf1); others have their own preprocessing",
+    )
+    parser.add_argument(
+        "--mixed", action="store_true", help="take images of several sizes or modes"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="where TFDS's data sets lie")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N")
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the file; returns 0."""
+    from googlenet_jax.metrics.extract import extract
+    from googlenet_jax.metrics.images import open_images
+    from googlenet_jax.metrics.summary import to_stderr
+    from googlenet_jax.runtime.process import prepare, say_settings
+    from googlenet_jax.runtime.sharding import create_mesh
+    from googlenet_jax.weights.load import load
+
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size: expected at least 1, found {args.batch_size}")
+    prepare()
+    sets = [open_images(path, args.data_dir) for path in args.paths]
+    trained = load(args.model)
+    is_fid = getattr(trained.model, "flavour", None) == "fid"
+    if args.resize and not is_fid:
+        raise UserError("--resize: of the FID's network alone; this one has its own preprocessing")
+    if not is_fid and trained.preprocessing is None:
+        raise UserError(
+            f"--model: {args.model} doesn't say how images are prepared for it; write it anew with "
+            "save_weights(…, preprocessing=…)"
+        )
+    shape = extract(
+        sets,
+        trained.model,
+        trained.variables,
+        args.layer,
+        Path(args.output),
+        preprocessing=None if is_fid else trained.preprocessing,
+        resize_as=args.resize or "tf1",
+        mixed=args.mixed,
+        mesh=create_mesh(),
+        batch_size=args.batch_size,
+        progress=sys.stderr.isatty(),
+        say=to_stderr,
+    )
+    say_settings()
+    result = {"output": args.output, "layer": args.layer, "shape": list(shape)}
+    print(
+        json.dumps(result)
+        if args.json
+        else f"wrote {args.output}: {args.layer}, {'×'.join(map(str, shape))}"
+    )
+    return 0

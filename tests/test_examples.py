@@ -1,0 +1,60 @@
+"""The programs under examples/ run, narrow, and do what they say."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+pytestmark = pytest.mark.proof
+TINY = {"num_classes": 10, "width": 0.05, "aux_heads": False}
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_hessian_vector_product():
+    found = load("hessian_vector_product").main(steps=3, **TINY)
+    assert np.isfinite(found).all() and abs(found[-1]) >= abs(found[0])
+
+
+def test_deep_inversion():
+    found = load("deep_inversion").main(steps=5, **TINY)
+    assert found[-1] < found[0]
+
+
+def test_per_example_gradients():
+    norms = np.asarray(load("per_example_gradients").main(width=0.05))
+    assert norms.shape == (4,) and (norms > 0).all() and len(set(norms.tolist())) == 4
+
+
+def test_nnx_training():
+    found = load("nnx_training").main(steps=3, **TINY)
+    assert found[-1] < found[0]
+
+
+def test_an_fsdp_step_is_the_same_on_one_device_and_on_two():
+    code = f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); import fsdp_step; print(*fsdp_step.main(width=0.05))"
+    found = []
+    for count in (1, 2):
+        flags = f"--xla_force_host_platform_device_count={count}"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert f"{count} devices" in done.stdout
+        found.append([float(word) for word in done.stdout.splitlines()[-1].split()])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-3)
+    assert found[0][1] < found[0][0]
