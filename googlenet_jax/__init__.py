@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from googlenet_jax import metrics, weights
     from googlenet_jax.data.augment import register_augmentation
     from googlenet_jax.evaluation.metrics import register_metric
-    from googlenet_jax.interpretability.explain import explain
     from googlenet_jax.models.endpoints import endpoints
     from googlenet_jax.models.folding import fold_batch_norm
     from googlenet_jax.models.network import Network, Output
@@ -39,7 +38,6 @@ _HOMES = {
     "register_optimizer": "googlenet_jax.training.optimizer",
     "register_task": "googlenet_jax.training.task",
     "train": "googlenet_jax.training.loop",
-    "explain": "googlenet_jax.interpretability.explain",
     "load": "googlenet_jax.weights.load",
     "TrainedModel": "googlenet_jax.weights.trained_model",
 }
@@ -50,7 +48,6 @@ __all__ = [
     "TrainedModel",
     "create_model",
     "endpoints",
-    "explain",
     "fold_batch_norm",
     "list_models",
     "load",

@@ -148,12 +148,11 @@ def grid_figure(
         axes[2 * row, column].set_title(
             _shortened(printable(title), 30), fontsize=8, parse_math=False
         )
-        draw_bars(axes[2 * row + 1, column], top, bars)
+        _draw_bars(axes[2 * row + 1, column], top, bars)
     return figure
 
 
-def draw_bars(axes: "Axes", predictions: Sequence["Prediction"], bars: int) -> None:
-    """Draws predictions as bars with their names, on axes with room for so many."""
+def _draw_bars(axes: "Axes", predictions: Sequence["Prediction"], bars: int) -> None:
     shares = [each.probability for each in predictions]
     axes.barh(range(len(predictions)), shares, color="#9ecae1", height=0.9)
     axes.set(xlim=(0, 1), ylim=(bars - 0.5, -0.5))
