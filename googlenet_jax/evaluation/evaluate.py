@@ -33,7 +33,8 @@ def make_eval_step(
     """Returns the compiled step (variables, batch) -> sums over the batch's examples.
 
     batch: image uint8 [B, S, S, 3], label int32 [B], weight float32 [B] (1 an example, 0 padding)
-    and whatever else the metrics use, split over the mesh. The sums are scalars: loss (the main head's plain cross entropy), each of
+    and whatever else the metrics use, split over the mesh. The sums are scalars: loss (the main
+    head's plain cross entropy), each of
     `metrics` (top1 and top5 by default; top5 is absent below five classes) and examples; counts are
     int32. Add up batches in Python's numbers: float32 loses counts above 2^24.
     """
