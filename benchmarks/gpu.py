@@ -8,8 +8,8 @@ process of its own.
 
 - machine: versions; operations a second of large products, bytes a second of a copy.
 - speed: training and inference in bfloat16, batch 256, of three networks, ours beside torch.compile
-  with channels_last and autocast; share of the floor. Ours also takes a profile, of which the five
-  kernels that take longest are kept.
+  with channels_last and autocast; share of the floor.
+- profile: the five kernels that take longest in a training step.
 - parity: ours on the GPU beside PyTorch in float64 on the CPU, in float64 and in float32.
 - deterministic: a short training twice with the recipe's `deterministic`; the weights' bits are
   compared.
@@ -59,6 +59,7 @@ PARTS = (
     *(f"speed train googlenet_bn {side}" for side in (OURS, THEIRS)),
     *(f"parity {name}" for name in NETWORKS),
     "deterministic",
+    "profile googlenet_bn",
     *(f"speed infer googlenet_bn {side}" for side in (OURS, THEIRS)),
     *(
         f"speed {what} {NETWORKS[1]} {side}"
@@ -112,38 +113,49 @@ def speed_of(settings: Settings, what: str, name: str, side: str) -> dict[str, A
 
     step, seconds = speed.compile_step(model, train=train, batch_size=settings.batch_size)
     timing = speed.time_compiled(step, seconds, settings.steps)
-    kernels = _kernels(step)
     summary = speed.summarize(model, model.input_size)
     operations = speed.operations(summary, train=train, batch_size=settings.batch_size)
-    return {**dataclasses.asdict(timing), "operations": operations, "kernels": kernels}
+    return {**dataclasses.asdict(timing), "operations": operations}
 
 
-def _kernels(step: Any) -> list[dict[str, Any]]:
-    """The kernels that take longest in a profile of three steps: name, share of all, milliseconds a
-    step.
+def profile(settings: Settings, name: str) -> dict[str, Any]:
+    """The kernels that take longest in a profile of three training steps: name, share of all,
+    milliseconds a step.
     """
     import jax
 
-    count = 3
+    from googlenet_jax.models.registry import create_model
+    from googlenet_jax.profiling import speed
+
+    model, count = create_model(name, dtype=DTYPE), 3
+    step, seconds = speed.compile_step(model, train=True, batch_size=settings.batch_size)
+    speed.time_compiled(step, seconds, 1)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(count):
                 step()
         (path,) = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
-        planes = list(jax.profiler.ProfileData.from_file(path).planes)
-        of_device = [plane for plane in planes if plane.name.startswith("/device:GPU")]
-        spent: collections.Counter[str] = collections.Counter()
-        for plane in of_device or planes:
-            for line in plane.lines:
-                # "XLA Ops" and the like are the same time, told once more.
-                if line.name.startswith("Stream") or (not of_device and "XLA" in line.name):
-                    for event in line.events:
-                        spent[event.name] += event.duration_ns
+        spent = _nanoseconds(jax.profiler.ProfileData.from_file(path))
     total = sum(spent.values())
-    return [
-        {"name": name, "share": each / total, "ms": each / 1e6 / count}
-        for name, each in spent.most_common(KERNELS)
+    kernels = [
+        {"name": kernel, "share": each / total, "ms": each / 1e6 / count}
+        for kernel, each in spent.most_common(KERNELS)
     ]
+    return {"kernels": kernels}
+
+
+def _nanoseconds(profile: Any) -> collections.Counter[str]:
+    """What a profile's kernels took; on a CPU, what XLA's threads did."""
+    planes = list(profile.planes)
+    of_device = [plane for plane in planes if plane.name.startswith("/device:GPU")]
+    spent: collections.Counter[str] = collections.Counter()
+    for plane in of_device or planes:
+        for line in plane.lines:
+            # On a GPU "XLA Ops" and the like tell the streams' time once more.
+            if line.name.startswith("Stream") if of_device else "XLA" in line.name:
+                for event in line.events:
+                    spent[event.name] += event.duration_ns
+    return spent
 
 
 def parity(settings: Settings, name: str) -> dict[str, Any]:
@@ -201,7 +213,7 @@ def _errors(
         return sum(cross_entropy(logits, labels).mean() for logits in heads)
 
     grads = jax.jit(jax.grad(loss))(variables["params"])
-    ours = gj.weights.to_torch(model, {**variables, "params": grads})
+    ours = gj.weights.to_torch(model, jax.tree.map(np.asarray, {**variables, "params": grads}))
 
     def largest(ours: Any, theirs: dict[str, Any], least: float) -> float:
         norm = np.linalg.norm
@@ -286,6 +298,7 @@ def measure(part: str, settings: Settings) -> dict[str, Any]:
     functions = {
         "machine": machine,
         "speed": speed_of,
+        "profile": profile,
         "parity": parity,
         "deterministic": deterministic,
         "input": waiting,

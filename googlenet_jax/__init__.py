@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from googlenet_jax.models.registry import create_model, list_models, register_model
     from googlenet_jax.training.loop import train
     from googlenet_jax.training.losses import register_loss
-    from googlenet_jax.training.optimizer import register_optimizer
+    from googlenet_jax.training.optimizer import register_optimizer, register_schedule
     from googlenet_jax.training.task import register_task
+    from googlenet_jax.verification.verify import verify
     from googlenet_jax.weights.load import load
     from googlenet_jax.weights.safetensors import save_weights
     from googlenet_jax.weights.trained_model import TrainedModel
@@ -36,9 +37,11 @@ _HOMES = {
     "register_loss": "googlenet_jax.training.losses",
     "register_metric": "googlenet_jax.evaluation.metrics",
     "register_optimizer": "googlenet_jax.training.optimizer",
+    "register_schedule": "googlenet_jax.training.optimizer",
     "register_task": "googlenet_jax.training.task",
     "train": "googlenet_jax.training.loop",
     "load": "googlenet_jax.weights.load",
+    "verify": "googlenet_jax.verification.verify",
     "TrainedModel": "googlenet_jax.weights.trained_model",
 }
 
@@ -57,9 +60,11 @@ __all__ = [
     "register_metric",
     "register_model",
     "register_optimizer",
+    "register_schedule",
     "register_task",
     "save_weights",
     "train",
+    "verify",
     "weights",
 ]
 

@@ -1,17 +1,17 @@
 """What `googlenet-jax verify` says of planted faults, and of every network without one.
 
-    python -m proofs verify_faults            # some minutes on 2 cores; prints JSON
+    python -m proofs verify_faults [NAME …]      # some minutes on 2 cores; prints JSON
 
-Faults are planted in the PyTorch references, narrow ones on small images: nine that `verify` knows,
-one at a time; four pairs; three that it does not know. Then every network, narrow, beside its
-reference in float64: layers, and one step of SGD. Exits with 1 where a fault is not named as
-planted, or a network differs.
+Faults are planted in the PyTorch twins of `googlenet_torchvision` and `inception_v3`, an eighth of their
+channels, and of a small ResNet written in Equinox (where that is installed); some alone, four at
+once, some that are on no list. Then every network without a fault. Exits with 1 where one is not
+named as planted, or a network without a fault differs.
 """
 
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,58 +20,44 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import googlenet_jax as gj
-from googlenet_jax.verification.verify import Verification, reference_of, verify
-from tests.verification.small import BiasedNorm
+from googlenet_jax.verification.report import sentence
+from googlenet_jax.verification.verify import (
+    Report,
+    default_images,
+    own_network,
+    reference_of,
+    verify,
+)
 
-WIDTH, CLASSES, SIZE = 0.125, 10, 64
-BN = "googlenet_bn"  # the network that most faults are planted in
+WIDTH, CLASSES = 0.125, 10
 Plant = Callable[[Any], None]
+Wanted = set[tuple[str, str]]
 
 
-class TransposedConv(nn.Conv2d):
-    """Height and width of its kernel exchanged."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight.transpose(2, 3), self.bias)
-
-
-class PaddedBefore(nn.Conv2d):
-    """All of its padding stands before, none after."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        before = self.kernel_size[0] - 1
-        return F.conv2d(F.pad(x, (before, 0, before, 0)), self.weight, self.bias)
-
-
-class Leaky(nn.Module):
-    """A unit with a leaky ReLU; it keeps its layers' names."""
-
-    def __init__(self, unit: Any) -> None:
-        super().__init__()
-        self.conv, self.bn = unit.conv, unit.bn
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.bn(self.conv(x)), 0.1)
-
-
-def turned(path: str, kind: type[nn.Module]) -> Plant:
-    """Makes a layer one of another class, its weights kept."""
-
-    def plant(net: nn.Module) -> None:
-        net.get_submodule(path).__class__ = kind
-
-    return plant
-
-
-def changed(path: str, name: str, value: Any) -> Plant:
+def put(path: str, name: str, value: Any) -> Plant:
     """Sets an attribute of a layer, or replaces a layer."""
     return lambda net: setattr(net.get_submodule(path), name, value)
 
 
-def every_norm(change: Plant) -> Plant:
+def runs(path: str, function: Callable[[Any, Tensor], Tensor]) -> Plant:
+    """Another forward pass of a unit with `conv` and `bn`."""
+
+    def plant(net: Any) -> None:
+        unit = net.get_submodule(path)
+        unit.forward = lambda x: function(unit, x)
+
+    return plant
+
+
+def act(path: str, function: Callable[[Tensor], Tensor]) -> Plant:
+    """Another activation of a unit."""
+    return runs(path, lambda unit, x: function(unit.bn(unit.conv(x))))
+
+
+def norms(change: Callable[[nn.BatchNorm2d], None]) -> Plant:
     """Changes every batch norm."""
 
-    def plant(net: nn.Module) -> None:
+    def plant(net: Any) -> None:
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
                 change(module)
@@ -79,156 +65,234 @@ def every_norm(change: Plant) -> Plant:
     return plant
 
 
-def reversed_channels(net: nn.Module) -> None:
-    """The network reads blue, green, red."""
-    net.register_forward_pre_hook(lambda module, given: (given[0].flip(1),))
+def given(change: Callable[[Tensor], Tensor]) -> Plant:
+    """Other images."""
+    return lambda net: net.register_forward_pre_hook(lambda module, args: (change(args[0]),))
 
 
-def swapped_heads(net: nn.Module) -> None:
-    """The network's auxiliary outputs bear one another's names."""
-    names = {"aux1": "aux2", "aux2": "aux1"}
-    net.register_forward_hook(
-        lambda module, given, outputs: {names.get(k, k): value for k, value in outputs.items()}
+def logits(change: Callable[[Tensor], Tensor]) -> Plant:
+    """Other logits."""
+    return lambda net: net.register_forward_hook(
+        lambda module, args, out: {**out, "logits": change(out["logits"])}
     )
 
 
-def leaky(net: Any) -> None:
-    net.inception4b.branch1 = Leaky(net.inception4b.branch1)
+def swapped(net: Any) -> None:
+    names = {"aux1": "aux2", "aux2": "aux1"}
+    net.register_forward_hook(
+        lambda module, args, out: {names.get(k, k): value for k, value in out.items()}
+    )
 
 
-# Fault: network, layer that is to be named ("" is every layer), steps of training, how it is planted.
-FAULTS: dict[str, tuple[str, str, int, Plant]] = {
-    "transposed kernel": (
-        *(BN, "inception_4c/conv_3x3", 0),
-        turned("inception4c.branch2.1.conv", TransposedConv),
+def transposed(unit: Any, x: Tensor) -> Tensor:
+    kernel = unit.conv.weight.transpose(2, 3)
+    return F.relu(unit.bn(F.conv2d(x, kernel, padding=unit.conv.padding)))
+
+
+def dropped(net: Any) -> None:
+    linear = net.fc.forward
+    net.fc.forward = lambda x: linear(F.dropout(x, 0.5, training=True))
+
+
+def without_scale(norm: nn.BatchNorm2d) -> None:
+    norm.forward = lambda x: F.batch_norm(
+        x, norm.running_mean, norm.running_var, None, norm.bias, False, 0.1, norm.eps
+    )
+
+
+def odd(x: Tensor) -> Tensor:
+    return F.relu(x) + 0.1 * torch.sin(x)
+
+
+# Name: (what is to be named and where, how it is planted). None: unexplained.
+GOOGLENET: dict[str, tuple[Wanted | None, list[Plant]]] = {
+    "PReLU": (
+        {("activation", "conv1")},
+        [act("conv1", lambda x: F.prelu(x, x.new_full((1,), 0.3)))],
     ),
-    "padding side": (
-        *(BN, "inception_3b/conv_5x5", 0),
-        turned("inception3b.branch3.1.conv", PaddedBefore),
+    "SELU": ({("activation", "inception_3a/conv_1x1")}, [act("inception3a.branch1", F.selu)]),
+    "Mish": ({("activation", "conv2")}, [act("conv3", F.mish)]),
+    "no ReLU": ({("missing ReLU", "conv1")}, [act("conv1", lambda x: x)]),
+    "epsilons": ({("BN epsilon", "")}, [norms(lambda n: setattr(n, "eps", 1e-5))]),
+    "one epsilon": ({("BN epsilon", "conv1")}, [put("conv1.bn", "eps", 1e-5)]),
+    "no scale": ({("missing batch norm scale", "")}, [norms(without_scale)]),
+    "2x-1": ({("input transform", "images")}, [given(lambda x: 2 * x - 1)]),
+    "BGR": ({("channel order", "images")}, [given(lambda x: x.flip(1))]),
+    "floor": ({("ceil against floor", "pool1")}, [put("", "pool1", nn.MaxPool2d(3, 2))]),
+    "average for max": (
+        {("average for max", "pool3")},
+        [put("", "pool3", nn.AvgPool2d(3, 2, ceil_mode=True))],
     ),
-    "pooling that counts padding": (
-        *("bn_inception", "inception_3a", 0),
-        changed("", "inception_3a_pool", nn.AvgPool2d(3, 1, 1)),
+    "transposed": (
+        {("transposed kernel", "inception_4c/conv_3x3")},
+        [runs("inception4c.branch2.1", transposed)],
     ),
-    "ceil against floor": (
-        *(BN, "pool3", 0),
-        changed("", "pool3", nn.MaxPool2d(3, 2, padding=1, ceil_mode=True)),
-    ),
-    "channel order": (BN, "images", 0, reversed_channels),
-    "BN epsilon": (BN, "", 0, every_norm(lambda norm: setattr(norm, "eps", 1e-5))),
-    "biased running variance": (
-        *(BN, "", 1),
-        every_norm(lambda norm: setattr(norm, "__class__", BiasedNorm)),
-    ),
-    "swapped aux heads": (BN, "aux1, aux2", 0, swapped_heads),
-    "missing ReLU": (
-        *(BN, "inception_4a/conv_3x3_reduce", 0),
-        changed("inception4a.branch2.0", "relu", False),
+    "dilation": ({("dilation", "conv2")}, [put("conv3.conv", "dilation", (2, 2))]),
+    "softmax": ({("softmax inside", "output logits")}, [logits(lambda x: F.softmax(x, -1))]),
+    "swapped": ({("swapped outputs", "aux1, aux2")}, [swapped]),
+    "dropout": ({("dropout on in evaluation", "input of head")}, [dropped]),
+    "unknown": (None, [act("inception4b.branch1", odd)]),
+    "four": (
+        {
+            ("channel order", "images"),
+            ("activation", "conv1"),
+            ("transposed kernel", "inception_4c/conv_3x3"),
+            ("softmax inside", "output logits"),
+        },
+        [
+            given(lambda x: x.flip(1)),
+            act("conv1", F.selu),
+            runs("inception4c.branch2.1", transposed),
+            logits(lambda x: F.softmax(x, -1)),
+        ],
     ),
 }
-PAIRS = [
-    ("channel order", "missing ReLU"),
-    ("ceil against floor", "transposed kernel"),
-    ("BN epsilon", "pooling that counts padding"),
-    ("padding side", "swapped aux heads"),
-]
-OUTSIDE: dict[str, tuple[str, int, Plant]] = {
-    "leaky ReLU in inception_4b/conv_1x1": (BN, 0, leaky),
-    "LRN with twice the alpha": ("googlenet", 0, changed("norm2", "alpha", 2e-4)),
-    "BN momentum 0.01": (BN, 1, every_norm(lambda norm: setattr(norm, "momentum", 0.01))),
+INCEPTION = {name: GOOGLENET[name] for name in ("epsilons", "2x-1", "softmax", "no scale")}
+
+
+def resnet() -> tuple[Any, Any, Any]:
+    """(a small ResNet in Equinox, its twin in PyTorch, images); ImportError without Equinox."""
+    import equinox as eqx
+
+    class Block(eqx.Module):
+        one: Any
+        two: Any
+
+        def __call__(self, x: Any) -> Any:
+            return jax.nn.relu(x + self.two(jax.nn.relu(self.one(x))))
+
+    class Net(eqx.Module):
+        stem: Any
+        blocks: list[Any]
+        head: Any
+
+        def __init__(self, key: Any) -> None:
+            keys = jax.random.split(key, 8)
+            conv = lambda i, o, k: eqx.nn.Conv2d(i, o, 3, padding=1, key=k)  # noqa: E731
+            self.stem = conv(3, 8, keys[0])
+            self.blocks = [
+                Block(conv(8, 8, keys[2 * i + 1]), conv(8, 8, keys[2 * i + 2])) for i in range(3)
+            ]
+            self.head = eqx.nn.Linear(8, CLASSES, key=keys[7])
+
+        def __call__(self, x: Any) -> Any:
+            x = jax.nn.relu(self.stem(x))
+            x = eqx.nn.MaxPool2d(2, 2)(x)
+            for block in self.blocks:
+                x = block(x)
+            return self.head(x.mean((1, 2)))
+
+    return Net(jax.random.key(0)), TorchResNet(), default_images(16)
+
+
+class TorchBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+        self.shortcut, self.act = True, F.relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.two(self.act(self.one(x)))
+        return F.relu(x + y if self.shortcut else y)
+
+
+class TorchResNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.blocks = nn.ModuleList([TorchBlock() for _ in range(3)])
+        self.head, self.pool = nn.Linear(8, CLASSES), nn.MaxPool2d(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(F.relu(self.stem(x)))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((2, 3)))
+
+
+RESNET: dict[str, tuple[Wanted | None, list[Plant]]] = {
+    "no fault": (set(), []),
+    "no shortcut": (
+        {("missing shortcut", "after blocks/1/two")},
+        [put("blocks.1", "shortcut", False)],
+    ),
+    "leaky": (
+        {("activation", "blocks/2/one")},
+        [put("blocks.2", "act", lambda x: F.leaky_relu(x, 0.2))],
+    ),
+    "average for max": (
+        {("average for max", "input of blocks/0/one")},
+        [put("", "pool", nn.AvgPool2d(2, 2))],
+    ),
+    "2x-1": GOOGLENET["2x-1"],
 }
 
 
-def run(name: str, steps: int, *plants: Plant) -> Verification:
-    """A narrow network beside its reference with faults."""
-    torch.manual_seed(0)
-    model = gj.create_model(name, num_classes=CLASSES, width=WIDTH)
-    module = reference_of(model)
-    for plant in plants:
-        plant(module)
-    return verify(model, module, size=SIZE, steps=steps)
+def judged(found: Report, wanted: Wanted | None) -> bool:
+    """Whether what was planted is what is named; unexplained where it is on no list."""
+    named = {(f.name, f.layer) for f in found.findings}
+    if wanted is None:
+        return not named and bool(found.unexplained)
+    if not wanted:
+        return found.equal
+    return named == wanted and not found.unexplained
 
 
-def row(planted: str, name: str, found: Verification, began: float, well: bool) -> dict[str, Any]:
-    """One planted fault's result, said on the way too."""
-    result = {
-        "planted": planted,
-        "network": name,
-        "as_planted": well,
-        "sentence": found.sentence(),
-        "first": found.first.layer if found.first else None,
-        "named": [str(fault) for fault in found.faults],
-        "unexplained": found.unexplained.layer if found.unexplained else None,
-        "suspects_tried": found.tried,
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    print(f"{'ok ' if well else 'NOT'} {planted}: {found.sentence()}", file=sys.stderr, flush=True)
-    return result
-
-
-def planted_faults() -> list[dict[str, Any]]:
-    """The nine, the pairs, and those outside the list."""
-    rows = []
-    for fault, (name, layer, steps, plant) in FAULTS.items():
-        began = time.perf_counter()
-        found = run(name, steps, plant)
-        named = [(each.name, each.layer) for each in found.faults]
-        well = named == [(fault, layer)] and found.unexplained is None
-        rows.append(row(fault, name, found, began, well))
-    for pair in PAIRS:
-        began = time.perf_counter()
-        name = FAULTS[pair[1]][0]
-        found = run(name, 0, *(FAULTS[fault][3] for fault in pair))
-        named = [(each.name, each.layer) for each in found.faults]
-        well = sorted(named) == sorted((fault, FAULTS[fault][1]) for fault in pair)
-        rows.append(row(" and ".join(pair), name, found, began, well and found.unexplained is None))
-    for fault, (name, steps, plant) in OUTSIDE.items():
-        began = time.perf_counter()
-        found = run(name, steps, plant)
-        well = found.unexplained is not None and not found.faults
-        rows.append(row(fault, name, found, began, well))
-    return rows
-
-
-def without_a_fault() -> list[dict[str, Any]]:
-    """Every network's largest relative differences, and the bounds that they were held to."""
-    rows = []
+def rows(names: set[str]) -> Iterator[dict[str, Any]]:
+    """One result a fault."""
+    for name, table, size in (
+        ("googlenet_torchvision", GOOGLENET, 64),
+        ("inception_v3", INCEPTION, 75),
+    ):
+        if names and name not in names:
+            continue
+        options = {"aux_heads": False} if name == "inception_v3" else {}
+        model = gj.create_model(name, num_classes=CLASSES, width=WIDTH, **options)
+        ours, images = own_network(model, None, size, "float64", 0), default_images(size)
+        for planted, (wanted, plants) in {"no fault": (set(), []), **table}.items():
+            module = reference_of(model)
+            for plant in plants:
+                plant(module)
+            yield row(name, planted, wanted, lambda m=module, o=ours, i=images: verify(o, m, i))
+    if not names or "resnet" in names:
+        for planted, (wanted, plants) in RESNET.items():
+            ours, module, images = resnet()
+            for plant in plants:
+                plant(module)
+            yield row("resnet", planted, wanted, lambda m=module, o=ours, i=images: verify(o, m, i))
     for name in gj.list_models():
-        began = time.perf_counter()
-        model = gj.create_model(name, num_classes=CLASSES, width=WIDTH)
-        size = max(model.min_size, 32)
-        found = verify(model, reference_of(model), size=size, steps=1)
-        result = {
-            "network": name,
-            "size": size,
-            "verdict": found.verdict,
-            "layers": len(found.match.pairs),
-            "not_matched": [*found.match.ours, *found.match.theirs],
-            "largest_relative": max(each.relative for each in found.rows),
-            "bound": found.bound,
-            "entries_of_training": len(found.training),
-            "largest_relative_in_training": max(each.relative for each in found.training),
-            "nearest_to_its_bound": max(each.relative / each.bound for each in found.training),
-            "seconds": round(time.perf_counter() - began, 1),
-        }
-        print(f"{name}: {found.sentence()}", file=sys.stderr, flush=True)
-        rows.append(result)
-    return rows
+        if name in names or (not names and name != "googlenet_torchvision"):
+            model = gj.create_model(name, num_classes=CLASSES, width=WIDTH)
+            size = max(model.min_size, 32)
+            side = own_network(model, None, size, "float64", 0)
+            module, images = reference_of(model), default_images(size)
+            yield row(name, "no fault", set(), lambda s=side, m=module, i=images: verify(s, m, i))
+
+
+def row(
+    network: str, planted: str, wanted: Wanted | None, run: Callable[[], Report]
+) -> dict[str, Any]:
+    """One planted fault's result, said on the way too."""
+    began, cpu = time.perf_counter(), time.process_time()
+    found = run()
+    well = judged(found, wanted)
+    print(f"{'ok ' if well else 'NOT'} {network}, {planted}: {sentence(found)}", file=sys.stderr)
+    return {
+        "network": network,
+        "planted": planted,
+        "as_planted": well,
+        "sentence": sentence(found),
+        "rewrites_tried": found.tried,
+        "seconds": round(time.perf_counter() - began, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+    }
 
 
 def main() -> int:
-    result = {
-        "faults": planted_faults(),
-        "without_a_fault": without_a_fault(),
-        "dtype": "float64",
-        "width": WIDTH,
-        "size_of_faults": SIZE,
-        "versions": {"jax": jax.__version__, "torch": torch.__version__},
-    }
-    print(json.dumps(result, indent=2, ensure_ascii=False))
-    good = all(each["as_planted"] for each in result["faults"])
-    same = all(each["verdict"].startswith("equal") for each in result["without_a_fault"])
-    return 0 if good and same else 1
+    result = list(rows(set(sys.argv[1:])))
+    versions = {"jax": jax.__version__, "torch": torch.__version__}
+    print(json.dumps({"rows": result, "versions": versions}, indent=2, ensure_ascii=False))
+    return 0 if all(each["as_planted"] for each in result) else 1
 
 
 if __name__ == "__main__":

@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     config = loaded[0].config
     source = _open(args, config)
     default = config.get("eval_batch_size", 128)
+    for each in loaded:
+        _check_data(each, source)
     ensemble = Ensemble(
         loaded,
         crops=args.crops,
@@ -102,6 +104,21 @@ def run(args: argparse.Namespace) -> int:
     )
     print(json.dumps(results) if args.json else _for_people(results, loaded, files))
     return 0
+
+
+def _check_data(trained: "TrainedModel", source: "Source") -> None:
+    """Raises UserError where the run was trained on other classes under the data set's name."""
+    from googlenet_jax.errors import UserError
+    from googlenet_jax.evaluation.ensemble import matched_classes
+
+    if trained.config.get("data", {}).get("name") != source.name or trained.labels is None:
+        return
+    if matched_classes(trained.labels, source.class_names) is None:
+        raise UserError(
+            f"{source.name}: its classes are {', '.join(source.class_names[:5])}, and "
+            f"{trained.source} was trained on {', '.join(trained.labels[:5])} under this name; give "
+            "the run's data with --data-dir, or name the set with --data"
+        )
 
 
 def _open(args: argparse.Namespace, config: Mapping[str, Any]) -> "Source":

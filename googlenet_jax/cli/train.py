@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
     with catching_signals():  # before the slow imports
         config = read_recipe(args.config, args.fields)
-        from googlenet_jax.runtime.process import prepare
+        from googlenet_jax.runtime.process import prepare, prepare_for_several
 
         prepare()
         from googlenet_jax.runtime.distributed import connect
@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
                 f"--peer-timeout: expected at least 1 second, found {args.peer_timeout}"
             )
         connect(args.coordinator, args.num_processes, args.process_id, timeout=args.peer_timeout)
+        prepare_for_several()
         train(config, args.workdir, peer_timeout=args.peer_timeout, profile=args.profile)
     return 0
 

@@ -29,13 +29,18 @@ def make_eval_step(
     preprocessing: Preprocessing,
     mesh: Mesh,
     metrics: Mapping[str, Metric] | None = None,
+    loss: Callable[[Any, Batch], jax.Array] | None = None,
 ) -> Callable[[dict[str, Any], Batch], Sums]:
     """Returns the compiled step (variables, batch) -> sums over the batch's examples.
 
     batch: image uint8 [B, S, S, 3], label int32 [B], weight float32 [B] (1 an example, 0 padding)
-    and whatever else the metrics use, split over the mesh. The sums are scalars: loss (the main head's plain cross entropy), each of
+    and whatever else the metrics use, split over the mesh. The sums are scalars: loss, each of
     `metrics` (top1 and top5 by default; top5 is absent below five classes) and examples; counts are
     int32. Add up batches in Python's numbers: float32 loses counts above 2^24.
+
+    Args:
+      loss: (output, batch) -> a batch's mean loss; it is asked for each example by itself, so that
+        every one counts once. None is the main head's plain cross entropy.
     """
     chosen = {name: METRICS[name] for name in ("top1", "top5")} if metrics is None else metrics
 
@@ -48,14 +53,30 @@ def make_eval_step(
         sums = {
             name: _sum_of(value, is_example) for name, value in values.items() if value is not None
         }
-        loss = jnp.where(is_example, cross_entropy(output.logits, batch["label"]), 0).sum()
-        return {"loss": loss, **sums, "examples": is_example.sum(dtype=jnp.int32)}
+        losses = (
+            cross_entropy(output.logits, batch["label"])
+            if loss is None
+            else _each_loss(loss, output, batch)
+        )
+        total = jnp.where(is_example, losses, 0).sum()
+        return {"loss": total, **sums, "examples": is_example.sum(dtype=jnp.int32)}
 
     return jax.jit(
         eval_step,
         in_shardings=(replicated(mesh), data_sharding(mesh)),
         out_shardings=replicated(mesh),
     )
+
+
+def _each_loss(loss: Callable[[Any, Batch], jax.Array], output: Any, batch: Batch) -> jax.Array:
+    """The loss of each example, [B]: of a batch that holds it alone."""
+    rest = {name: array for name, array in batch.items() if name != "weight"}
+
+    def one(output: Any, example: Batch) -> jax.Array:
+        alone = jax.tree.map(lambda leaf: leaf[None], (output, example))
+        return loss(*alone)
+
+    return jax.vmap(one)(output, rest)
 
 
 def _sum_of(values: jax.Array, is_example: jax.Array) -> jax.Array:

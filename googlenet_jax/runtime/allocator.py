@@ -7,7 +7,7 @@ import os
 import sys
 
 # Parameters of glibc's mallopt(3).
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _HUGE_PAGE = 2 << 20
 _MADV_HUGEPAGE = 14  # of madvise(2)
 
@@ -21,7 +21,7 @@ def keep_freed_memory() -> bool:
 
     It is the main thread's heap that keeps large buffers: a heap of another thread holds at most
     64 MB, and what is larger is still mapped anew. So `process.prepare` also has JAX compute in the
-    calling thread. One heap for all threads (M_ARENA_MAX) would keep them too, but there they wait
+    calling thread. One heap for all threads (`share_one_heap`) keeps them too, but there they wait
     for each other's small blocks, most of all once a compiler has left it in pieces.
     """
     if not sys.platform.startswith("linux"):
@@ -34,6 +34,15 @@ def keep_freed_memory() -> bool:
     kept = [mallopt(parameter, value) for parameter, value in settings]
     _ask_for_huge_pages(libc)
     return all(kept)
+
+
+def share_one_heap() -> None:
+    """Has all threads take the one heap that keeps large buffers, after `keep_freed_memory`.
+
+    It is for one of several processes: what they compute together JAX starts in threads of its own,
+    whatever thread calls it. Call it before JAX touches a device, as its threads begin then.
+    """
+    ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
 
 
 def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:

@@ -19,7 +19,7 @@ import jaxlib
 from absl import logging
 from tqdm import tqdm
 
-from googlenet_jax.runtime.allocator import keep_freed_memory
+from googlenet_jax.runtime.allocator import keep_freed_memory, share_one_heap
 
 TUNING = "GOOGLENET_JAX_TUNING"
 # YNN, a library of kernels, is quicker than XLA's own for reductions alone.
@@ -27,6 +27,7 @@ XLA_CPU_FLAGS = {"xla_cpu_experimental_ynn_fusion_type": "reduce"}
 ASYNC_DISPATCH = "JAX_CPU_ENABLE_ASYNC_DISPATCH"
 CACHE_BYTES = 2 << 30  # a training step takes some 10 MB
 DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
+_KEPT = "freed memory is kept and huge pages are asked for"
 _settings: list[str] = []  # what `prepare` has set and `say_settings` has not told yet
 
 
@@ -63,7 +64,7 @@ def prepare() -> tuple[str, ...]:
     logging.set_verbosity(logging.FATAL)
     if os.environ.get(TUNING, "") not in ("0", "off", "false"):
         if keep_freed_memory():
-            _settings.append("freed memory is kept and huge pages are asked for")
+            _settings.append(_KEPT)
             if _compute_in_calling_thread():
                 _settings.append(f"{ASYNC_DISPATCH}=0")
         if _is_for_cpu():
@@ -76,6 +77,15 @@ def prepare() -> tuple[str, ...]:
     # An entry cut short by a kill, or removed by another process: JAX compiles instead.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     return tuple(_settings)
+
+
+def prepare_for_several() -> None:
+    """What `prepare` can't know yet: after it and `connect`, where this process is one of several.
+
+    Does nothing where `prepare` has set no allocator.
+    """
+    if jax.distributed.is_initialized() and _KEPT in _settings:
+        share_one_heap()
 
 
 def say_settings() -> None:

@@ -54,6 +54,8 @@ class Parts:
 
     Attributes:
       model: for as many classes as ImageNet has, until the data set's number is known.
+      evaluated_loss: a registered loss's total; None is the plain cross entropy, without smoothing
+        and auxiliary heads.
       transforms: from the number of classes to what the device does to a batch.
     """
 
@@ -62,6 +64,7 @@ class Parts:
     crop: RandomCrop
     transforms: Callable[[int], Any]
     loss: Loss
+    evaluated_loss: Callable[[Any, Any], Any] | None
     metrics: dict[str, Metric]
 
 
@@ -101,7 +104,9 @@ def build(config: ConfigDict) -> Parts:
         )
     transforms = functools.partial(_transforms, config, preprocessing)
     transforms(1000)
-    return Parts(model, preprocessing, crop, transforms, loss, metrics)
+    own = config.loss.name != "cross_entropy"
+    evaluated = (lambda output, batch: loss(output, batch)[0]) if own else None
+    return Parts(model, preprocessing, crop, transforms, loss, evaluated, metrics)
 
 
 def _check_memory(field: str, batch_size: int, size: int) -> None:
@@ -166,7 +171,7 @@ def make_task(
         loss=parts.loss,
         metrics=metrics,
         evaluations=_evaluations(
-            make_eval_step(model, preprocessing, mesh, metrics),
+            make_eval_step(model, preprocessing, mesh, metrics, parts.evaluated_loss),
             eval_sources,
             batch_size=config.eval_batch_size,
             preprocessing=preprocessing,
@@ -178,6 +183,7 @@ def make_task(
             "model_options": model_options(model),
             "class_names": tuple(source.class_names),
             "preprocessing": preprocessing.to_dict(),
+            "data": source.identity(),
         },
     )
 

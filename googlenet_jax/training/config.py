@@ -18,11 +18,10 @@ from googlenet_jax.data.preprocessing import LARGEST
 from googlenet_jax.data.resampling import INTERPOLATIONS
 from googlenet_jax.errors import UserError, nearest
 from googlenet_jax.training.finetune import complete_from_initial
-from googlenet_jax.training.optimizer import create_optimizer
+from googlenet_jax.training.optimizer import create_optimizer, create_schedule
 from googlenet_jax.training.task import TASKS, Resolved
 
 DTYPES = ("float32", "bfloat16", "float64")
-SCHEDULES = ("step", "polynomial", "cosine")
 
 # Fields that a resumed run may change: none of them reaches the parameters. `duration` may change
 # too, but only under the "step" schedule, whose rates don't depend on the end; the polynomial and
@@ -154,7 +153,9 @@ def default_config() -> ConfigDict:
     config.optimizer.clip_norm = 0.0  # largest norm of all gradients together; 0 is no clipping
 
     config.schedule = ConfigDict(type_safe=False)
-    config.schedule.name = "cosine"  # one of SCHEDULES
+    # "step", "polynomial", "cosine", "cosine_restarts", "constant", or a registered one
+    config.schedule.name = "cosine"
+    config.schedule.options = ConfigDict(type_safe=False)  # of that schedule: {"restarts": 3}
     config.schedule.learning_rate = 0.1  # the highest
     # Of a linear rise to the highest rate, before the schedule proper.
     config.schedule.warmup = "0 epochs"
@@ -181,7 +182,8 @@ def default_config() -> ConfigDict:
     config.devices.shard_optimizer = False  # split the optimizer's arrays over the devices
 
     config.ema = ConfigDict(type_safe=False)  # Polyak averaging of parameters and batch statistics
-    config.ema.decay = 0.0  # share of the average that a step keeps; 0 is no averaging
+    # Share of the average that a step keeps, less in the first steps; 0 is no averaging.
+    config.ema.decay = 0.0
     config.ema.start = "0 epochs"  # until then the average is a copy of the parameters
 
     config.checkpoint = ConfigDict(type_safe=False)
@@ -349,7 +351,6 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "optimizer.weight_decay": _NOT_NEGATIVE,
     "optimizer.bias_rate_multiplier": _POSITIVE,
     "optimizer.clip_norm": _NOT_NEGATIVE,
-    "schedule.name": _one_of(SCHEDULES),
     "schedule.learning_rate": _POSITIVE,
     "schedule.warmup": _duration(0),
     "schedule.factor": (lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
@@ -395,6 +396,7 @@ def resolve(
     config.update_from_flattened_dict({name: _as_config(value) for name, value in given.items()})
     complete_from_initial(config, kept)
     _check_together(config)
+    _check_schedule(config)
     # The optimizer checks its own options; the schedule is known with the data.
     fields = config.to_dict()["optimizer"]
 
@@ -403,6 +405,19 @@ def resolve(
 
     optimizer(lambda step: step)
     return Resolved(config, kind, kind.build(config), optimizer)
+
+
+def _check_schedule(config: ConfigDict) -> None:
+    """Builds the schedule for some length, which checks its name and options."""
+    fields = config.schedule
+    create_schedule(
+        fields.name,
+        fields.learning_rate,
+        1000,
+        factor=fields.factor,
+        power=fields.power,
+        options=fields.options.to_dict(),
+    )
 
 
 def _as_config(value: Any) -> Any:

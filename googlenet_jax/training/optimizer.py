@@ -91,7 +91,8 @@ def create_optimizer(
       schedule: from the step (0 is the first) to the learning rate.
       name: one of `OPTIMIZERS`. Each is called as Optax's own are: learning_rate and, where it
         takes them, momentum, nesterov, weight_decay and mask, and its options.
-      weight_decay: of kernels alone. As L2, a part of the gradient, by sgd and rmsprop; decoupled,
+      weight_decay: of kernels alone. As L2, a part of the gradient, by sgd and rmsprop; by an
+        optimizer's own rule where it has one, on all parameters if that takes no mask; decoupled,
         rate · weight_decay · p, otherwise.
       bias_rate_multiplier: on the update of the biases of convolutions and linear layers (Caffe's
         lr_mult: 2), and not of batch norm's.
@@ -114,15 +115,16 @@ def create_optimizer(
         "weight_decay": (weight_decay, weight_decay),
         "bias_rate_multiplier": (bias_rate_multiplier, bias_rate_multiplier),
     }
-    takes_decay = _takes(factory, "weight_decay", "mask")
+    takes_decay = _takes(factory, "weight_decay")
+    decay_mask = _decay_mask(factory)
     takes_multiplier = _takes(factory, "bias_rate_multiplier")
     if not takes_decay:
         del fields["weight_decay"]
     _check_options(name, options or {})
-    own = ("learning_rate", "mask")
+    own = ("learning_rate", *((decay_mask,) if decay_mask else ()))
     taken = arguments(factory, f"optimizer {name!r}", "optimizer", fields, options or {}, own)
-    if takes_decay:
-        taken["mask"] = _where(is_kernel)
+    if decay_mask:
+        taken[decay_mask] = _where(is_kernel)
     try:
         chain = [factory(learning_rate=schedule, **taken)]
     except (TypeError, ValueError, ArithmeticError) as error:
@@ -160,6 +162,14 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
                 f"optimizer.options: {name}'s {option}: expected a number of {expected}, found "
                 f"{value!r}"
             )
+
+
+def _decay_mask(factory: OptimizerFactory) -> str | None:
+    """The parameter by which an optimizer is told what decays: `mask` with most of Optax's,
+    `weight_decay_mask` with others; None where it has none.
+    """
+    names = inspect.signature(factory).parameters
+    return next((name for name in ("mask", "weight_decay_mask") if name in names), None)
 
 
 def _takes(factory: OptimizerFactory, *names: str) -> bool:
@@ -208,6 +218,54 @@ def _where(matches: Callable[[tuple[str, ...]], bool]) -> Mask:
     )
 
 
+# (learning_rate, steps, **options) -> from the step after the warm-up to the rate.
+ScheduleFactory = Callable[..., optax.Schedule]
+
+
+def step_schedule(
+    learning_rate: float, steps: int, factor: float = 0.96, every: int = 1
+) -> optax.Schedule:
+    """rate · factor ^ ⌊step / every⌋."""
+    # Whole-number division: optax.exponential_decay's float one can fall short at a stair where a
+    # device divides approximately.
+    return lambda step: learning_rate * factor ** (step // every)
+
+
+def polynomial_schedule(learning_rate: float, steps: int, power: float = 0.5) -> optax.Schedule:
+    """rate · (1 − step / steps) ^ power, Caffe's "poly"."""
+    return optax.polynomial_schedule(learning_rate, 0.0, power, steps)
+
+
+def cosine_schedule(learning_rate: float, steps: int) -> optax.Schedule:
+    """rate · (1 + cos(π · step / steps)) / 2 (arXiv 1608.03983 without restarts)."""
+    return optax.cosine_decay_schedule(learning_rate, steps)
+
+
+def cosine_restarts_schedule(learning_rate: float, steps: int, restarts: int = 1) -> optax.Schedule:
+    """A cosine to zero, begun anew `restarts` times at equal distances (arXiv 1608.03983)."""
+    length = -(-steps // (restarts + 1))
+    cycle = optax.cosine_decay_schedule(learning_rate, length)
+    return lambda step: cycle(step % length)
+
+
+def constant_schedule(learning_rate: float, steps: int) -> optax.Schedule:
+    """The same rate throughout."""
+    return optax.constant_schedule(learning_rate)
+
+
+SCHEDULES: Registry[ScheduleFactory] = Registry(
+    "schedule",
+    {
+        "step": step_schedule,
+        "polynomial": polynomial_schedule,
+        "cosine": cosine_schedule,
+        "cosine_restarts": cosine_restarts_schedule,
+        "constant": constant_schedule,
+    },
+)
+register_schedule = SCHEDULES.register
+
+
 def create_schedule(
     name: str,
     learning_rate: float,
@@ -217,25 +275,38 @@ def create_schedule(
     factor: float = 0.96,
     every: int = 1,
     power: float = 0.5,
+    options: Mapping[str, Any] | None = None,
 ) -> optax.Schedule:
     """Returns the learning rate as a function of the step, from 0; all durations are steps,
     `warmup` below `total_steps`.
 
-    "step": rate · factor ^ ⌊step / every⌋. "polynomial": rate · (1 − step / steps) ^ power, Caffe's
-    "poly". "cosine": rate · (1 + cos(π · step / steps)) / 2. A warm-up of W steps comes before,
-    rate · (1 + step) / (W + 1): the schedule proper begins at step W with the full rate, and ends
-    with the run.
+    A warm-up of W steps comes before the schedule proper, rate · (1 + step) / (W + 1): that begins
+    at step W with the full rate, and ends with the run.
+
+    Args:
+      name: one of `SCHEDULES`. Each is called as (learning_rate, steps) with its options, and gives
+        the rate by the step after the warm-up.
+      factor, every, power: for the schedules that take them.
+      options: of that schedule, such as {"restarts": 3}.
+    Raises:
+      UserError: an unknown name, or an option that the schedule doesn't take or can't use.
     """
+    try:
+        factory = SCHEDULES[name]
+    except UserError as error:
+        raise UserError(f"schedule.name: {error}") from error
+    shared = {"factor": factor, "every": every, "power": power}
+    fields = {key: (value, value) for key, value in shared.items()}
+    own = ("learning_rate", "steps")
+    taken = arguments(factory, f"schedule {name!r}", "schedule", fields, options or {}, own)
     steps = total_steps - warmup
-    proper: optax.Schedule
-    if name == "polynomial":
-        proper = optax.polynomial_schedule(learning_rate, 0.0, power, steps)
-    elif name == "cosine":
-        proper = optax.cosine_decay_schedule(learning_rate, steps)
-    else:
-        # Whole-number division: optax.exponential_decay's float one can fall short at a stair where
-        # a device divides approximately.
-        proper = lambda step: learning_rate * factor ** (step // every)  # noqa: E731
+    try:
+        proper = factory(learning_rate, steps, **taken)
+        float(proper(0))
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"schedule.options: {name} does not take {dict(options or {})!r}: {error}"
+        ) from error
     if warmup == 0:
         return proper
     rise = optax.linear_schedule(learning_rate / (warmup + 1), learning_rate, warmup)

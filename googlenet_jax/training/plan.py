@@ -57,6 +57,7 @@ def make_plan(resolved: Resolved, task: Task, mesh: Mesh) -> Plan:
         factor=config.schedule.factor,
         every=when.decay_every,
         power=config.schedule.power,
+        options=config.schedule.options.to_dict(),
     )
     optimizer = resolved.optimizer(schedule)
     # A step's randomness is drawn from `step_key` and its number.

@@ -82,9 +82,8 @@ def make_train_step(
         new = frozen.keep(old, new)
         ema = state.ema
         if ema is not None:
-            # decay · ema + (1 − decay) · new; before `ema_start` a copy of the new.
             average = optax.incremental_update(
-                new, ema, jnp.where(state.step < ema_start, 1.0, 1.0 - ema_decay)
+                new, ema, 1.0 - average_decay(state.step, ema_decay, ema_start)
             )
             ema = frozen.keep(new, average)
         grad_norm = optax.global_norm(grads)
@@ -105,6 +104,17 @@ def make_train_step(
         in_shardings=(shardings, data_sharding(mesh), whole),
         out_shardings=(shardings, whole),
     )
+
+
+def average_decay(step: jax.Array, decay: float, start: int) -> jax.Array:
+    """The share of the average that a step keeps: 0 before `start`, so that it is a copy.
+
+    After n further steps it is min(decay, (1 + n) / (10 + n)), TensorFlow's rule
+    (`ExponentialMovingAverage(num_updates=…)`): a run that is short beside 1 / (1 − decay) steps
+    would otherwise average its random beginning.
+    """
+    n = jnp.maximum(step - start, 0).astype(jnp.float32)
+    return jnp.where(step < start, 0.0, jnp.minimum(decay, (1 + n) / (10 + n)))
 
 
 def _make_apply(task: Task, frozen: Frozen, rematerialize: bool) -> Callable[..., Any]:

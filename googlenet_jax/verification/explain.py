@@ -1,392 +1,297 @@
-"""Why two networks part: each suspected fault is applied to our own side, and the difference must
-vanish there. What no known fault brings about stays unexplained.
-"""
+"""Why segments differ: rewrites of the reference that make them the candidate's, as few as will do."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
-import jax
-import numpy as np
-from flax.errors import FlaxError
+import torch
 
-from googlenet_jax.models.layers import AvgPool, ConvUnit, Dense, LocalResponseNorm, MaxPool, pads
-from googlenet_jax.verification.compare import Comparison, Row
-from googlenet_jax.verification.ours import Call, Fault, Trace
+from googlenet_jax.verification.edits import Differ, Edit, apply
+from googlenet_jax.verification.graph import Graph, Node, evaluate, topological
+from googlenet_jax.verification.naming import Finding, kernel_names, names_of, setting_names
+from googlenet_jax.verification.rows import Pairing, Row, difference
 
-# What published implementations and frameworks use.
-EPSILONS = (1e-5, 1e-3, 1e-2, 1e-4, 1e-6, 2e-5, 1e-8, 0.0)
-MOST = 8  # faults that are looked for, one after the other
-
-Compare = Callable[[Sequence[Fault], str], Comparison]
+SETTINGS = ("stride", "pads", "dilation", "groups")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Explanation:
-    """Faults that were found, in the order in which they were, and where the two part after them.
+    """What was found.
 
     Attributes:
-      faults: each was applied to our side and made the first difference vanish.
-      left: the first row where the two still part, which no known fault explains; None where with
-        the faults applied the two are equal to rounding.
-      tried: how many suspected faults were applied.
+      findings: each tested. unexplained: rows that still part, and where in them, in words.
+      edits: the rewrites behind the findings. tried: how many sets of rewrites were applied.
     """
 
-    faults: list[Fault]
-    left: Row | None
+    findings: list[Finding]
+    unexplained: list[tuple[Row, str]]
+    edits: list[Edit]
     tried: int
 
 
-def explain(
-    compare: Compare, ours: Callable[[Sequence[Fault]], Trace], epsilons: Mapping[str, float]
-) -> Explanation:
-    """Finds the faults that bring the two sides together.
+class Explainer:
+    """Goes through the rows that part, one after the other."""
 
-    Args:
-      compare: (faults, layer to stop after or "") → the comparison with these faults on our side.
-      ours: faults → our run with them.
-      epsilons: our layer → the epsilon that their batch norm was called with.
-    """
-    found: list[Fault] = []
-    tried = 0
-    while True:
-        now = compare(found, "")
-        first = now.first
-        if first is None or len(found) == MOST:
-            return Explanation(found, first, tried)
-        best, reached = None, now.reached()
-        for fault in suspects(first, ours(found), epsilons):
-            tried += 1
-            further = _reached(compare, [*found, fault], first)
-            if further > reached:
-                best, reached = fault, further
-        if best is None:
-            return Explanation(found, first, tried)
-        found.append(best)
+    def __init__(self, pairing: Pairing, same_leaf: dict[str, str]) -> None:
+        self.pairing, self.same_leaf = pairing, same_leaf
+        units = pairing.alignment.reference
+        mine = {u.node.order: u.node for u in units if id(u.node) in pairing.matched}
+        mine[pairing.reference.input.order] = pairing.reference.input
+        matched = {
+            id(pairing.matched[id(u.node)]): u.node.order
+            for u in units
+            if id(u.node) in pairing.matched
+        }
+        matched[id(pairing.candidate.input)] = pairing.reference.input.order
+        self.matched = matched
+        self.differ = Differ(mine, matched)
+        self.edits: list[Edit] = []
+        self.tried = 0
+        self.regions = {id(row): self._region(row) for row in pairing.rows}
 
-
-def _reached(compare: Compare, faults: Sequence[Fault], first: Row) -> tuple[int, int]:
-    """Where the two part with the faults applied; before everything where nothing runs."""
-    try:
-        if first.unit:  # most suspects do not help, which the run up to there says
-            near = compare(faults, first.unit).reached()
-            if near <= first.place:
-                return near
-        return compare(faults, "").reached()
-    except (TypeError, ValueError, FlaxError):  # shapes that do not go together
-        return (-1, 0)
-
-
-def suspects(first: Row, ours: Trace, epsilons: Mapping[str, float]) -> Iterator[Fault]:
-    """The faults that could make the two part at `first`; those of one layer before those of all.
-
-    Args:
-      ours: our run, faults found so far applied.
-    """
-    if not first.unit:
-        yield from _swapped_heads()
-        return
-    units = ours.units()
-    call = units[first.unit]
-    near = _before(ours, call)
-    one: list[Fault] = []
-    all_: list[Fault] = []
-    if first.layer == first.unit:
-        if isinstance(call.module, ConvUnit):
-            one += [*_padding(call, first), *_relu(call), *_epsilon(call, epsilons)]
-            all_ += [*_relu_everywhere(), *_padding_everywhere(ConvUnit)]
-            all_ += _epsilon_everywhere(call, epsilons)
-        one += _transposed(call)
-        all_ += _transposed_everywhere()
-        if call.source == "images":
-            one += _channels(call)
-    else:
-        if first.layer == "images":
-            one += _channels(call)
-        for pool in near:
-            one += _padding(pool, first) if isinstance(pool.module, MaxPool) else _counting(pool)
-        one += _inside(first)
-        one += _unrectified(first, units)
-        all_ += [*_padding_everywhere(MaxPool), *_counting_everywhere()]
-    yield from one
-    yield from all_
-    if first.unit.startswith("aux"):
-        yield from _swapped_heads()
-
-
-def _before(ours: Trace, call: Call) -> list[Call]:
-    """The layers without weights that ran between `call` and the last with weights before it."""
-    found: list[Call] = []
-    for each in ours.calls:
-        if each.layer == call.layer:
-            return found
-        if isinstance(each.module, MaxPool | AvgPool | LocalResponseNorm):
-            found.append(each)
-        else:
-            found = []
-    return found
-
-
-# ------------------------------------------------------------------------------------- one by one
-
-
-def _entry(tree: Any, layer: str, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
-    """The variables with the parameters of `layer` changed; of every layer where it is ""."""
-
-    def walk(node: Any, path: tuple[str, ...]) -> Any:
-        if not isinstance(node, Mapping):
-            return node
-        inner = {name: walk(value, (*path, name)) for name, value in node.items()}
-        return change(inner) if "kernel" in inner and layer in ("", "/".join(path)) else inner
-
-    return {**tree, "params": walk(tree["params"], ())}
-
-
-def _turned(kernel: np.ndarray) -> np.ndarray:
-    """[h, w, in, out] → [w, h, in, out] where h = w > 1; a matrix with its axes exchanged."""
-    if kernel.ndim == 4 and kernel.shape[0] == kernel.shape[1] > 1:
-        return kernel.swapaxes(0, 1)
-    if kernel.shape[-1] == kernel.shape[-2]:
-        return kernel.swapaxes(-1, -2)
-    return kernel
-
-
-def _turn(parts: Mapping[str, Any]) -> dict[str, Any]:
-    return {n: _turned(np.asarray(v)) if "kernel" in n else v for n, v in parts.items()}
-
-
-def _exchange(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs and outputs of a square kernel exchanged."""
-    kernel = np.asarray(parts["kernel"])
-    square = kernel.shape[-1] == kernel.shape[-2]
-    return {**parts, "kernel": kernel.swapaxes(-1, -2) if square else kernel}
-
-
-def _transposed(call: Call) -> Iterator[Fault]:
-    for change, detail in ((_turn, "height and width"), (_exchange, "inputs and outputs")):
-        variables = lambda tree, change=change: _entry(tree, call.layer, change)  # noqa: E731
-        yield Fault("transposed kernel", call.layer, detail, variables=variables)
-
-
-def _transposed_everywhere() -> Iterator[Fault]:
-    for change, detail in ((_turn, "height and width"), (_exchange, "inputs and outputs")):
-        variables = lambda tree, change=change: _entry(tree, "", change)  # noqa: E731
-        yield Fault("transposed kernel", "", detail, variables=variables)
-
-
-def _channels(call: Call) -> Iterator[Fault]:
-    def turned(parts: Mapping[str, Any]) -> dict[str, Any]:
-        name = "depthwise_kernel" if "depthwise_kernel" in parts else "kernel"
-        kernel = np.asarray(parts[name])
-        if name == "kernel":
-            return {**parts, name: kernel[:, :, ::-1]}
-        each = kernel.reshape(*kernel.shape[:3], 3, -1)
-        return {**parts, name: each[:, :, :, ::-1].reshape(kernel.shape)}
-
-    detail = "blue, green, red"
-    yield Fault("channel order", "images", detail, images=lambda images: images[..., ::-1])
-    variables = lambda tree: _entry(tree, call.layer, turned)  # noqa: E731
-    yield Fault("channel order", call.layer, detail, variables=variables)
-
-
-def _padding(call: Call, first: Row) -> Iterator[Fault]:
-    """Every other way to pad that gives their output's size, where that is known."""
-    module: Any = call.module
-    kernel = module.kernel if isinstance(module.kernel, tuple) else (module.kernel, module.kernel)
-    sizes = call.input.shape[1:3]
-    rule, stride = module.padding, module.stride
-    now = tuple(pads(size, k, stride, rule) for size, k in zip(sizes, kernel, strict=True))
-    wanted = tuple(first.theirs[1:3]) if first.layer == call.layer else None
-    seen = {_effect(sizes, kernel, stride, now)}
-    for before in range(max(kernel)):
-        for after in range(max(kernel)):
-            given = tuple((before, after) if k > 1 else (0, 0) for k in kernel)
-            effect = _effect(sizes, kernel, stride, given)
-            if effect in seen or wanted not in (None, tuple(out for _, out in effect)):
+    def run(self) -> Explanation:
+        """Explains what can be explained."""
+        findings: list[Finding] = []
+        unexplained: list[tuple[Row, str]] = []
+        equal = [row for row in self.pairing.rows if not row.parted]
+        for row in [row for row in self.pairing.rows if row.parted]:
+            if self._passes(row, self.edits):
                 continue
-            seen.add(effect)
-            side = any(b != n for (b, _), (n, _) in zip(given, now, strict=True))
-            floor = isinstance(module, MaxPool) and not side
-            name = "ceil against floor" if floor else "padding side"
-            detail = f"{before} before, {after} after in place of {now[0][0]}, {now[0][1]}"
-            yield Fault(name, call.layer, detail, pads=(given[0], given[1]))
+            found = self._layer(row) if row.kind == "convolution" else self._segment(row)
+            if found is not None:
+                names, edits = found
+                if self._harmless(edits, equal):
+                    findings += [each for each in names if each not in findings]
+                    self.edits += edits
+                    equal.append(row)
+                    continue
+            unexplained.append((row, self._where(row)))
+        return Explanation(findings, self._nearest(unexplained), self.edits, self.tried)
 
+    def _nearest(self, unexplained: list[tuple[Row, str]]) -> list[tuple[Row, str]]:
+        """A segment that holds another unexplained one has its place."""
+        inner = lambda row: self.regions[id(row)] - {row.node.order}  # type: ignore[union-attr]  # noqa: E731
+        found = []
+        for row, where in unexplained:
+            held = [w for other, w in unexplained if inner(other) and inner(other) < inner(row)]
+            found.append((row, held[0] if held else where))
+        return found
 
-def _effect(
-    sizes: Sequence[int], kernel: Sequence[int], stride: int, padding: Sequence[tuple[int, int]]
-) -> tuple[tuple[int, int], ...]:
-    """(where the first window begins, how many there are) of each axis."""
-    return tuple(
-        (before, (size + before + after - window) // stride + 1)
-        for size, window, (before, after) in zip(sizes, kernel, padding, strict=True)
-    )
+    # ------------------------------------------------------------------------------------ testing
 
+    def _region(self, row: Row) -> frozenset[int]:
+        """The operations of a row's segment, by their order."""
+        assert row.node is not None
+        if row.kind == "convolution":
+            return frozenset([row.node.order])
+        found, stack = {row.node.order}, list(row.node.inputs)
+        while stack:
+            node = stack.pop()
+            if node.order in found or id(node) in self.differ.stops:
+                continue
+            found.add(node.order)
+            stack += node.inputs
+        return frozenset(found)
 
-def _padding_everywhere(kind: type[nn.Module]) -> Iterator[Fault]:
-    """Another rule of padding in every convolution, or every max pool."""
-    rules = ("half", "same", 0) if kind is ConvUnit else ("ceil", "same", 0, 1)
-    for rule in rules:
+    def _graph(self, edits: Sequence[Edit]) -> Graph:
+        return apply(self.pairing.reference, edits, self.matched)
 
-        def fields(layer: str, module: Any, rule: Any = rule) -> dict[str, Any]:
-            if isinstance(module, kind):
-                kernel = module.kernel
-                return {"padding": rule} if kernel not in (1, (1, 1)) else {}
-            if kind is MaxPool and hasattr(module, "layers"):
-                style = dataclasses.replace(module.layers.style, pool=rule)
-                return {"layers": dataclasses.replace(module.layers, style=style)}
-            return {}
+    def _passes(self, row: Row, edits: Sequence[Edit]) -> bool:
+        """Whether the segment makes the candidate's value with the edits in place."""
+        assert row.node is not None
+        self.tried += 1
+        graph = self._graph(edits)
+        given = self.pairing.given(graph)
+        node = next((n for n in graph.nodes() if n.order == row.node.order), None)
+        if node is None:
+            return False
+        return self.pairing.same(row, self.pairing.value_of(row, node, given))
 
-        name = (
-            "ceil against floor" if rule in ("ceil", 0, 1) and kind is MaxPool else "padding side"
-        )
-        what = "convolution" if kind is ConvUnit else "max pool"
-        yield Fault(name, "", f"{rule!r} in every {what}", fields=fields)
+    def _harmless(self, edits: Sequence[Edit], equal: Sequence[Row]) -> bool:
+        """Whether every row that was equal stays so."""
+        touched = {edit.at for edit in edits}
+        near = [row for row in equal if self.regions[id(row)] & touched]
+        return all(self._passes(row, [*self.edits, *edits]) for row in near)
 
+    # ------------------------------------------------------------------------------------- layers
 
-def _relu(call: Call) -> Iterator[Fault]:
-    if call.module.relu:  # type: ignore[attr-defined]
-        fields = lambda layer, module: {"relu": False} if layer == call.layer else {}  # noqa: E731
-        yield Fault("missing ReLU", call.layer, fields=fields)
-
-
-def _relu_everywhere() -> Iterator[Fault]:
-    fields = lambda layer, module: {"relu": False} if isinstance(module, ConvUnit) else {}  # noqa: E731
-    yield Fault("missing ReLU", "", fields=fields)
-
-
-def _unrectified(first: Row, units: Mapping[str, Call]) -> Iterator[Fault]:
-    """A fully connected layer whose rectifier stands between it and the one that reads it."""
-    before = [name for name, call in units.items() if isinstance(call.module, Dense)]
-    if first.unit in before and first.layer == f"{first.unit} input":
-        place = before.index(first.unit)
-        if place and before[place - 1].split("/")[0] == first.unit.split("/")[0]:
-            source = before[place - 1]
-            yield Fault("missing ReLU", source, reads={first.unit: source})
-
-
-def _norms(layer: str, **changes: Any) -> Callable[[str, nn.Module], dict[str, Any]]:
-    """Fields of the batch norm of `layer`, or of all where it is ""."""
-
-    def fields(at: str, module: Any) -> dict[str, Any]:
-        if not isinstance(module, ConvUnit) or module.norm is None or layer not in ("", at):
-            return {}
-        return {"norm": dataclasses.replace(module.norm, **changes)}
-
-    return fields
-
-
-def _epsilon_values(call: Call, epsilons: Mapping[str, float]) -> list[float]:
-    norm = call.module.norm  # type: ignore[attr-defined]
-    if norm is None:
-        return []
-    given = [epsilons[call.layer]] if call.layer in epsilons else []
-    return [value for value in dict.fromkeys([*given, *EPSILONS]) if value != norm.epsilon]
-
-
-def _epsilon(call: Call, epsilons: Mapping[str, float]) -> Iterator[Fault]:
-    for value in _epsilon_values(call, epsilons):
-        fields = _norms(call.layer, epsilon=value)
-        yield Fault("BN epsilon", call.layer, f"{value:g}", fields=fields)
-
-
-def _epsilon_everywhere(call: Call, epsilons: Mapping[str, float]) -> Iterator[Fault]:
-    for value in _epsilon_values(call, epsilons):
-        yield Fault("BN epsilon", "", f"{value:g}", fields=_norms("", epsilon=value))
-
-
-def _counting(call: Call) -> Iterator[Fault]:
-    if isinstance(call.module, AvgPool):
-        value = not call.module.count_padding
-        detail = "counted" if value else "not counted"
-        fields = lambda layer, module: {"count_padding": value} if layer == call.layer else {}  # noqa: E731
-        yield Fault("pooling that counts padding", call.layer, detail, fields=fields)
-
-
-def _inside(first: Row) -> Iterator[Fault]:
-    """Pools that are lines of a module and no layers of their own: its style says how they pad."""
-    parts = first.unit.split("/")
-    modules = ["/".join(parts[:i]) for i in range(1, len(parts))]
-    modules += [first.layer] if first.layer not in modules else []
-    for module in modules:
-        for name, change in _STYLES:
-            for detail, values in change:
-                yield Fault(name, module, detail, fields=_styled(module, values))
-
-
-_STYLES: tuple[tuple[str, tuple[tuple[str, dict[str, Any]], ...]], ...] = (
-    (
-        "pooling that counts padding",
-        (("counted", {"count_padding": True}), ("not counted", {"count_padding": False})),
-    ),
-    (
-        "ceil against floor",
-        (("ceil", {"pool": "ceil"}), ("floor", {"pool": 0}), ("floor, padded by 1", {"pool": 1})),
-    ),
-    ("padding side", (("SAME", {"pool": "same"}),)),
-)
-
-
-def _styled(at: str, values: Mapping[str, Any]) -> Callable[[str, nn.Module], dict[str, Any]]:
-    """The style of module `at`, or of all where it is "", with other values."""
-
-    def fields(layer: str, module: Any) -> dict[str, Any]:
-        layers = getattr(module, "layers", None)
-        if layers is None or at not in ("", layer):
-            return {}
-        known = {name: value for name, value in values.items() if hasattr(layers.style, name)}
-        style = dataclasses.replace(layers.style, **known)
-        return {"layers": dataclasses.replace(layers, style=style)}
-
-    return fields
-
-
-def _counting_everywhere() -> Iterator[Fault]:
-    for value in (True, False):
-        styled = _styled("", {"count_padding": value})
-
-        def fields(layer: str, module: Any, value: bool = value, styled: Any = styled) -> Any:
-            if isinstance(module, AvgPool):
-                return {"count_padding": value}
-            return styled(layer, module)
-
-        detail = "counted" if value else "not counted"
-        yield Fault("pooling that counts padding", "", detail, fields=fields)
-
-
-def _swapped_heads() -> Iterator[Fault]:
-    def outputs(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        names = {"aux1": "aux2", "aux2": "aux1"}
-        return {name: found.get(names.get(name, name), value) for name, value in found.items()}
-
-    def variables(tree: Any) -> Any:
-        result = {}
-        for name, collection in tree.items():
-            heads = [collection.get(head) for head in ("aux1", "aux2")]
-            shapes = [jax.tree.map(np.shape, head) for head in heads]
-            swapped = dict(zip(("aux1", "aux2"), reversed(heads), strict=True))
-            fit = None not in heads and shapes[0] == shapes[1]
-            result[name] = {**collection, **swapped} if fit else collection
-        return result
-
-    name, where = "swapped aux heads", "aux1, aux2"
-    yield Fault(name, where, "their outputs", outputs=outputs)
-    yield Fault(name, where, "their weights", variables=variables)
-    yield Fault(name, where, "weights and outputs", variables=variables, outputs=outputs)
-
-
-def biased_variance(layers: Sequence[str], unbiased: bool) -> Iterator[list[Fault]]:
-    """Running variances that follow the batch's other variance: in every layer, then in `layers`
-    alone. A single one is not asked whether it stands for all.
-    """
-    detail = "biased" if unbiased else "unbiased"
-    for where in ([""], layers) if len(layers) > 1 else (layers,):
-        yield [
-            Fault(
-                "biased running variance",
-                layer,
-                detail,
-                fields=_norms(layer, unbiased=not unbiased),
-            )
-            for layer in where
+    def _layer(self, row: Row) -> tuple[list[Finding], list[Edit]] | None:
+        """A convolution: its settings and its kernel are compared one by one."""
+        unit, theirs = row.unit, row.theirs
+        assert unit is not None and theirs is not None
+        ours = unit.node.attrs
+        changed = [name for name in SETTINGS if ours[name] != theirs.attrs[name]]
+        kernel = not _equal(ours["kernel"].value, theirs.attrs["kernel"].value)
+        parts = [*changed, *(["kernel"] if kernel else [])]
+        edit = lambda names: [  # noqa: E731
+            Edit("set", unit.node.order, values=tuple((n, theirs.attrs[n]) for n in names))
         ]
+        if not self._passes(row, [*self.edits, *edit(parts)]):
+            return None
+        for name in list(parts):
+            fewer = [each for each in parts if each != name]
+            if fewer and self._passes(row, [*self.edits, *edit(fewer)]):
+                parts = fewer
+        found = setting_names(unit, theirs, [n for n in parts if n != "kernel"])
+        if "kernel" in parts and "groups" not in parts:
+            units = self.pairing.alignment.reference
+            named = kernel_names(unit, theirs, units, self.same_leaf)
+            if named is None:
+                return None
+            found += named
+        return found, edit(parts)
+
+    # ----------------------------------------------------------------------------------- segments
+
+    def _segment(self, row: Row) -> tuple[list[Finding], list[Edit]] | None:
+        assert row.node is not None and row.theirs is not None
+        if self._adapted(row):
+            return [], []
+        if row.kind == "output" and (swapped := self._swapped(row)):
+            return swapped
+        edits = self.differ.edits(row.node, 0, row.theirs)
+        spliced = [each for each in edits if each.kind == "splice"]
+        if spliced or not self._passes(row, [*self.edits, *edits]):
+            return None
+        edits = self._fewest(row, edits)
+        found: list[Finding] = []
+        for edit in edits:
+            names = self._names(edit, row)
+            if names is None:
+                return None
+            found += names
+        return found, edits
+
+    def _fewest(self, row: Row, edits: list[Edit]) -> list[Edit]:
+        """Edits without which the segment would differ."""
+        changed = True
+        while changed:
+            changed = False
+            for edit in list(reversed(edits)):
+                fewer = [each for each in edits if each is not edit]
+                if self._passes(row, [*self.edits, *fewer]):
+                    edits, changed = fewer, True
+        return edits
+
+    def _names(self, edit: Edit, row: Row) -> list[Finding] | None:
+        if edit.kind == "rewire":
+            return self._rewired(edit, row)
+        leaves = self.pairing.reference.leaves, self.pairing.candidate.leaves
+        return names_of(edit, self._place(edit, row), *leaves)
+
+    def _place(self, edit: Edit, row: Row) -> str:
+        """The layer in which an edit is."""
+        node = edit.ours or edit.below
+        assert node is not None
+        new = edit.theirs if edit.kind == "insert" else None
+        if row.kind == "output" and new is not None and new.op in ("softmax", "log_softmax"):
+            return f"output {row.name}"
+        place = self.pairing.place_of(node)
+        if place != node.op:
+            return place
+        # Of no module that has a name: behind the last layer that has one.
+        before = [n.order for n in topological([node]) if n.order in self.pairing.names]
+        return f"after {self.pairing.names[max(before)]}" if before else place
+
+    def _rewired(self, edit: Edit, row: Row) -> list[Finding]:
+        names = {u.node.order: u.name for u in self.pairing.alignment.reference}
+        names[self.pairing.reference.input.order] = "images"
+        assert edit.ours is not None
+        new, old = names.get(edit.source, "?"), names.get(edit.ours.order, "?")
+        return [Finding("other source", row.name, f"reads {new} in place of {old}")]
+
+    def _swapped(self, row: Row) -> tuple[list[Finding], list[Edit]] | None:
+        """Whether an output is what another one should be."""
+        assert row.node is not None
+        for name, node in self.pairing.reference.outputs.items():
+            if name != row.name and node.op == "probe":
+                edit = Edit("rewire", row.node.order, source=node.inputs[0].order)
+                if self._passes(row, [*self.edits, edit]):
+                    both = ", ".join(sorted({row.name, name}))
+                    return [Finding("swapped outputs", both)], [edit]
+        return None
+
+    # -------------------------------------------------------------------------- maps of other sizes
+
+    def _adapted(self, row: Row) -> bool:
+        """Whether pools only see maps of another size than they were recorded with: padding that
+        depends on the size is then worked out anew, by the rules that the recorded one fits.
+        """
+        assert row.node is not None
+        graph = self._graph(self.edits)
+        given = self.pairing.given(graph)
+        nodes = {n.order: n for n in graph.nodes()}
+        for order in sorted(self.regions[id(row)]):
+            node = nodes.get(order)
+            if node is None or node.op != "max_pool":
+                continue
+            try:
+                size = evaluate([node.inputs[0]], given)[0].shape[1:3]
+            except (RuntimeError, ValueError, IndexError):
+                return False
+            if size == node.inputs[0].shape[1:3]:
+                continue
+            for pads in _pads_at(node, size):
+                edit = Edit("set", order, values=(("pads", pads),))
+                if self._passes(row, [*self.edits, edit]):
+                    self.edits.append(edit)
+                    return True
+        return False
+
+    def _where(self, row: Row) -> str:
+        """The place in a segment where the two first differ, as far as it can be told."""
+        if row.kind == "convolution":
+            return row.name
+        assert row.node is not None and row.theirs is not None
+        graph = self._graph(self.edits)
+        given = self.pairing.given(graph)
+        nodes = {n.order: n for n in graph.nodes()}
+        mine = [nodes[o] for o in self.regions[id(row)] if o in nodes]
+        theirs = [n for n in topological([row.theirs]) if n.value is not None]
+        for node in sorted(mine, key=lambda n: n.order):
+            if node.op not in ("act", "affine", "max_pool", "average", "concat", "add", "lrn"):
+                continue
+            try:
+                made = evaluate([node], given)[0]
+            except (RuntimeError, ValueError, IndexError):
+                continue
+            if not any(difference(made, each.value)[0] <= row.bound for each in theirs):
+                return self._label(node)
+        return row.name
+
+    def _label(self, node: Node) -> str:
+        originals = {n.order: n for n in self.pairing.reference.nodes()}
+        return self.pairing.place_of(originals.get(node.order, node))
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one.double(), other.double(), 1e-9, 1e-12)
+
+
+def _pads_at(node: Node, size: Sequence[int]) -> list[Any]:
+    """Paddings for a map of another size, by each rule that the recorded padding fits."""
+    attrs = node.attrs
+    rules = []
+    for rule in (_ceil, _same):
+        made, fits = [], True
+        for axis in range(2):
+            window, stride = attrs["window"][axis], attrs["stride"][axis]
+            before, after = attrs["pads"][axis]
+            old = rule(node.inputs[0].shape[1 + axis], window, stride, before)
+            fits = fits and old == (before, after)
+            made.append(rule(size[axis], window, stride, before))
+        if fits:
+            rules.append(tuple(made))
+    return rules
+
+
+def _ceil(size: int, window: int, stride: int, before: int) -> tuple[int, int]:
+    out = max(-(-(size + 2 * before - window) // stride), 0) + 1
+    if (out - 1) * stride >= size + before:
+        out -= 1
+    return before, max((out - 1) * stride + window - size - before, 0)
+
+
+def _same(size: int, window: int, stride: int, before: int) -> tuple[int, int]:
+    total = max((-(-size // stride) - 1) * stride + window - size, 0)
+    return total // 2, total - total // 2

@@ -1,120 +1,91 @@
-"""Our network beside somebody's: where they part, why, and what training makes of both."""
+"""Two networks side by side: whether they are equal, where they part, and why."""
 
-import contextlib
 import dataclasses
-import functools
 import inspect
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import model_name, model_options, option_defaults
 from googlenet_jax.runtime.versions import versions
-from googlenet_jax.verification import explain, match, ours, reference, training
-from googlenet_jax.verification.compare import Comparison, Row, compare
-from googlenet_jax.verification.of_keras import KerasSide
-from googlenet_jax.verification.ours import Fault
-from googlenet_jax.verification.theirs import Theirs
+from googlenet_jax.verification import reference as references
+from googlenet_jax.verification import training
+from googlenet_jax.verification.align import Alignment, align, roles_of, units_of
+from googlenet_jax.verification.edits import apply
+from googlenet_jax.verification.explain import Explainer, Explanation
+from googlenet_jax.verification.from_jax import in_float64
+from googlenet_jax.verification.graph import Graph, evaluate
+from googlenet_jax.verification.naming import Finding
+from googlenet_jax.verification.rows import EPSILON, Pairing, Row, difference, rounding
+from googlenet_jax.verification.sides import JaxSide, Side, TorchSide, as_side, network_side
+from googlenet_jax.verification.transfer import (
+    Move,
+    code_of,
+    draw_leaves,
+    draw_variables,
+    moved,
+    moves,
+)
 
 DTYPES = ("float64", "float32", "bfloat16")
+WEIGHTS = ("drawn", "reference", "candidate", "own")
 EQUAL, ROUNDING, DIFFERENT = "equal", "equal to rounding", "different"
 
 
 @dataclasses.dataclass(frozen=True)
-class Verification:
-    """What was found.
+class Report:
+    """What was found; `assert report.equal, report` says it all in a test.
 
     Attributes:
-      verdict: "equal" to the last bit; "equal to rounding"; "different".
-      first: where they part, None where they do not.
-      faults: what explains it, each tested; see `explain.Explanation`. tried: how many were applied.
-      unexplained: where they still part with all of `faults` applied; None where nowhere.
-      rows: the layers in the network's order. training: losses, gradients, and after the steps
-        parameters, momenta and statistics.
-      match: which layer is which. not_compared: outputs that one side alone has, and training
-        where it was not run. about: model, dtype, versions, hardware.
+      verdict: "equal" to the last bit; "equal to rounding"; "different". It goes by the outputs.
+      outputs: theirs end to end. rows: each segment given what the candidate recorded before it.
+      findings: what explains rows that part, each tested. unexplained: (row, place) for the rest.
+      after: the outputs with all findings applied to the reference.
+      tried: how many sets of rewrites were applied. training: losses, gradients, and after the
+        steps parameters, momenta and statistics; training_findings: what explains these.
+      alignment: which layer is which. moves: where each of the candidate's weights came from.
+      stuck: kernels that could not be moved to, and why. not_compared: outputs of one side alone,
+        and what else was left out. about: titles, dtype, versions, hardware.
     """
 
     verdict: str
-    first: Row | None
-    faults: list[Fault]
-    unexplained: Row | None
-    tried: int
+    outputs: list[Row]
     rows: list[Row]
-    training: list[Row]
-    match: match.Match
+    findings: list[Finding]
+    unexplained: list[tuple[Row, str]]
+    after: list[Row]
+    tried: int
+    training: list[Any]
+    training_findings: list[Finding]
+    alignment: Alignment
+    moves: list[Move]
+    stuck: dict[str, str]
     not_compared: list[str]
     about: dict[str, Any]
 
     @property
-    def bound(self) -> float:
-        """The loosest bound that a layer was held to."""
-        return max((row.bound for row in self.rows), default=0.0)
+    def equal(self) -> bool:
+        """Whether outputs, and training where it was compared, are equal to rounding."""
+        return self.verdict != DIFFERENT
 
-    def sentence(self) -> str:
-        """The verdict in words."""
-        if self.first is None:
-            if self.verdict == EQUAL:
-                return "equal, to the last bit"
-            worst = max(row.relative for row in self.rows)
-            text = f"equal to rounding: layers differ by {worst:.1e} at most (relative), and were "
-            return text + f"held to {self.bound:.1e} and less"
-        text = f"different from {self.first.layer} on"
-        if self.faults:
-            named = ", then ".join(map(str, self.faults))
-            text += f": {named}; applied to our side, the difference vanishes there"
-        if self.unexplained is not None:
-            text += f"{'; ' if self.faults else ': '}unexplained from {self.unexplained.layer} on"
-        return text
+    @property
+    def first(self) -> Row | None:
+        """The first segment that parts."""
+        return next((row for row in self.rows if row.parted), None)
 
-    def covers(self) -> str:
-        """What the verdict covers, in words."""
-        total = len(self.match.pairs) + len(self.match.ours)
-        text = f"{len(self.match.pairs)} of our {total} layers with weights are matched"
-        for whose, names in (("ours", self.match.ours), ("theirs", self.match.theirs)):
-            if names:
-                text += f"; not matched of {whose}: {', '.join(names)}"
-        if self.not_compared:
-            text += f"; not compared: {', '.join(self.not_compared)}"
-        return text
+    def conversion(self) -> str:
+        """The function that makes the candidate's weights of the reference's, as code."""
+        return code_of(self.moves, f"{self.about['reference']} → {self.about['candidate']}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        fault = lambda f: {"fault": f.name, "layer": f.layer or "every layer", "detail": f.detail}  # noqa: E731
-        return {
-            "verdict": self.verdict,
-            "sentence": self.sentence(),
-            "covers": self.covers(),
-            "first": self.first.layer if self.first else None,
-            "explanations": [{**fault(each), "tested": True} for each in self.faults],
-            "unexplained": self.unexplained.layer if self.unexplained else None,
-            "suspects_tried": self.tried,
-            "bound": self.bound,
-            "layers": [_row_dict(row) for row in self.rows],
-            "training": [_row_dict(row) for row in self.training],
-            "match": dataclasses.asdict(self.match),
-            "about": self.about,
-        }
+    def __str__(self) -> str:
+        from googlenet_jax.verification.report import text
 
-
-def _row_dict(row: Row) -> dict[str, Any]:
-    """JSON has no infinity: null stands for what can't be subtracted."""
-    number = lambda value: float(value) if np.isfinite(value) else None  # noqa: E731
-    return {
-        "name": row.layer,
-        "relative": number(row.relative),
-        "largest": number(row.largest),
-        "bound": row.bound,
-        "shape": list(row.ours),
-        "their_shape": list(row.theirs),
-        "parted": row.parted,
-    }
+        return text(self)
 
 
 def reference_of(model: Network) -> nn.Module:
@@ -123,10 +94,10 @@ def reference_of(model: Network) -> nn.Module:
     Raises UserError for a network without one, and for options that it does not have.
     """
     name, options = model_name(model), model_options(model)
-    classes: Mapping[str, Any] = reference.NETWORKS | reference.INCEPTIONS
+    classes: Mapping[str, Any] = references.NETWORKS | references.INCEPTIONS
     if name not in classes:
         raise UserError(
-            f"--against torch: there is no PyTorch reference of {name}; name your own as FILE.py:CLASS"
+            f"--against torch: there is no PyTorch reference of {name}; name your own as FILE.py:NAME"
         )
     names = {"bn_epsilon": "eps"}
     takes = inspect.signature(classes[name]).parameters
@@ -168,263 +139,380 @@ def default_images(size: int, count: int = 4, seed: int = 0) -> np.ndarray:
     return np.stack([kinds[i % 4]() for i in range(count)])
 
 
-def default_noise(size: int, count: int = 8, seed: int = 0) -> np.ndarray:
-    """Images [count, size, size, 3] of noise, float64, as if normalised: what training is compared
-    on. Over maps of one value a plain sum, as XLA's are, rounds every addition to the same side,
-    PyTorch's cascaded one does not, and the backward pass of a deep network amplifies that.
-    """
-    return np.random.default_rng(seed).normal(0, 1, (count, size, size, 3))
-
-
 def verify(
-    model: Network,
-    module: nn.Module | KerasSide,
-    variables: Mapping[str, Any] | None = None,
+    reference: Any,
+    candidate: Any,
+    inputs: Any,
     *,
-    images: np.ndarray | None = None,
-    size: int | None = None,
-    steps: int = 1,
+    weights: str = "drawn",
+    pairs: Mapping[str, str] | None = None,
+    steps: int = 0,
     dtype: str = "float64",
-    keep_weights: bool = False,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
-) -> Verification:
-    """Puts a network of ours beside a PyTorch module.
-
-    Both get the same weights: `variables`, random ones where none are given, or with `keep_weights`
-    each its own; ours are the module's where `variables` is None then. The module is changed.
+) -> Report:
+    """Puts a candidate (a port, say) beside a reference.
 
     Args:
-      images: floats [N, S, S, 3], normalised; where None `default_images` of `size` (default: the
-        model's own), and `default_noise` for training.
-      steps: of SGD, 0 for none.
+      reference, candidate: each a `torch.nn.Module`, (function, parameters), (linen module,
+        variables), an Equinox, NNX or Keras model, or a `TrainedModel`; functions take (parameters,
+        inputs). A torch module's weights are overwritten unless `weights` is "own".
+      inputs: floats [N, H, W, C], or [N, …] of another rank as both sides take them; at least two,
+        and such that faults show: noise, not zeros.
+      weights: "drawn": the reference gets random ones, the candidate the same; "reference": the
+        candidate gets the reference's; "candidate": the other way round; "own": each keeps its own.
+      pairs: {the reference's kernel: the candidate's}, not to be questioned; see `transfer`.
+      steps: of SGD beside each other, 0 for none.
       dtype: of both sides: "float64", in which only logic can differ, "float32" or "bfloat16".
       say: is told what goes on.
     Raises:
-      UserError: the module can't be run, or no layer of it fits one of ours.
+      UserError: a side can't be run, or the two have nothing in common.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
-    if images is None:
-        size = size or model.input_size
-        images, trained_on = default_images(size, seed=seed), default_noise(size, seed=seed)
-    else:
-        trained_on = images
-    height, width = images.shape[1:3]
-    if problem := model.size_problem(height, width, model.aux_heads):
-        raise UserError(f"{model_name(model)}: {problem}")
-    model = model.clone(dtype=dtype, param_dtype=dtype)
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"), _compiled_quickly():
-        theirs = Theirs(module, dtype) if isinstance(module, nn.Module) else module
-        pair = Pair(model, theirs, images.astype("float64"), trained_on, dtype, seed)
-        return pair.verify(variables, keep_weights, steps, say)
+    for name, value, known in (("dtype", dtype, DTYPES), ("weights", weights, WEIGHTS)):
+        if value not in known:
+            raise UserError(f"--{name}: expected one of {', '.join(known)}, found {value!r}")
+    images = np.asarray(inputs, "float64")
+    if images.ndim < 2 or len(images) < 2:
+        raise UserError(
+            f"inputs: expected at least two examples [N, …], found shape {list(images.shape)}"
+        )
+    with in_float64():
+        sides = as_side(reference, dtype), as_side(candidate, dtype)
+        return _Verification(*sides, images, weights, dict(pairs or {}), dtype, seed, say).run(
+            steps
+        )
 
 
-@contextlib.contextmanager
-def _compiled_quickly() -> Iterator[None]:
-    """Everything runs a few times only: XLA's optimizations would take longer than they save."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
-
-
-class Pair:
-    """The two sides, and what both are given."""
+class _Verification:
+    """One comparison under way."""
 
     def __init__(
         self,
-        model: Network,
-        theirs: Theirs | KerasSide,
+        reference: Side,
+        candidate: Side,
         images: np.ndarray,
-        trained_on: np.ndarray,
+        weights: str,
+        pairs: dict[str, str],
         dtype: str,
         seed: int,
-    ) -> None:
-        self.model, self.theirs, self.dtype, self.seed = model, theirs, dtype, seed
-        self.images, self.trained_on = (
-            np.asarray(jax.numpy.asarray(each, dtype)) for each in (images, trained_on)
-        )
-        self.variables: Any = None
-        self.match: Any = None
-        self.their_trace: Any = None
-
-    def verify(
-        self,
-        variables: Mapping[str, Any] | None,
-        keep: bool,
-        steps: int,
         say: Callable[[str], None],
-    ) -> Verification:
-        """See `verify`."""
-        say("matching layers")
-        self._pair_up(variables, keep)
-        self.their_trace = self.theirs.trace(self.images)
-        say("comparing layer by layer")
-        now = self.compared([])
-        found = explain.Explanation([], None, 0)
-        if now.first is not None:
-            say(f"they part at {now.first.layer}; applying suspected faults to our side")
-            found = explain.explain(self.compared, self.traced, self._epsilons())
-        trained: list[Row] = []
-        if steps and found.left is None and isinstance(self.theirs, Theirs):
-            say(f"training both sides, {steps} step{'s' if steps > 1 else ''}")
-            trained, found = self._train(self.theirs, steps, found)
-        first = now.first or next((row for row in trained if row.parted), None)
-        return self._result(now, trained, found, first)
+    ) -> None:
+        self.reference, self.candidate, self.images = reference, candidate, images
+        self.weights, self.pairs, self.dtype, self.seed = weights, pairs, dtype, seed
+        self.say = say
+        self.precision = max((reference.precision, candidate.precision), key=EPSILON.__getitem__)
+        self.moves: list[Move] = []
+        self.stuck: dict[str, str] = {}
 
-    def _result(
-        self, now: Comparison, trained: list[Row], found: explain.Explanation, first: Row | None
-    ) -> Verification:
-        verdict = DIFFERENT if first is not None else ROUNDING
-        if not any(row.largest for row in (*now.rows, *trained)):
+    def run(self, steps: int) -> Report:
+        """See `verify`."""
+        self.say("reading both sides' operations")
+        one, ours = self.reference.trace(self.images)
+        other, theirs = self.candidate.trace(self.images)
+        if self.weights == "drawn" and not getattr(self.reference, "drawn", False):
+            self.reference.assign(draw_leaves(one, self.seed))
+            one, ours = self.reference.trace(self.images)
+        alignment = self._align(one, other)
+        if self.weights == "candidate":
+            flipped = _flipped(alignment)
+            self.moves, self.stuck = moves(flipped, other, one, self.reference.layouts)
+            self.reference.assign(moved(self.moves, other.leaves, one.leaves))
+            one, ours = self.reference.trace(self.images)
+            alignment = dataclasses.replace(alignment, reference=units_of(one))
+        elif self.weights != "own":
+            self.moves, self.stuck = moves(alignment, one, other, self.candidate.layouts)
+            self.candidate.assign(moved(self.moves, one.leaves, other.leaves))
+            other, theirs = self.candidate.trace(self.images)
+            alignment = self._again(alignment, one, other)
+        self.say("comparing outputs, then segment by segment")
+        return self._report(one, ours, other, theirs, alignment, steps)
+
+    def _align(self, one: Graph, other: Graph) -> Alignment:
+        names = getattr(self.reference, "names", {})
+        found = align(one, other, names, self.pairs)
+        shared = [
+            r
+            for r, c in found.pairs.items()
+            if found.reference[r].shape == found.candidate[c].shape
+        ]
+        if not shared:
+            raise UserError(
+                f"none of the {len(found.candidate)} convolutions and fully connected layers of "
+                f"{self.candidate.title} has the shape of one of {self.reference.title}'s; "
+                "make both with the same options (width, number of classes)"
+            )
+        return found
+
+    def _again(self, alignment: Alignment, one: Graph, other: Graph) -> Alignment:
+        """The alignment for the run with the weights moved: layers run in the same order again."""
+        units = units_of(other)
+        if [u.shape for u in units] != [u.shape for u in alignment.candidate]:
+            return self._align(one, other)
+        return dataclasses.replace(alignment, candidate=units)
+
+    def _report(
+        self,
+        one: Graph,
+        ours: dict[str, Tensor],
+        other: Graph,
+        theirs: dict[str, Tensor],
+        alignment: Alignment,
+        steps: int,
+    ) -> Report:
+        outputs = matched_outputs(ours, theirs)
+        pairing = Pairing(one, other, alignment, self.precision, outputs)
+        pairing.compare()
+        rows = _output_rows(ours, theirs, outputs, pairing.bound)
+        faithful = _faithful(one, ours, pairing.bound)
+        found = Explanation([], [], [], 0)
+        parted = any(row.parted for row in rows)
+        after: list[Row] = []
+        if parted:
+            self.say("they part; applying what differs to the reference, piece by piece")
+            explainer = Explainer(pairing, {})
+            found = explainer.run()
+            after = self._after(explainer, found, theirs, outputs, pairing.bound)
+        trained, why = self._trained(one, alignment, outputs, steps if not parted else 0)
+        parted = parted or any(row.parted for row in trained)
+        verdict = DIFFERENT if parted else ROUNDING
+        if not any(row.largest for row in rows) and not any(row.largest for row in trained):
             verdict = EQUAL
-        theirs, mine = self.their_trace.outputs, self.traced([]).outputs
-        alone = [f"our output {name}" for name in mine if name not in theirs]
-        alone += [f"their output {name}" for name in theirs if name not in mine]
+        alone = [f"the reference's output {n}" for n in ours if n not in outputs]
+        alone += [f"the candidate's output {n}" for n in theirs if n not in outputs.values()]
+        alone += faithful
         alone += [] if trained else ["training"]
-        return Verification(
+        if still := training.frozen_in(self.candidate):
+            alone.append(f"gradients of {len(still)} frozen parameters")
+        return Report(
             verdict,
-            first,
-            found.faults,
-            found.left,
+            rows,
+            pairing.rows,
+            _grouped(found.findings, pairing),
+            found.unexplained,
+            after,
             found.tried,
-            now.rows,
             trained,
-            self.match,
+            why,
+            alignment,
+            self.moves,
+            self.stuck,
             alone,
             self._about(),
         )
 
-    def traced(self, faults: Sequence[Fault], until: str = "") -> ours.Trace:
-        """Our run with faults."""
-        return ours.trace(self.model, self.variables, self.images, faults, until)
-
-    def compared(self, faults: Sequence[Fault], until: str = "") -> Comparison:
-        """The comparison with faults on our side, up to a layer."""
-        mine = self.traced(faults, until)
-        return compare(mine, self.their_trace, self.match, self.theirs.precision)
-
-    def units(self) -> dict[str, Any]:
-        """Their layers by their weight's name."""
-        return {unit.weight: unit for unit in self.their_trace.units}
-
-    def _epsilons(self) -> dict[str, float]:
-        units = self.units()
-        given = {layer: units[weight].epsilon for layer, weight in self.match.pairs.items()}
-        return {layer: value for layer, value in given.items() if value is not None}
-
-    # ------------------------------------------------------------------ which is which, and weights
-
-    def _pair_up(self, variables: Mapping[str, Any] | None, keep: bool) -> None:
-        drawn = variables is None
-        if variables is None:
-            size = self.images.shape[1]
-            variables = ours.draw_variables(self.model, size, self.dtype, self.seed)
-        trees = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
-        self.variables = jax.tree.map(lambda value: np.asarray(value, self.dtype), trees)
-        calls = self.traced([]).units()
-        kernels = match.kernels(self.variables, calls)
-        self.their_trace = self.theirs.trace(self.images)
-        pairs = match.match_layers(self.model, kernels, self.units())
-        if not pairs.pairs:
-            raise UserError(
-                f"--against: none of the module's {len(self.units())} convolutions and fully "
-                f"connected layers has the shape of one of {model_name(self.model)}'s; "
-                "give the options that it was made with (--option width=…, --option num_classes=…)"
-            )
-        settle = functools.partial(self._settle, keep=keep, own=drawn, place=list(kernels))
-        self.match = match.by_numbers(pairs, kernels, settle)
-        settle(self.match)
-
-    def _settle(
-        self, pairs: match.Match, keep: bool, own: bool, place: list[str]
-    ) -> tuple[int, float]:
-        """Gives both sides their weights under a match; says how far they then agree."""
-        units = self.units()
-        if not keep:
-            self.theirs.push(match.their_values(self.variables, pairs, units))
-            self.their_trace = self.theirs.trace(self.images)
-        elif own:
-            entries = match.our_entries(self.variables, pairs, units, self.theirs.pull())
-            self.variables = match.filled(self.variables, entries)
-        self.match = pairs
-        first = self.compared([]).first
-        if first is None or not first.unit:
-            return len(place), 0.0
-        return place.index(first.unit), -min(first.relative, 1e9)
-
-    # ------------------------------------------------------------------------------------- training
-
-    def _train(
-        self, theirs: Theirs, steps: int, found: explain.Explanation
-    ) -> tuple[list[Row], explain.Explanation]:
-        """The rows as the two are, and the explanation of what training alone shows."""
+    def _trained(
+        self, one: Graph, alignment: Alignment, outputs: Mapping[str, str], steps: int
+    ) -> tuple[list[training.TrainingRow], list[Finding]]:
+        """Rows of training and what explains them."""
+        table = self.moves
+        if self.weights in ("own", "candidate") or not steps or not table:
+            return [], []
+        self.say(f"training both sides, {steps} step{'s' if steps > 1 else ''}")
+        classes = [one.outputs[name].shape[-1] for name in outputs]
         generator = np.random.default_rng(self.seed)
-        labels = generator.integers(0, self.model.num_classes, (steps, len(self.trained_on)))
-        heads = [name for name in self.traced([]).outputs if name in self.their_trace.outputs]
-        units = self.units()
-
-        def their_side(side: Theirs) -> training.Arrays:
-            arrays = training.train_theirs(side, self.trained_on, labels, steps, heads)
-            return training.under_our_names(arrays, self.variables, self.match, units)
-
-        forward = max(row.bound for row in self.compared([]).rows)
-        expected = their_side(theirs)
-        nudged = (training.nudged(theirs, seed) for seed in range(training.CONTROLS))
-        controls = [their_side(each) for each in nudged]
-
-        def trained(faults: Sequence[Fault]) -> list[Row]:
-            arrays = training.train_ours(
-                self.model, self.variables, self.trained_on, labels, steps, heads, faults
+        count = max(len(self.images), 8)
+        images = generator.normal(0, 1, (count, *self.images.shape[1:]))
+        labels = generator.integers(0, min(classes), (steps, count))
+        sides = self.reference, self.candidate
+        whole = all(map(training.can_train, sides))
+        frozen = training.frozen_in(self.candidate)
+        still = frozenset(m.source for m in table if m.target in frozen)
+        before = {name: value.double() for name, value in one.leaves.items()}
+        mine = training.train(self.reference, images, labels, list(outputs), whole, still)
+        theirs, *controls = (
+            training.train(side, images, labels, list(outputs.values()), whole)
+            for side in (
+                self.candidate,
+                *(training.nudged(self.candidate, i) for i in range(training.CONTROLS)),
             )
-            return training.compare_training(arrays, expected, controls, forward)
+        )
+        means = _running(one)
+        statistics = frozenset([*means, *means.values()]) if whole else frozenset()
+        forward = rounding(alignment.reference, self.precision)
+        rows = training.compare_training(mine, theirs, controls, table, forward, statistics)
+        if not any(row.parted for row in rows) or not whole:
+            return rows, []
+        momentum = _momentum(self.reference)
+        if momentum is None:
+            return rows, []
+        bound = training.MARGIN**3 * forward
+        return rows, training.statistics_findings(
+            before, mine, theirs, table, means, momentum, bound
+        )
 
-        rows = trained([])
-        after = trained(found.faults) if found.faults else rows
-        left = next((row for row in after if row.parted), None)
-        if left is None:
-            return rows, found
-        return rows, self._explain_training(trained, after, found)
-
-    def _explain_training(
+    def _after(
         self,
-        trained: Callable[[Sequence[Fault]], list[Row]],
-        rows: list[Row],
-        found: explain.Explanation,
-    ) -> explain.Explanation:
-        """What shows in training alone: the running variance's definition."""
-        parted = [row.layer for row in rows if row.parted]
-        faults, tried = list(found.faults), found.tried
-        norm: Any = self.model.norm
-        ending = "/bn/var"
-        if norm is not None and all(name.endswith(ending) for name in parted):
-            layers = [name.removeprefix("statistic ").removesuffix(ending) for name in parted]
-            for suspected in explain.biased_variance(layers, self._unbiased()):
-                tried += len(suspected)
-                if not any(row.parted for row in trained([*faults, *suspected])):
-                    return explain.Explanation([*faults, *suspected], None, tried)
-        left = next(row for row in rows if row.parted)
-        return explain.Explanation(faults, left, tried)
-
-    def _unbiased(self) -> bool:
-        """Whether our running variances are the unbiased ones."""
-        norms = [c.module.norm for c in self.traced([]).calls if getattr(c.module, "norm", None)]
-        return norms[0].unbiased
+        explainer: Explainer,
+        found: Explanation,
+        theirs: Mapping[str, Tensor],
+        outputs: Mapping[str, str],
+        bound: float,
+    ) -> list[Row]:
+        """The outputs, end to end, of the reference with all findings in it."""
+        graph = apply(explainer.pairing.reference, found.edits, explainer.matched)
+        assert graph.input.value is not None
+        given = {id(graph.input): graph.input.value}
+        rows = []
+        for name, other in outputs.items():
+            try:
+                made = evaluate([graph.outputs[name]], given)[0]
+            except (RuntimeError, ValueError, IndexError):
+                made = None
+            value = theirs[other]
+            flat = (
+                None if made is None or made.numel() != value.numel() else made.reshape(value.shape)
+            )
+            relative, largest = difference(flat, value)
+            rows.append(Row(name, "output", relative, relative, largest, bound))
+        return rows
 
     def _about(self) -> dict[str, Any]:
-        other = "torch" if isinstance(self.theirs, Theirs) else "keras"
-        packages = ("googlenet-jax", "jax", "flax", other, "numpy")
         return {
-            "model": model_name(self.model),
-            "options": model_options(self.model),
-            "against": type(self.theirs.module).__name__,
+            "reference": self.reference.title,
+            "candidate": self.candidate.title,
+            "inputs": list(self.images.shape),
             "dtype": self.dtype,
-            "their precision": self.theirs.precision,
-            "images": list(self.images.shape),
+            "weights": self.weights,
             "seed": self.seed,
-            "versions": {"python": platform.python_version()} | versions(packages),
-            "hardware": f"{platform.machine()}, {jax.devices()[0].device_kind}",
+            "versions": versions(("jax", "flax", "torch", "numpy")),
+            "machine": platform.machine(),
+            "python": platform.python_version(),
         }
+
+
+def _flipped(alignment: Alignment) -> Alignment:
+    """The alignment seen from the candidate."""
+    pairs = {c: r for r, c in alignment.pairs.items()}
+    how = {c: alignment.how[r] for r, c in alignment.pairs.items()}
+    return Alignment(alignment.candidate, alignment.reference, pairs, how)
+
+
+def _running(graph: Graph) -> dict[str, str]:
+    """Running variances → the running means beside them."""
+    found = {}
+    for node in graph.nodes():
+        if node.op == "affine":
+            leaves = roles_of(node, graph.leaves).leaves
+            if "var" in leaves and "mean" in leaves:
+                found[leaves["var"]] = leaves["mean"]
+    return found
+
+
+def _momentum(side: Side) -> float | None:
+    """How much of a batch running statistics take."""
+    model = getattr(side, "model", None)
+    if model is not None and hasattr(model, "bn_momentum"):
+        return 1 - model.bn_momentum
+    if isinstance(side, TorchSide):
+        norms = [m for m in side.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        return norms[0].momentum if norms else None
+    return None
+
+
+def matched_outputs(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, str]:
+    """The reference's outputs → the candidate's, by name, then by place."""
+    found = {name: name for name in ours if name in theirs}
+    rest = [n for n in ours if n not in found], [n for n in theirs if n not in found]
+    if not found or (len(rest[0]) == len(rest[1]) == 1):
+        found |= dict(zip(*rest, strict=False))
+    return found
+
+
+def _output_rows(
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    outputs: Mapping[str, str],
+    bound: float,
+) -> list[Row]:
+    rows = []
+    for name, other in outputs.items():
+        one, two = ours[name], theirs[other]
+        shapes = tuple(one.shape), tuple(two.shape)
+        if one.ndim == two.ndim == 4 and shapes[0] != shapes[1]:
+            two = two.permute(0, 2, 3, 1) if one.shape == two.permute(0, 2, 3, 1).shape else two
+        one = one.reshape(len(one), -1) if one.numel() == two.numel() else one
+        two = two.reshape(len(two), -1) if one.numel() == two.numel() else two
+        relative, largest = difference(one, two)
+        rows.append(Row(name, "output", relative, relative, largest, bound, *shapes))
+    return rows
+
+
+def _faithful(graph: Graph, real: Mapping[str, Tensor], bound: float) -> list[str]:
+    """Outputs whose graph does not give what the network itself gave, in words."""
+    found = []
+    for name, value in real.items():
+        node = graph.outputs[name]
+        made = node.value if node.value is not None else node.inputs[0].value
+        if made is None or made.numel() != value.numel():
+            continue
+        if difference(made.reshape(value.shape), value)[0] > bound:
+            found.append(f"segments before {name}: the graph does not give what the network does")
+    return found
+
+
+def _grouped(findings: list[Finding], pairing: Pairing) -> list[Finding]:
+    """The same fault in every layer that could have it is one finding, of layer ""."""
+    everywhere = {
+        "BN epsilon": lambda u: "norm",
+        "missing batch norm scale": lambda u: "norm",
+        "missing ReLU": lambda u: "act",
+        "activation": lambda u: "act",
+    }
+    readers = pairing.reference.consumers()
+
+    def could(name: str) -> set[str]:
+        found = set()
+        for unit in pairing.alignment.reference:
+            chain = _chain_of(unit.node, readers)
+            if (everywhere[name](unit) == "norm" and "affine" in chain) or (
+                everywhere[name](unit) == "act" and "act" in chain
+            ):
+                found.add(unit.name)
+        return found
+
+    result: list[Finding] = []
+    for finding in findings:
+        alike = {f.layer for f in findings if (f.name, f.detail) == (finding.name, finding.detail)}
+        if finding.name in everywhere and len(alike) > 2:
+            wanted = could(finding.name)
+            if finding.name.startswith(("BN", "missing batch")):
+                wanted = (
+                    {u for u in wanted if u in alike}
+                    if len(alike) >= _norms_in(pairing)
+                    else wanted
+                )
+            if wanted <= alike:
+                finding = dataclasses.replace(finding, layer="")
+        if finding not in result:
+            result.append(finding)
+    return result
+
+
+def _chain_of(node: Any, readers: Mapping[int, list[Any]]) -> list[str]:
+    found: list[str] = []
+    while True:
+        above = readers.get(id(node), [])
+        if len(above) != 1 or above[0].op not in ("affine", "act", "dropout"):
+            return found
+        node = above[0]
+        found.append(node.op)
+
+
+def _norms_in(pairing: Pairing) -> int:
+    """How many layers have a batch norm."""
+    leaves = pairing.reference.leaves
+    nodes = [n for n in pairing.reference.nodes() if n.op == "affine"]
+    return sum("var" in roles_of(n, leaves).leaves for n in nodes)
+
+
+def own_network(
+    model: Network, variables: Mapping[str, Any] | None, size: int, dtype: str, seed: int
+) -> JaxSide:
+    """A network of ours as a side; with random weights where `variables` is None."""
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+    drawn = variables is None
+    given = draw_variables(model, size, "float64", seed) if drawn else variables
+    side = network_side(model, given, dtype)  # type: ignore[arg-type]
+    side.drawn = drawn  # type: ignore[attr-defined]
+    return side

@@ -50,7 +50,8 @@ class RunDescription:
     model again.
 
     `model_options` are those of `models.registry.model_options`, `preprocessing` is
-    `Preprocessing.to_dict()`, `config` the whole config.
+    `Preprocessing.to_dict()`, `config` the whole config, `data` what tells the training split from
+    another (`Source.identity`; empty where nothing is known).
     """
 
     model_name: str
@@ -58,6 +59,7 @@ class RunDescription:
     config: dict[str, Any]
     class_names: tuple[str, ...]
     preprocessing: dict[str, Any]
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON has it: tuples become lists, so that what was written compares equal to
@@ -68,7 +70,8 @@ class RunDescription:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "RunDescription":
         """Inverse of `to_json`; keys that this class does not have are left aside."""
-        known = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        names = [field.name for field in dataclasses.fields(cls)]
+        known = {name: values[name] for name in names if name != "data" or name in values}
         return cls(**{**known, "class_names": tuple(values["class_names"])})
 
 
@@ -209,6 +212,7 @@ class Checkpoints:
     def _read(self, step: int, state: Any) -> Restored:
         content = _read_metadata(self._manager, step)
         self._refuse_another_model(step, content)
+        self._refuse_other_data(step, content)
         _refuse_other_arrays(self.folder / str(step), content["arrays"], _flatten(state))
         arrays = _read_arrays(self._manager, step, content["arrays"], _flatten(state))
         evaluated = content.get("evaluated", True)  # older checkpoints don't say
@@ -271,6 +275,20 @@ class Checkpoints:
                 f"{where}: the checkpoint's {ours['model_name']} has other options: {', '.join(changed)}; train in another folder"
             )
 
+    def _refuse_other_data(self, step: int, content: Mapping[str, Any]) -> None:
+        """Refuses to go on with another data set under the same name; older checkpoints don't say
+        what they were trained on.
+        """
+        ours, theirs = self._description.to_json()["data"], content.get("data")
+        if not ours or not theirs or ours == theirs:
+            return
+        differs = next((name for name in theirs if theirs[name] != ours.get(name)), "fingerprint")
+        raise UserError(
+            f"{self.folder / str(step)}: the run was trained on other data under this name: "
+            f"{differs} {_shortened(theirs[differs])}, now {_shortened(ours.get(differs))}; give the "
+            "data of the run (data.dir), or train in another folder"
+        )
+
     def _move_aside(self, steps: list[int]) -> None:
         def move() -> None:
             for step in steps:
@@ -279,6 +297,11 @@ class Checkpoints:
         if steps:
             self._first(move)
             self._manager.reload()
+
+
+def _shortened(value: Any) -> str:
+    text = ", ".join(value) if isinstance(value, list) else str(value)
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _complete(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tests.verification.small import Twin
 
 class Port(Twin):
-    def __init__(self, num_classes):
+    def __init__(self, num_classes=5):
         super().__init__(num_classes)
         self.ceil = False
 
@@ -25,6 +25,8 @@ class Settings:
 
 class Fine(Twin):
     pass
+
+fine = Fine()
 
 class Broken(Twin):
     def forward(self, x):
@@ -47,37 +49,49 @@ def call(port: Path, name: str, *arguments: str) -> int:
     return main(["verify", "small", *given, *arguments])
 
 
-def test_a_fault_is_said_on_the_screen_in_json_and_on_a_page(
+def test_a_fault_is_said_on_the_screen_and_in_files(
     port: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    page = tmp_path / "report.html"
-    assert call(port, "Port", "--html", str(page)) == 3
+    page, pull, pairs = (tmp_path / name for name in ("report.html", "report.md", "pairs.json"))
+    files = ["--html", str(page), "--markdown", str(pull), "--save-map", str(pairs)]
+    assert call(port, "Port", *files) == 3
     out, err = capsys.readouterr()
-    assert "different from pool1 on: ceil against floor (pool1" in out
-    assert "applying suspected faults" in err
+    assert "different: ceil against floor (pool1" in out
+    assert "segment by segment" in err
     html = page.read_text()
-    assert "ceil against floor" in html and html.count("<svg") == 2
+    assert "ceil against floor" in html and html.count("<svg") == 1 + ("by channel" in html)
     assert "http" not in html.replace("http://www.w3.org", "").replace(
         "http://purl.org", ""
     ).replace("https://matplotlib.org", "").replace("http://creativecommons.org", "")
     assert f"--against {port}:Port" in html  # how to repeat it
     assert "jax" in html and "float64" in html
-    assert call(port, "Port", "--json") == 3
+    assert "| ≠ |" in pull.read_text()
+    assert json.loads(pairs.read_text())["params/conv1/kernel"] == "conv1.conv.weight"
+
+
+def test_json_and_a_map(port: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text('{"params/conv2/kernel": "conv2.conv.weight"}')
+    assert call(port, "Port", "--json", "--map", str(pairs)) == 3
     found = json.loads(capsys.readouterr().out)
-    assert found["first"] == "pool1" and found["explanations"][0]["fault"] == "ceil against floor"
+    assert found["explanations"][0]["fault"] == "ceil against floor"
+    assert {"reference": "conv2", "candidate": "conv2.conv.weight", "by": "map"} in found["pairs"]
 
 
-def test_equal_is_0(port: Path, capsys: pytest.CaptureFixture[str]):
-    assert call(port, "Fine") == 0
+def test_equal_is_0_for_an_object_and_for_any_pair(port: Path, capsys: pytest.CaptureFixture[str]):
+    assert call(port, "fine") == 0
     assert "equal to rounding" in capsys.readouterr().out
+    pair = ["--reference", f"{port}:Fine", "--candidate", f"{port}:Port", "--size", "14"]
+    assert main(["verify", *pair, "--steps", "0"]) == 3
+    assert "ceil against floor" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("Prot", "has no 'Prot' (did you mean 'Port'?)"),
-        ("number", "to be a torch.nn.Module, found int"),
-        ("Broken", "does not run on images [N, 3, 14, 14]: RuntimeError: no such luck"),
+        ("number", "expected a torch.nn.Module"),
+        ("Broken", "does not run on inputs [4, 3, 14, 14]: RuntimeError: no such luck"),
     ],
 )
 def test_what_is_wrong_with_the_file_is_one_line(
@@ -93,6 +107,8 @@ def test_what_is_wrong_with_the_file_is_one_line(
     [
         (["small", "--against", "no.py:X"], "with a file that exists, found 'no.py:X'"),
         (["small"], "there is no PyTorch reference of small"),
+        ([], "give a MODEL, or --reference"),
+        (["small", "--reference", "a.py:A"], "give a MODEL, or --reference"),
         (
             ["googlenet_bn", "--option", "fully_connected_head=true"],
             "leave fully_connected_head at",

@@ -327,9 +327,9 @@ class Theirs:
         return {name: value.detach().numpy() for name, value in found.items()}
 
     def _update_average(self) -> None:
-        decay = (
-            self.config.ema.decay if self.steps >= int(self.config.ema.start.split()[0]) else 0.0
-        )
+        after = self.steps - int(self.config.ema.start.split()[0])
+        rising = (1 + after) / (10 + after)  # TensorFlow's rule for the first steps
+        decay = min(self.config.ema.decay, rising) if after >= 0 else 0.0
         for name, value in self._values().items():
             self.average[name] = decay * self.average.get(name, 0.0) + (1 - decay) * value
 

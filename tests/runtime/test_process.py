@@ -69,6 +69,24 @@ with open("/proc/self/maps") as lines:
 low, high = int(ends[0][0], 16), int(ends[-1][1], 16)
 print(low <= libc.malloc(1 << 16) < high, any(low <= block < high for block in blocks))
 """
+# Whether the block of another thread lies in the main thread's heap.
+SEVERAL = """
+import ctypes, threading
+import jax
+from googlenet_jax.runtime import process
+process.prepare()
+{change}
+process.prepare_for_several()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+blocks = []
+thread = threading.Thread(target=lambda: blocks.append(libc.malloc(1 << 16)))
+thread.start()
+thread.join()
+with open("/proc/self/maps") as lines:
+    ends = [line.split()[0].split("-") for line in lines if line.rstrip().endswith("[heap]")]
+print(int(ends[0][0], 16) <= blocks[0] < int(ends[-1][1], 16))
+"""
 FLAG = "--xla_cpu_experimental_ynn_fusion_type=reduce"
 
 
@@ -100,6 +118,14 @@ def test_computed_buffers_are_kept_and_threads_have_heaps_of_their_own(tmp_path)
     (sets, faults, heaps), _ = run(COMPUTE, tmp_path)
     assert sets == "True" and int(faults) < 1000  # 128 MiB in pages of 4 KiB are 32,768
     assert heaps == "True False"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+@pytest.mark.parametrize("several", [False, True])
+def test_one_of_several_processes_has_one_heap(tmp_path, several):
+    """What they compute together runs in JAX's threads, whose own heaps keep no large buffers."""
+    change = f"jax.distributed.is_initialized = lambda: {several}"
+    assert run(SEVERAL.format(change=change), tmp_path)[0] == [str(several)]
 
 
 def test_a_users_own_choice_of_dispatch_stays(tmp_path):

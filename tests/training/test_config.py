@@ -100,7 +100,6 @@ def test_whole_numbers_count_as_numbers_and_lists_as_tuples():
         ({"augment__size": 10**23}, r"^augment.size: "),
         ({"eval_batch_size": 10**23}, r"^eval_batch_size: "),
         ({"eval_batch_size": 2**30}, r"^eval_batch_size: .* the host has"),
-        ({"optimizer__weight_decay": 10**400}, r"^optimizer.weight_decay: "),
         ({"optimizer__name": "adamw", "optimizer__options": {"b2": 5}}, r"^optimizer.options: adamw's b2: .*below 1, found 5"),
         ({"task": "segmentation"}, r"^task: expected one of 'classification'.*, found 'segmentation'"),
         ({"optimizer__name": "adamv"}, r"^optimizer.name: .*did you mean 'adamw'"),

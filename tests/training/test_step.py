@@ -26,7 +26,7 @@ from googlenet_jax.runtime.sharding import create_mesh, replicate, shard_batch
 from googlenet_jax.training.losses import create_loss
 from googlenet_jax.training.optimizer import create_optimizer, create_schedule
 from googlenet_jax.training.state import TrainState, eval_variables, make_create_state
-from googlenet_jax.training.step import make_train_step
+from googlenet_jax.training.step import average_decay, make_train_step
 from googlenet_jax.training.task import Task
 
 PREPROCESSING = Preprocessing(size=8, resize=8)
@@ -220,6 +220,18 @@ def test_bfloat16_keeps_float32_parameters_and_statistics():
     assert {leaf.dtype.name for leaf in jax.tree.leaves(run.state) if leaf.ndim} == {"float32"}
 
 
+def mix(kept: float, old: Any, new: Any) -> Any:
+    return kept * old + (1 - kept) * new
+
+
+def test_average_of_a_short_run_is_not_of_its_random_beginning():
+    shares = [float(average_decay(jnp.int32(step), 0.99, 0)) for step in range(34)]
+    assert shares[0] == pytest.approx(0.1)
+    assert np.prod(shares[-20:]) < 2e-3  # what is left of step 14 at the end
+    assert float(average_decay(jnp.int32(10_000), 0.99, 0)) == pytest.approx(0.99)
+    assert float(average_decay(jnp.int32(4), 0.99, 5)) == 0
+
+
 def test_average_starts_as_a_copy_and_then_follows():
     run, batch = Run(ema_decay=0.75, ema_start=2), batch_of(8)
     history = []
@@ -229,8 +241,9 @@ def test_average_starts_as_a_copy_and_then_follows():
         history[-1] = jax.tree.map(np.array, history[-1])  # the next step uses the state up
     for raw, average in history[:2]:
         jax.tree.map(np.testing.assert_array_equal, raw, average)
-    for (_, before), (raw, average) in itertools.pairwise(history[1:]):
-        expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, before, raw)
+    for n, ((_, before), (raw, average)) in enumerate(itertools.pairwise(history[1:])):
+        kept = min(0.75, (1 + n) / (10 + n))  # TensorFlow's rule for the first steps
+        expected = jax.tree.map(functools.partial(mix, kept), before, raw)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), average, expected
         )
