@@ -9,7 +9,9 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Something a person gave is wrong; the text is one line that says what, where, and what to do."""
+    """Something a person gave is wrong; the text is one line that says what, where, and what to
+    do.
+    """
 
 
 # Control characters but tab and line feed, what turns the direction of writing, other line breaks,

@@ -33,7 +33,9 @@ class Registry(Generic[T]):
         self._things[name] = thing
 
     def __getitem__(self, name: str) -> T:
-        """Returns what has that name; raises UserError, with the nearest name, where nothing has."""
+        """Returns what has that name; raises UserError, with the nearest name, where nothing
+        has.
+        """
         if name not in self._things:
             raise UserError(
                 f"expected one of {', '.join(map(repr, self))}, found {name!r}"

@@ -25,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("models", "run", "files")
-STEPS, STOPPED_AFTER = 40, 20
+STEPS, STOPPED_AFTER = 200, 20
 
 
 def main() -> None:

@@ -46,5 +46,5 @@ def test_importing_the_package_loads_neither_jax_nor_flax():
     code = "import sys, googlenet_jax; print(any(name in sys.modules for name in ('jax', 'flax', 'numpy')), googlenet_jax.__version__)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-        == "False 0.1.0\n"
+        == "False 0.2.0\n"
     )

@@ -1,4 +1,6 @@
-"""The parser of arguments: argparse's, which also names the nearest right word of a typing error."""
+"""The parser of arguments: argparse's, which also names the nearest right word of a typing
+error.
+"""
 
 import argparse
 import re

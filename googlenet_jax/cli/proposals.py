@@ -1,4 +1,6 @@
-"""`googlenet-jax proposals`: boxes that may hold an object, kept beside a data set; their coverage."""
+"""`googlenet-jax proposals`: boxes that may hold an object, kept beside a data set; their
+coverage.
+"""
 
 import argparse
 import json

@@ -1,4 +1,6 @@
-"""`googlenet-jax summary`: a network's layers with their sizes and costs, beside the paper's table or another network."""
+"""`googlenet-jax summary`: a network's layers with their sizes and costs, beside the paper's table
+or another network.
+"""
 
 import argparse
 import dataclasses
@@ -115,7 +117,9 @@ def _as_json(
 
 
 def summary_text(summary: "Summary", printed: "PrintedTable | None" = None) -> str:
-    """The rows and totals as an aligned table; with `printed`, its figures beside the last layer that each sums up."""
+    """The rows and totals as an aligned table; with `printed`, its figures beside the last layer
+    that each sums up.
+    """
     from googlenet_jax.profiling.printed import compare
 
     header = ["layer", "output", "depth", "parameters", "multiply-adds"]
@@ -153,7 +157,9 @@ def summary_text(summary: "Summary", printed: "PrintedTable | None" = None) -> s
 
 
 def comparison_text(name: str, summary: "Summary", other_name: str, other: "Summary") -> str:
-    """Two networks side by side, rows aligned by name; a row that differs is marked with what differs in it."""
+    """Two networks side by side, rows aligned by name; a row that differs is marked with what
+    differs in it.
+    """
     columns = ["output", "depth", "parameters", "multiply-adds"]
     header = [
         "layer",
@@ -183,7 +189,9 @@ def comparison_text(name: str, summary: "Summary", other_name: str, other: "Summ
 
 
 def align(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Both lists in one, each name once: those of `others` alone follow the name that they follow there."""
+    """Both lists in one, each name once: those of `others` alone follow the name that they follow
+    there.
+    """
     merged, position = list(names), 0
     for name in others:
         if name in merged:
@@ -195,7 +203,8 @@ def align(names: Sequence[str], others: Sequence[str]) -> list[str]:
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    """Plain text with aligned columns: those numbered in `left` to the left, the others to the right. Lines may be short.
+    """Plain text with aligned columns: those numbered in `left` to the left, the others to the
+    right. Lines may be short.
 
     Columns that don't fit the terminal (80 columns where there is none) follow in a table of their
     own, each row with its name, and without the rows that say nothing there.

@@ -23,7 +23,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded, and TFDS's search for checksums needs a package that it doesn't install.
+    # Nothing is downloaded, and TFDS's search for checksums needs a package that it doesn't
+    # install.
     url_infos = None
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -149,7 +149,8 @@ class Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
     and its class."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded, and TFDS's search for checksums needs a package that it doesn't install.
+    # Nothing is downloaded, and TFDS's search for checksums needs a package that it doesn't
+    # install.
     url_infos = None
 
     def __init__(self, listing: Listing, root: Path, **options: Any) -> None:

@@ -1,4 +1,6 @@
-"""What turns uint8 images into a network's input: sizes for the host, and the arithmetic that runs on the device inside jit."""
+"""What turns uint8 images into a network's input: sizes for the host, and the arithmetic that runs
+on the device inside jit.
+"""
 
 import dataclasses
 from numbers import Real
@@ -24,7 +26,8 @@ class Preprocessing:
     Attributes:
         size: height and width of the network's input, in pixels.
         resize: the short side before the centre crop of an evaluation, in pixels; at least `size`.
-        mean: subtracted, a channel each, in units of 0–255 and in the order that `channel_order` names. The default is ImageNet's;
+        mean: subtracted, a channel each, in units of 0–255 and in the order that `channel_order`
+        names. The default is ImageNet's;
             Caffe's models take (104, 117, 123) in BGR order, std 1.
         std: divided by afterwards, likewise.
         channel_order: the order in which the network takes its channels, "rgb" or "bgr".
@@ -130,7 +133,9 @@ def normalize(
 def standardize(
     images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
-    """`normalize` without its check: images [N, S, S, 3] may also be floats, in units of 0–255, as augmentation leaves them."""
+    """`normalize` without its check: images [N, S, S, 3] may also be floats, in units of 0–255, as
+    augmentation leaves them.
+    """
     compute = jnp.promote_types(dtype, jnp.float32)
     if preprocessing.channel_order == "bgr":
         images = images[..., ::-1]
@@ -144,7 +149,8 @@ def _three_numbers(field: str, value: Any) -> tuple[float, ...]:
         if isinstance(value, (tuple, list)) or (isinstance(value, np.ndarray) and value.ndim)
         else []
     )
-    # Compared before it becomes a float, which a long whole number can't; normalize computes in float32.
+    # Compared before it becomes a float, which a long whole number can't; normalize computes in
+    # float32.
     largest = float(np.finfo(np.float32).max)
     fine = (
         len(given) == 3

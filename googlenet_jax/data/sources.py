@@ -118,7 +118,9 @@ class Source:
         return {"examples": count, "class_names": list(self.class_names), "fingerprint": crc}
 
     def checksum(self) -> int:
-        """A check sum of what the split's files hold and of its classes' names; reads all of them."""
+        """A check sum of what the split's files hold and of its classes' names; reads all of
+        them.
+        """
         crc = zlib.crc32("\n".join(self.class_names).encode())
         try:
             for name in self._files:

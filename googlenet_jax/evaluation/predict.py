@@ -85,7 +85,9 @@ def _is_image(array: np.ndarray) -> bool:
 
 
 def read(picture: Picture) -> np.ndarray:
-    """Returns a picture as uint8 [H, W, 3] or [H, W, 1]. Raises UserError where it can't be read."""
+    """Returns a picture as uint8 [H, W, 3] or [H, W, 1]. Raises UserError where it can't be
+    read.
+    """
     return picture if isinstance(picture, np.ndarray) else read_picture(picture)
 
 

@@ -29,7 +29,8 @@ def summarize(
         calibration: ece (expected calibration error, 15 bins, arXiv 1706.04599) and the bins: low,
           high, examples, confidence, accuracy (the last two None where there is no example).
         classes: of those that have examples: class, examples, predictions (of the class), recall,
-          precision (None where undefined), most_confused (the class it is taken for most often, None where never).
+          precision (None where undefined), most_confused (the class it is taken for most often,
+          None where never).
         confused_pairs: the most frequent mistakes: class, predicted, count, share of the class.
     """
     measures = _measures(len(class_names))
@@ -160,8 +161,8 @@ def worst_mistakes(records: Sequence[Record], count: int) -> list[Record]:
 
 
 def format_table(table: Sequence[dict[str, Any]]) -> str:
-    """Lays the table out as the paper's Table 3, with the top-1 error beside it; the last column is the
-    change of the top-5 error (of fewer classes, of the top-1 error) against the first row's.
+    """Lays the table out as the paper's Table 3, with the top-1 error beside it; the last column is
+    the change of the top-5 error (of fewer classes, of the top-1 error) against the first row's.
     """
     measured = [k for k in (1, TOP) if f"top{k}_error" in table[0]]
     last = f"top{measured[-1]}_error"

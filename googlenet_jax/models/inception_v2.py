@@ -17,7 +17,7 @@ from googlenet_jax.models.inception_modules import (
     WidthsA,
     torchvision_names,
 )
-from googlenet_jax.models.inception_v3 import Rethought
+from googlenet_jax.models.inception_v3 import InceptionV2V3Base
 from googlenet_jax.models.layers import he_fan_in_truncated
 from googlenet_jax.models.network import VALID, Output, PrintedRow, PrintedTable
 
@@ -60,7 +60,7 @@ TABLE_1 = PrintedTable(
 # fmt: on
 
 
-class InceptionV2(Rethought):
+class InceptionV2(InceptionV2V3Base):
     """Inception-v2: 42 layers, modules A, B and C between two grid reductions.
 
     The branches' widths are not published: they are those of v3 as released; of the five modules B, one more than v3 has, the last repeats

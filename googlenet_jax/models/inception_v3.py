@@ -55,7 +55,7 @@ STEM = {
 }
 
 
-class Rethought(NormedNetwork):
+class InceptionV2V3Base(NormedNetwork):
     """What Inception-v2 and -v3 share: the sizes that they take.
 
     The auxiliary head ends in a 5×5 on what a 5×5/3 pool leaves, which needs a 17×17 map: 299 pixels. Without it 75 do.
@@ -72,7 +72,7 @@ class Rethought(NormedNetwork):
         return 299 if self.aux_heads else self.min_size_without_aux
 
 
-class InceptionV3(Rethought):
+class InceptionV3(InceptionV2V3Base):
     """Inception-v3: torchvision's, TF-slim's, Keras's or the one that the Fréchet Inception distance is defined by.
 
     | | torchvision | slim | keras | fid |

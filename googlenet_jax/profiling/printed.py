@@ -1,4 +1,6 @@
-"""A network's computed figures beside those that its paper printed; the network's class holds the printed table."""
+"""A network's computed figures beside those that its paper printed; the network's class holds the
+printed table.
+"""
 
 import dataclasses
 
@@ -15,10 +17,11 @@ class Comparison:
 
     Attributes:
       layers: our rows that it sums up.
-      output: (height, width, channels), computed; weights: of the kernels, in K = 1024, and multiply_adds: in millions, both computed;
+      output: (height, width, channels), computed; weights: of the kernels, in K = 1024, and
+        multiply_adds: in millions, both computed;
         `paper_…` as printed.
-      weights_difference, multiply_adds_difference: printed relative to computed, in percent; None where the two are within one unit of
-        the printed figure.
+      weights_difference, multiply_adds_difference: printed relative to computed, in percent; None
+        where the two are within one unit of the printed figure.
       note: why they differ, where it is known; else "".
     """
 
@@ -67,7 +70,9 @@ def _compare_row(summary: Summary, printed: PrintedTable, row: PrintedRow) -> Co
 
 
 def _difference(computed: float, printed: float | None, unit: float) -> float | None:
-    """How far `printed` lies from `computed`, in percent of `computed`; None where they are within one `unit`, or none is printed."""
+    """How far `printed` lies from `computed`, in percent of `computed`; None where they are within
+    one `unit`, or none is printed.
+    """
     if printed is None or abs(printed - computed) <= unit:
         return None
     return 100 * (printed - computed) / computed

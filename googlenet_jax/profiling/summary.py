@@ -1,7 +1,9 @@
-"""What a network consists of, by layer: output size, depth, parameters and multiply-adds, counted from the traced computation.
+"""What a network consists of, by layer: output size, depth, parameters and multiply-adds, counted
+from the traced computation.
 
-Nothing is computed: the network is traced on shapes alone. A convolution or matrix product counts where one side derives from parameters
-and the other from the images, so that average pooling written as a product does not; it belongs to the layer whose name flax put on it.
+Nothing is computed: the network is traced on shapes alone. A convolution or matrix product counts
+where one side derives from parameters and the other from the images, so that average pooling
+written as a product does not; it belongs to the layer whose name flax put on it.
 """
 
 import collections
@@ -26,7 +28,8 @@ class Row:
       output: (H, W, C), or (C,) where there is no map.
       depth: layers with weights on the longest path through it.
       parameters: all entries of `params`; weights: those of kernels alone, as the papers count.
-      multiply_adds: of products with weights; every output position counts the whole kernel, also where it reaches into the padding.
+      multiply_adds: of products with weights; every output position counts the whole kernel, also
+        where it reaches into the padding.
       aux: whether it is an auxiliary head.
     """
 
@@ -41,13 +44,17 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """A network's rows from the image to the logits: the trunk, then the auxiliary heads, then the classifier."""
+    """A network's rows from the image to the logits: the trunk, then the auxiliary heads, then the
+    classifier.
+    """
 
     rows: tuple[Row, ...]
 
     @property
     def depth(self) -> int:
-        """Layers with weights from the image to the main logits, as the paper counts: 22 for GoogLeNet."""
+        """Layers with weights from the image to the main logits, as the paper counts: 22 for
+        GoogLeNet.
+        """
         return sum(row.depth for row in self.rows if not row.aux)
 
     def row(self, name: str) -> Row | None:

@@ -273,7 +273,8 @@ class Peers:
 def watching(timeout: float) -> Iterator[Peers | None]:
     """Watches over the other processes inside; None, and nothing done, where this one is alone.
 
-    What is raised inside is told to them. It must be raised without waiting for them: see `telling`.
+    What is raised inside is told to them. It must be raised without waiting for them: see
+    `telling`.
     """
     if jax.process_count() == 1:
         yield None

@@ -23,8 +23,8 @@ class Stop:
     """Whether SIGINT, SIGTERM or SIGHUP asks this process to stop: `signum` is the signal from then
     on.
 
-    A handler only notes the signal, and the loop asks, through `distributed.Agreement`: an exception
-    raised by the handler would tear whatever is under way, and Python drops it inside a
+    A handler only notes the signal, and the loop asks, through `distributed.Agreement`: an
+    exception raised by the handler would tear whatever is under way, and Python drops it inside a
     garbage-collection callback.
     """
 

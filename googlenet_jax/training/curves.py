@@ -54,7 +54,8 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
             _plot(loss, _curve(own, "loss"), look)
             _plot(top1, _curve(own, "top1", 100), look)
             _plot(rate, _curve(own, "learning_rate"), {**look, "label": name, "linestyle": "-"})
-    # The first evaluations of a batch-normalised network can be far off, and would flatten all else.
+    # The first evaluations of a batch-normalised network can be far off, and would flatten all
+    # else.
     loss.set_yscale("log")
     loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     loss.yaxis.set_major_formatter("{x:g}")  # the scale's own powers of ten do not fit the margin
@@ -88,7 +89,8 @@ def _finish(axes: Axes, title: str, legend: bool) -> None:
     axes.set_xlabel("epoch")
     axes.grid(alpha=0.3)
     if legend and axes.lines:
-        # The texts are set afterwards: a label of matplotlib's that begins with "_" is hidden, and one with two "$" is read as a formula.
+        # The texts are set afterwards: a label of matplotlib's that begins with "_" is hidden, and
+        # one with two "$" is read as a formula.
         texts = axes.legend(axes.lines, ["·"] * len(axes.lines), fontsize="small").get_texts()
         for text, line in zip(texts, axes.lines, strict=True):
             text.set(text=line.get_label(), parse_math=False)

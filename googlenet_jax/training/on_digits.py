@@ -1,12 +1,16 @@
-"""A recipe's `:digits` and `:smoke`: the same code on scikit-learn's handwritten digits, which nothing need be downloaded for."""
+"""A recipe's `:digits` and `:smoke`: the same code on scikit-learn's handwritten digits, which
+nothing need be downloaded for.
+"""
 
 from ml_collections import ConfigDict
 
 
 def on_digits(config: ConfigDict, size: int, width: float) -> None:
-    """Puts a recipe onto the digits, in place: a narrow network and images of `size` × `size`, enlarged from 8×8.
+    """Puts a recipe onto the digits, in place: a narrow network and images of `size` × `size`,
+    enlarged from 8×8.
 
-    What makes the recipe, its optimizer, schedule and losses, stays; a caller scales it to a short run.
+    What makes the recipe, its optimizer, schedule and losses, stays; a caller scales it to a short
+    run.
     """
     config.dtype = "float32"
     config.model.options.width = width
@@ -41,7 +45,8 @@ def on_digits(config: ConfigDict, size: int, width: float) -> None:
 def smoke(config: ConfigDict) -> None:
     """Cuts a recipe on the digits to 20 steps with a checkpoint after 10, in place.
 
-    Run it with `--config.duration="10 steps"` first and then as it is: the second run goes on from the first's checkpoint.
+    Run it with `--config.duration="10 steps"` first and then as it is: the second run goes on from
+    the first's checkpoint.
     """
     config.data.eval_splits = ("test[:16]",)
     config.batch_size = 8

@@ -1,7 +1,8 @@
-"""Patterns that name parts of the parameter tree, what stays frozen and what learns at another rate.
+"""Patterns that name parts of the parameter tree, what stays frozen and what learns at another
+rate.
 
-"conv*" names `conv1/kernel` and all else whose path, or the beginning of it, it fits; `*` stands for
-anything, `/` included.
+"conv*" names `conv1/kernel` and all else whose path, or the beginning of it, it fits; `*` stands
+for anything, `/` included.
 """
 
 import dataclasses

@@ -41,7 +41,8 @@ assert not any(name.split(".")[0] == "googlenet_jax" for name in sys.modules)
 def export_model(
     model: Network, variables: Mapping[str, Any], preprocessing: Preprocessing
 ) -> bytes:
-    """Makes the artifact, for PLATFORMS: images uint8 `[b, S, S, 3]`, RGB, any b → logits `[b, num_classes]`.
+    """Makes the artifact, for PLATFORMS: images uint8 `[b, S, S, 3]`, RGB, any b → logits `[b,
+    num_classes]`.
 
     Channel order, mean and standard deviation are applied inside; what comes before them, reading,
     scaling and cropping to S × S, is not. Batch norm is folded.

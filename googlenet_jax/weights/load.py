@@ -9,7 +9,6 @@ from typing import Any
 
 from googlenet_jax.errors import UserError, nearest
 from googlenet_jax.models.registry import model_name
-from googlenet_jax.runtime.storage import is_store
 from googlenet_jax.weights.checkpoints import FOLDER, read_run
 from googlenet_jax.weights.convert import read_weights
 from googlenet_jax.weights.hub import PREFIX, load_from_hub, load_hub_folder
@@ -52,7 +51,7 @@ def load(
     if text.startswith(PREFIX):
         return load_from_hub(text, model, options)
     path, *choices = [text] if _is_there(text) else text.split("@")
-    url, expanded = is_store(path), Path(path).expanduser()
+    url, expanded = "://" in path, Path(path).expanduser()
     if url or expanded.is_dir():
         hub = None
         if not url and not (expanded / FOLDER).is_dir() and not choices:

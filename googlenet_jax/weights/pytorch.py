@@ -49,7 +49,8 @@ _DENSE_PARTS = {"kernel": ".weight", "bias": ".bias"}
 
 
 def torch_names(model: Network) -> dict[Path, str]:
-    """Returns the state dict's name for every entry of the variables, counters among them, in the state dict's own order.
+    """Returns the state dict's name for every entry of the variables, counters among them, in the
+    state dict's own order.
 
     The model's class states what PyTorch calls its layers.
     """
@@ -76,13 +77,16 @@ def from_torch(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Turns a state dict into `model`'s variables.
 
     Args:
-      model: what the weights are for; the auxiliary heads' entries are dropped, with a warning in the log, where it has none.
-      state_dict: name → dense tensor or numpy array, of any float dtypes; batch norm's `num_batches_tracked` may be absent.
+      model: what the weights are for; the auxiliary heads' entries are dropped, with a warning in
+        the log, where it has none.
+      state_dict: name → dense tensor or numpy array, of any float dtypes; batch norm's
+        `num_batches_tracked` may be absent.
     Returns:
-      `{"params", "batch_stats"}` of numpy arrays with the state dict's dtypes, and the counters, where given, under "num_batches_tracked".
+      `{"params", "batch_stats"}` of numpy arrays with the state dict's dtypes, and the counters,
+      where given, under "num_batches_tracked".
     Raises:
-      UserError: names a missing, unexpected or misshapen entry and the nearest expected one, or a tensor without plain values
-        (meta, sparse, quantised).
+      UserError: names a missing, unexpected or misshapen entry and the nearest expected one, or a
+        tensor without plain values (meta, sparse, quantised).
     """
     if not isinstance(state_dict, Mapping):
         raise UserError(
@@ -112,14 +116,16 @@ def from_torch(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Turns `model`'s variables into a state dict of numpy arrays; with each through `torch.from_numpy` it loads with `strict=True`.
+    """Turns `model`'s variables into a state dict of numpy arrays; with each through
+    `torch.from_numpy` it loads with `strict=True`.
 
-    The entries stand in the order of the PyTorch module's own state dict. float64, float32 and float16 stay; what `torch.from_numpy` does
-    not take (bfloat16, float8) comes as float32, which holds it exactly. Counters (`num_batches_tracked`) that `from_torch` did not find
-    are 0.
+    The entries stand in the order of the PyTorch module's own state dict. float64, float32 and
+    float16 stay; what `torch.from_numpy` does not take (bfloat16, float8) comes as float32, which
+    holds it exactly. Counters (`num_batches_tracked`) that `from_torch` did not find are 0.
 
     Raises:
-      UserError: names a missing, unexpected or misshapen entry, or one of a dtype that PyTorch lacks.
+      UserError: names a missing, unexpected or misshapen entry, or one of a dtype that PyTorch
+        lacks.
     """
     shapes = expected_shapes(model)
     found = flatten(variables)
@@ -191,7 +197,8 @@ def _numpy(name: str, value: Any) -> np.ndarray:
     try:
         # A negative or conjugate bit stands for values that are not in memory yet.
         value = value.detach().cpu().resolve_conj().resolve_neg()
-        # numpy has no bfloat16 or float8 of its own, and PyTorch converts to none: float32 holds both exactly.
+        # numpy has no bfloat16 or float8 of its own, and PyTorch converts to none: float32 holds
+        # both exactly.
         return (
             value.float().numpy().astype(getattr(ml_dtypes, dtype))
             if hasattr(ml_dtypes, dtype)
@@ -232,7 +239,9 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _map_channels(shapes: Mapping[Path, tuple[int, ...]], path: Path) -> int:
-    """Channels of the map that a linear layer reads flattened: PyTorch flattens [C, H, W], these networks [H, W, C]."""
+    """Channels of the map that a linear layer reads flattened: PyTorch flattens [C, H, W], these
+    networks [H, W, C].
+    """
     if path[-2] == "fc":
         return shapes[(*path[:-2], "conv", "kernel")][-1]
     return shapes[path][0]

@@ -1,6 +1,7 @@
 """The project's weight files: safetensors, with what makes the model again in the header.
 
-A tensor's name is its path in the variables, `params/conv1/kernel`; the header's metadata holds one JSON object, `googlenet_jax`.
+A tensor's name is its path in the variables, `params/conv1/kernel`; the header's metadata holds one
+JSON object, `googlenet_jax`.
 """
 
 import json
@@ -56,13 +57,16 @@ def save_weights(
 
     Args:
       path: where to; an existing file is replaced.
-      variables: as `model.init` returns them, each float64, float32, float16 or bfloat16, which is kept.
-      preprocessing: `Preprocessing.to_dict()` of what the model was trained with, or some of its fields.
+      variables: as `model.init` returns them, each float64, float32, float16 or bfloat16, which is
+        kept.
+      preprocessing: `Preprocessing.to_dict()` of what the model was trained with, or some of its
+        fields.
       class_names: one a class, in the order of the logits.
       initialised: parts whose values are random, such as "head"; they are not trusted on reading.
     Raises:
-      UserError: what `load_weights` would refuse: variables that don't fit the model, a wrong number of class names or some that are
-        no strings, impossible preprocessing; and a place that can't be written.
+      UserError: what `load_weights` would refuse: variables that don't fit the model, a wrong
+        number of class names or some that are no strings, impossible preprocessing; and a place
+        that can't be written.
     """
     arrays = {
         "/".join(map(str, parts)): _storable(path, parts, value)
@@ -95,8 +99,8 @@ def load_weights(path: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
     Returns:
       The model, and its variables as numpy arrays with the dtypes of the file.
     Raises:
-      UserError: a file that is missing, damaged, foreign or from a newer version, whose tensors are not the model's, or whose class
-        names or preprocessing it can't have.
+      UserError: a file that is missing, damaged, foreign or from a newer version, whose tensors are
+        not the model's, or whose class names or preprocessing it can't have.
     """
     metadata = read_metadata(path)
     try:
@@ -112,7 +116,8 @@ def load_weights(path: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """Returns a weight file's `version`, `model`, `options`, `preprocessing` and `class_names`, the last two None where not given.
+    """Returns a weight file's `version`, `model`, `options`, `preprocessing` and `class_names`, the
+    last two None where not given.
 
     No tensor is read.
 
@@ -169,7 +174,9 @@ def _checked_metadata(path: str | os.PathLike, metadata: Any) -> dict[str, Any]:
 
 
 def _are_names(value: Any) -> bool:
-    """Whether these are class names, or None. A lone surrogate is no text: it can't be written as UTF-8."""
+    """Whether these are class names, or None. A lone surrogate is no text: it can't be written as
+    UTF-8.
+    """
     return value is None or (
         isinstance(value, list) and all(isinstance(name, str) and _is_text(name) for name in value)
     )
@@ -186,7 +193,9 @@ def _is_text(name: str) -> bool:
 def _checked_descriptions(
     source: str, model: Network, metadata: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """The fields of the preprocessing as JSON values, if they and the class names are possible ones for the model."""
+    """The fields of the preprocessing as JSON values, if they and the class names are possible ones
+    for the model.
+    """
     class_names, preprocessing = metadata["class_names"], metadata["preprocessing"]
     if not _are_names(class_names):
         raise UserError(

@@ -18,12 +18,15 @@ from googlenet_jax.models.registry import model_name
 Path = tuple[str, ...]
 
 HEAD = ("params", "head", "kernel")
-# A collection that holds PyTorch's counters, so that converting back loses nothing. The models ignore it.
+# A collection that holds PyTorch's counters, so that converting back loses nothing. The models
+# ignore it.
 COUNTERS = "num_batches_tracked"
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[Path, Any]:
-    """Returns the variables by path; raises UserError where they are no nested dictionaries of arrays."""
+    """Returns the variables by path; raises UserError where they are no nested dictionaries of
+    arrays.
+    """
     if not isinstance(variables, Mapping) or "params" not in variables:
         raise UserError(
             "variables must be a dictionary that holds 'params' (and 'batch_stats'), as model.init returns it"
@@ -34,7 +37,8 @@ def flatten(variables: Mapping[str, Any]) -> dict[Path, Any]:
 def expected_shapes(model: Network) -> dict[Path, tuple[int, ...]]:
     """Returns the shape of every parameter and batch statistic of `model`.
 
-    With `fully_connected_head` the classifier's kernel [H·W·C, num_classes] depends on the image's size: here it is [C, num_classes].
+    With `fully_connected_head` the classifier's kernel [H·W·C, num_classes] depends on the image's
+    size: here it is [C, num_classes].
     """
     if hasattr(model, "fully_connected_head"):
         model = model.clone(fully_connected_head=False)
@@ -67,7 +71,9 @@ def counter_paths(shapes: Iterable[Path]) -> list[Path]:
 def shape_fits(
     model: Network, path: Path, found: tuple[int, ...], expected: tuple[int, ...]
 ) -> bool:
-    """Whether an entry has its expected shape; a fully connected head's kernel may stand for any square map."""
+    """Whether an entry has its expected shape; a fully connected head's kernel may stand for any
+    square map.
+    """
     if path == HEAD and getattr(model, "fully_connected_head", False) and len(found) == 2:
         positions, rest = divmod(found[0], expected[0])
         return (
@@ -80,7 +86,9 @@ def shape_fits(
 
 
 def check_names(source: str, model: Network, found: Iterable[Any], expected: Iterable[str]) -> None:
-    """Raises UserError that names the missing and the extra entries of `source`, each with the nearest of the other side."""
+    """Raises UserError that names the missing and the extra entries of `source`, each with the
+    nearest of the other side.
+    """
     found, expected = (
         set(map(str, found)),
         set(expected),
@@ -122,7 +130,9 @@ def check_counter(source: str, name: str, array: np.ndarray) -> None:
 
 
 def as_array(source: str, name: str, value: Any) -> np.ndarray:
-    """Returns an entry as a numpy array; raises UserError that names it where it is none (a ragged list, a deleted jax.Array)."""
+    """Returns an entry as a numpy array; raises UserError that names it where it is none (a ragged
+    list, a deleted jax.Array).
+    """
     try:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -1,7 +1,9 @@
-"""PyTorch networks written from the papers' and the frameworks' facts, never from our JAX code: the independent reference.
+"""PyTorch networks written from the papers' and the frameworks' facts, never from our JAX code: the
+independent reference.
 
 Each is a class whose forward returns `{"logits", and in training "aux1", "aux2"}`; layers bear
-torchvision's names, so that its state dicts load; `endpoints` records every named activation under our public endpoint names.
+torchvision's names, so that its state dicts load; `endpoints` records every named activation under
+our public endpoint names.
 """
 
 from googlenet_jax.verification.reference.bn_inception import BNInception

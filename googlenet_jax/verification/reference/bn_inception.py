@@ -1,4 +1,6 @@
-"""BN-Inception (arXiv 1502.03167, Fig. 5) under the names of its common PyTorch port, in three flavours: paper, port, slim."""
+"""BN-Inception (arXiv 1502.03167, Fig. 5) under the names of its common PyTorch port, in three
+flavours: paper, port, slim.
+"""
 
 from functools import partial
 
@@ -61,12 +63,14 @@ class SameDepthwise(nn.Conv2d):
 
 
 class BNInception(nn.Module):
-    """The network as a list of flat attributes, as the port has it: `inception_3a_double_3x3_1`, `inception_3a_double_3x3_1_bn`.
+    """The network as a list of flat attributes, as the port has it: `inception_3a_double_3x3_1`,
+    `inception_3a_double_3x3_1_bn`.
 
-    port: biases before batch norm, epsilon 1e-5, a dense 7×7, average pools that count padding, ceil-mode max pools, P = 128.
-    slim (its `inception_v2`): a separable 7×7 of multiplier 8 with a bias and no batch norm, SAME, no gamma, averages without padding,
-    P = 96.
-    paper: as printed, P = 128; a separable 7×7, gamma, no biases; SAME and averages without padding, as TensorFlow's are.
+    port: biases before batch norm, epsilon 1e-5, a dense 7×7, average pools that count padding,
+    ceil-mode max pools, P = 128. slim (its `inception_v2`): a separable 7×7 of multiplier 8 with a
+    bias and no batch norm, SAME, no gamma, averages without padding, P = 96.
+    paper: as printed, P = 128; a separable 7×7, gamma, no biases; SAME and averages without
+    padding, as TensorFlow's are.
     """
 
     def __init__(
@@ -129,7 +133,8 @@ class BNInception(nn.Module):
     def unit(
         self, name: str, inputs, outputs: int, kernel: int, stride: int = 1, bare: bool = False
     ) -> None:
-        """`inputs`: in unscaled channels, or a list of such that are scaled one by one, as where branches are joined.
+        """`inputs`: in unscaled channels, or a list of such that are scaled one by one, as where
+        branches are joined.
 
         `bare`: with a bias in place of batch norm.
         """

@@ -36,7 +36,9 @@ def endpoint_names(network: nn.Module) -> dict[str, str]:
 
 
 def endpoints(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Runs the network, its auxiliary heads too; returns endpoint's name -> activation as [N, H, W, C] or [N, C]."""
+    """Runs the network, its auxiliary heads too; returns endpoint's name -> activation as [N, H, W,
+    C] or [N, C].
+    """
     found: dict[str, Tensor] = {}
     hooks = []
     for module_name, name in endpoint_names(network).items():

@@ -1,4 +1,6 @@
-"""The pieces that the references of the Inception family share: units, averaging pools, batch norms."""
+"""The pieces that the references of the Inception family share: units, averaging pools, batch
+norms.
+"""
 
 from functools import partial
 
@@ -10,7 +12,9 @@ from googlenet_jax.verification.reference.layers import ShiftBatchNorm2d
 
 
 class BiasedBatchNorm2d(ShiftBatchNorm2d):
-    """Keras's: a shift and no scale, and the running variance follows the batch's biased variance (PyTorch's is n/(n−1) of it)."""
+    """Keras's: a shift and no scale, and the running variance follows the batch's biased variance
+    (PyTorch's is n/(n−1) of it).
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         before = self.running_var.clone()
@@ -23,7 +27,8 @@ class BiasedBatchNorm2d(ShiftBatchNorm2d):
 
 
 class Unit(nn.Module):
-    """Convolution → batch norm → ReLU; no bias, `kernel` a number or (height, width), `padding` a number or one for each axis.
+    """Convolution → batch norm → ReLU; no bias, `kernel` a number or (height, width), `padding` a
+    number or one for each axis.
 
     Without `norm` the convolution has a bias and no batch norm follows.
     """

@@ -1,6 +1,8 @@
-"""Inception-v2 and -v3 of "Rethinking the Inception architecture" (arXiv 1512.00567), under torchvision's names.
+"""Inception-v2 and -v3 of "Rethinking the Inception architecture" (arXiv 1512.00567), under
+torchvision's names.
 
-Widths are of the released network; `scaled` multiplies them. Flavours of v3: torchvision, slim, keras, fid.
+Widths are of the released network; `scaled` multiplies them. Flavours of v3: torchvision, slim,
+keras, fid.
 """
 
 from collections.abc import Callable
@@ -155,7 +157,9 @@ class ModuleC(nn.Module):
 
 
 class AuxHead(nn.Module):
-    """After the last module B: average 5×5/3, 1×1 128, 5×5 768, mean over what is left, linear. At 299 the 17×17 map ends as 1×1."""
+    """After the last module B: average 5×5/3, 1×1 128, 5×5 768, mean over what is left, linear. At
+    299 the 17×17 map ends as 1×1.
+    """
 
     def __init__(
         self, inputs: int, classes: int, unit: Callable, scaled: Scale, last: Callable | None = None
@@ -229,8 +233,10 @@ for _kind in (ModuleA, ModuleB, ModuleC):
     _UNITS[_kind] |= {"branch1x1": "conv_1x1", "branch_pool": "pool_proj"}
 
 
-class Rethought(nn.Module):
-    """What v2 and v3 share: the order of the layers, the auxiliary head, the classifier, the names of the endpoints."""
+class InceptionV2V3Base(nn.Module):
+    """What v2 and v3 share: the order of the layers, the auxiliary head, the classifier, the names
+    of the endpoints.
+    """
 
     # Name of the layer that the auxiliary head follows; the endpoint's name of the last pool.
     aux_after: ClassVar[str]
@@ -294,8 +300,10 @@ class Rethought(nn.Module):
         return names
 
 
-class InceptionV3(Rethought):
-    """Inception-v3 as released, in its four flavours; torchvision's state dicts load into the torchvision and fid ones."""
+class InceptionV3(InceptionV2V3Base):
+    """Inception-v3 as released, in its four flavours; torchvision's state dicts load into the
+    torchvision and fid ones.
+    """
 
     aux_after, last_pool = "Mixed_6e", "pool3"
 
@@ -359,12 +367,14 @@ class InceptionV3(Rethought):
         return super().forward(x, aux)
 
 
-class InceptionV2(Rethought):
-    """Table 1 of "Rethinking", which no public code builds: three 3×3 for the 7×7 stem, 3 × A, 5 × B, 2 × C, both grid reductions.
+class InceptionV2(InceptionV2V3Base):
+    """Table 1 of "Rethinking", which no public code builds: three 3×3 for the 7×7 stem, 3 × A, 5 ×
+    B, 2 × C, both grid reductions.
 
-    The branches' widths are not published: they are v3's, module B's c of the five modules 128, 160, 160, 192, 192. Module A is the
-    paper's Fig. 5, its single convolution branch a 3×3. `stem="dense"`: the 7×7/2 itself, before it was factorised. `aux_bn`: batch
-    norm also on the auxiliary head's fully connected layer, which is a 5×5 convolution of a 5×5 map.
+    The branches' widths are not published: they are v3's, module B's c of the five modules 128,
+    160, 160, 192, 192. Module A is the paper's Fig. 5, its single convolution branch a 3×3.
+    `stem="dense"`: the 7×7/2 itself, before it was factorised. `aux_bn`: batch norm also on the
+    auxiliary head's fully connected layer, which is a 5×5 convolution of a 5×5 map.
     """
 
     aux_after, last_pool = "Mixed_6f", "pool2"

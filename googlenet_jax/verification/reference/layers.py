@@ -1,4 +1,6 @@
-"""The pieces of the reference networks: convolution units, pools, the Inception modules, the auxiliary head."""
+"""The pieces of the reference networks: convolution units, pools, the Inception modules, the
+auxiliary head.
+"""
 
 from collections.abc import Callable
 
@@ -21,7 +23,9 @@ MODULES = {
 
 
 def same_padding(x: Tensor, kernel: int, stride: int, value: float) -> Tensor:
-    """Pads [N, C, H, W] as TensorFlow's SAME: ⌈size/stride⌉ outputs, the odd pixel of padding after."""
+    """Pads [N, C, H, W] as TensorFlow's SAME: ⌈size/stride⌉ outputs, the odd pixel of padding
+    after.
+    """
     padding = []
     for size in (x.shape[3], x.shape[2]):
         total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
@@ -61,7 +65,9 @@ class ShiftBatchNorm2d(nn.BatchNorm2d):
 
 
 class Unit(nn.Module):
-    """Convolution → batch norm (where `norm` is given; the convolution then has no bias) → ReLU (unless `relu=False`)."""
+    """Convolution → batch norm (where `norm` is given; the convolution then has no bias) → ReLU
+    (unless `relu=False`).
+    """
 
     def __init__(
         self,
@@ -91,7 +97,9 @@ class Unit(nn.Module):
 
 
 class SeparableUnit(nn.Module):
-    """7×7/2 a channel at a time, `multiplier` results each, then 1×1: no bias or ReLU between the two (Table 1's 2.7 K weights)."""
+    """7×7/2 a channel at a time, `multiplier` results each, then 1×1: no bias or ReLU between the
+    two (Table 1's 2.7 K weights).
+    """
 
     def __init__(self, outputs: int, multiplier: int = 8) -> None:
         super().__init__()
@@ -103,7 +111,9 @@ class SeparableUnit(nn.Module):
 
 
 class Inception(nn.Module):
-    """Four branches, concatenated in the order 1×1, 3×3, 5×5, pool. `five` is the "5×5" branch's true kernel size."""
+    """Four branches, concatenated in the order 1×1, 3×3, 5×5, pool. `five` is the "5×5" branch's
+    true kernel size.
+    """
 
     def __init__(
         self,
@@ -126,7 +136,9 @@ class Inception(nn.Module):
 
 
 class NaiveInception(nn.Module):
-    """The paper's Fig. 2a: 1×1, 3×3 and 5×5 on the input itself, and the pooled input passed on whole."""
+    """The paper's Fig. 2a: 1×1, 3×3 and 5×5 on the input itself, and the pooled input passed on
+    whole.
+    """
 
     def __init__(
         self, inputs: int, columns: tuple[int, ...], unit: Callable[..., nn.Module], pool: nn.Module
@@ -155,7 +167,9 @@ class PaperAuxPool(nn.Module):
 
 
 class AuxHead(nn.Module):
-    """Pool to 4×4, 1×1 unit, linear, ReLU, linear; `dropout` is (after the unit, before the last linear)."""
+    """Pool to 4×4, 1×1 unit, linear, ReLU, linear; `dropout` is (after the unit, before the last
+    linear).
+    """
 
     def __init__(
         self,

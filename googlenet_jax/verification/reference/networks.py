@@ -1,7 +1,9 @@
-"""The six reference networks. Every one runs its layers in the order of GoogLeNet; what differs is set out in its class.
+"""The six reference networks. Every one runs its layers in the order of GoogLeNet; what differs is
+set out in its class.
 
-Options common to all: `num_classes`; `width`, a multiplier of every layer's channels but the classifiers'; `stem="small"`, a 3×3/1 in place
-of the 7×7/2, and no pool2; `side`, with which the classifier reads the whole side×side map in place of its average.
+Options common to all: `num_classes`; `width`, a multiplier of every layer's channels but the
+classifiers'; `stem="small"`, a 3×3/1 in place of the 7×7/2, and no pool2; `side`, with which the
+classifier reads the whole side×side map in place of its average.
 """
 
 from collections.abc import Callable
@@ -108,7 +110,9 @@ def _module_pool() -> nn.Module:
 
 
 class Googlenet(Network):
-    """The 2014 paper's network as Caffe's bvlc_googlenet runs it: LRN, biases, ceil-mode pools, aux heads on 5×5/3 averages."""
+    """The 2014 paper's network as Caffe's bvlc_googlenet runs it: LRN, biases, ceil-mode pools, aux
+    heads on 5×5/3 averages.
+    """
 
     def __init__(
         self,
@@ -137,14 +141,18 @@ class Googlenet(Network):
 
 
 class GooglenetNaive(Googlenet):
-    """`googlenet` with the paper's naive modules (Fig. 2a): no reductions, no projection, so that the channels pile up."""
+    """`googlenet` with the paper's naive modules (Fig. 2a): no reductions, no projection, so that
+    the channels pile up.
+    """
 
     def make_module(self, inputs: int, columns: tuple[int, ...]) -> nn.Module:
         return NaiveInception(inputs, columns, Unit, _module_pool())
 
 
 class GooglenetBN(Network):
-    """Seed 003 repaired: batch norm with epsilon 0.01, pools 3×3/2 padded by one, two dropouts in each aux head."""
+    """Seed 003 repaired: batch norm with epsilon 0.01, pools 3×3/2 padded by one, two dropouts in
+    each aux head.
+    """
 
     def __init__(
         self,
@@ -171,7 +179,9 @@ class GooglenetBN(Network):
 
 
 class GooglenetTorchvision(Network):
-    """torchvision's googlenet: epsilon 0.001, a 3×3 for the 5×5, ceil-mode pools of which the last is 2×2/2, its input transform."""
+    """torchvision's googlenet: epsilon 0.001, a 3×3 for the 5×5, ceil-mode pools of which the last
+    is 2×2/2, its input transform.
+    """
 
     def __init__(
         self,
@@ -206,9 +216,11 @@ class GooglenetTorchvision(Network):
 
 
 class GooglenetSlim(Network):
-    """TF-slim's inception_v1: SAME padding, batch norm without scale (epsilon 0.001, decay 0.9997), a 3×3 for the 5×5, no aux heads.
+    """TF-slim's inception_v1: SAME padding, batch norm without scale (epsilon 0.001, decay 0.9997),
+    a 3×3 for the 5×5, no aux heads.
 
-    Its running variance is TensorFlow's fused batch norm's, which is unbiased as PyTorch's is. Its last pool is 2×2/2.
+    Its running variance is TensorFlow's fused batch norm's, which is unbiased as PyTorch's is. Its
+    last pool is 2×2/2.
     """
 
     def __init__(
@@ -234,7 +246,9 @@ class GooglenetSlim(Network):
 
 
 class GooglenetPlain(Network):
-    """The network of seeds 000 to 002 repaired: no norm, no aux, no ReLU in the stem and no 1×1 there; `base_dim` sets the stem alone."""
+    """The network of seeds 000 to 002 repaired: no norm, no aux, no ReLU in the stem and no 1×1
+    there; `base_dim` sets the stem alone.
+    """
 
     def __init__(
         self,
