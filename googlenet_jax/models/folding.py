@@ -27,11 +27,12 @@ def fold_batch_norm(
     Raises:
       UserError: the network has no batch norm, or has it folded already.
     """
-    if not isinstance(model, NormedNetwork) or model.bn_folded:
+    if not has_batch_norm(model):
         raise UserError(
             f"fold_batch_norm: expected a network with batch norms, found {type(model).__name__}"
-            f"{', whose are folded already' if isinstance(model, NormedNetwork) else ''}"
+            f"{_other(model)}"
         )
+    assert isinstance(model, NormedNetwork)
     params = traverse_util.flatten_dict(variables["params"])
     stats = traverse_util.flatten_dict(variables["batch_stats"])
     folded = {path: np.asarray(value) for path, value in params.items() if "bn" not in path}
@@ -47,6 +48,18 @@ def fold_batch_norm(
         folded[(*unit, "kernel")] = (_wide(kernel) * factor).astype(kernel.dtype)
         folded[(*unit, "bias")] = shifted.astype(kernel.dtype)
     return model.clone(bn_folded=True), {"params": traverse_util.unflatten_dict(folded)}
+
+
+def has_batch_norm(model: Network) -> bool:
+    """Whether the network has batch norms that can be folded."""
+    normed = isinstance(model, NormedNetwork) and not model.bn_folded
+    return normed and model.normalization == "batch"
+
+
+def _other(model: Network) -> str:
+    if not isinstance(model, NormedNetwork):
+        return ""
+    return ", whose are folded already" if model.bn_folded else f" of {model.normalization} norm"
 
 
 def _wide(value: Any) -> np.ndarray:

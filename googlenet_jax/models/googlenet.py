@@ -15,6 +15,7 @@ from googlenet_jax.models.layers import (
     Constant,
     Normal,
     TruncatedNormal,
+    activate,
     adaptive_avg_pool,
     avg_pool,
     he_fan_in_truncated,
@@ -104,7 +105,7 @@ class AuxHead(nn.Module):
         if style.aux_dropout_after_conv:
             x = layers.dropout(x, self.dropout)
         x = layers.dense("fc", x.reshape(x.shape[0], -1), 1024)
-        x = layers.dropout(sow(self, "fc_output", nn.relu(x)), self.dropout)
+        x = layers.dropout(sow(self, "fc_output", activate(layers.activation, x)), self.dropout)
         return sow(self, "output", layers.logits("head", x, self.num_classes))
 
 

@@ -352,6 +352,27 @@ class BatchNorm(nn.Module):
 # ------------------------------------------------------------------------------------------------------ convolution unit
 
 
+# What may stand in the place of the rectifier, by `jax.nn`'s names.
+ACTIVATIONS = ("relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "mish", "tanh")
+NORMALIZATIONS = ("batch", "group", "layer", "none")
+
+
+def activate(name: str, x: Array) -> Array:
+    """One of ACTIVATIONS, element by element."""
+    function: Callable[[Array], Array] = getattr(jax.nn, name)
+    return function(x)
+
+
+def other_norm(kind: str, features: int, epsilon: float, dtype: Any, param_dtype: Any) -> nn.Module:
+    """Group norm of at most 32 equal groups (arXiv 1803.08494), or layer norm over a position's
+    channels, as ConvNeXt's (arXiv 2201.03545); neither looks at other images.
+    """
+    types = {"epsilon": epsilon, "dtype": dtype, "param_dtype": param_dtype, "name": "norm"}
+    if kind == "layer":
+        return nn.LayerNorm(**types)
+    return nn.GroupNorm(num_groups=math.gcd(32, features), **types)
+
+
 class ConvUnit(nn.Module):
     """Convolution, bias, batch norm, ReLU, of which the last three are options.
 
@@ -363,8 +384,9 @@ class ConvUnit(nn.Module):
         then a 1×1 (`kernel`), nothing between.
       norm: the batch norm, if there is one.
       use_bias: whether the convolution has a bias.
-      relu: whether the rectifier follows.
+      relu: whether the rectifier follows, or what `activation` names in its place.
       bias_init: `None` is PyTorch's.
+      normalization: one of NORMALIZATIONS, where `norm` is set.
       forms: see `ops.FORMS`.
     """
 
@@ -381,6 +403,8 @@ class ConvUnit(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     forms: str = "fast"
+    activation: str = "relu"
+    normalization: str = "batch"
 
     @nn.compact
     def __call__(self, x: Array, use_running_average: bool) -> Array:
@@ -400,12 +424,19 @@ class ConvUnit(nn.Module):
             bias_init = self.bias_init or torch_bias(math.prod(window) * channels)
             bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
             x = x + bias.astype(self.dtype)
-        if self.norm is not None:
+        rectified = self.relu and self.activation == "relu"
+        if self.norm is not None and self.normalization != "batch":
+            epsilon, types = self.norm.epsilon, (self.dtype, self.param_dtype)
+            x = other_norm(self.normalization, self.features, epsilon, *types)(x)
+            x = nn.relu(x) if rectified else x
+        elif self.norm is not None:
             settings = dataclasses.asdict(self.norm) | {"forms": self.forms}
             norm = BatchNorm(**settings, dtype=self.dtype, param_dtype=self.param_dtype, name="bn")
-            x = norm(x, use_running_average, self.relu)
-        elif self.relu:
+            x = norm(x, use_running_average, rectified)
+        elif rectified:
             x = nn.relu(x)
+        if self.relu and not rectified:
+            x = activate(self.activation, x)
         return sow(self, "output", x)
 
     def _conv(

@@ -90,6 +90,8 @@ class Layers:
     train: bool
     use_running_average: bool
     forms: str = "fast"
+    activation: str = "relu"
+    normalization: str = "batch"
 
     def scaled(self, features: int) -> int:
         """`features` times `width`, at least one."""
@@ -124,6 +126,8 @@ class Layers:
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             forms=self.forms,
+            activation=self.activation,
+            normalization=self.normalization,
             name=name,
             **given,
         )(x, self.use_running_average)
@@ -231,6 +235,8 @@ class Network(nn.Module):
       dropout: rate before the main classifier.
       width: multiplies the channels of every layer but the classifiers.
       dtype: of the computation. param_dtype: of the parameters.
+      in_channels: of the images, 3 for RGB; see `gj.load` for weights of other images.
+      activation: after each unit, one of `layers.ACTIVATIONS`.
       forms: of pools, convolutions and batch norms: "fast", "plain" or "indexed"; see `ops.FORMS`. They compute the same.
     """
 
@@ -241,8 +247,11 @@ class Network(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     forms: str = "fast"
+    in_channels: int = 3
+    activation: str = "relu"
 
     input_size = 224  # height and width of the images that it was published for
+    normalization = "batch"  # an option of the networks with batch norm
     transform_input = False  # an option of the networks whose released weights want it; see `begin`
 
     # What an architecture states beside its `__call__`.
@@ -314,6 +323,8 @@ class Network(nn.Module):
             train=train,
             use_running_average=not train if use_running_average is None else use_running_average,
             forms=self.forms,
+            activation=self.activation,
+            normalization=self.normalization,
         )
         x = images.astype(self.dtype)
         if self.transform_input:
@@ -349,6 +360,7 @@ class NormedNetwork(Network):
       bn_epsilon, bn_momentum: of every batch norm; see `layers.BatchNorm`.
       bn_groups: equal parts of a training batch that have statistics of their own.
       bn_axis_name: inside `shard_map` or `pmap`, the axis over whose parts of the batch the statistics are taken together.
+      normalization: "batch", or "group", "layer" (see `layers.other_norm`) or "none" in its place.
       bn_folded: whether the convolutions have biases in place of batch norms; see `fold_batch_norm`.
     """
 
@@ -357,11 +369,12 @@ class NormedNetwork(Network):
     bn_groups: int = 1
     bn_axis_name: str | None = None
     bn_folded: bool = False
+    normalization: str = "batch"
 
     @property
     def norm(self) -> Norm | None:
         """The batch norms, unless they are folded."""
-        if self.bn_folded:
+        if self.bn_folded or self.normalization == "none":
             return None
         scale = self.style.norm_scale
         return Norm(
@@ -376,8 +389,15 @@ class NormedNetwork(Network):
 def check_images(model: Network, images: Array, aux: bool) -> None:
     """Raises ValueError, in words, where a network can't take `images`."""
     name = type(model).__name__
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"{name}: images must be [N, H, W, 3], found shape {list(images.shape)}")
+    if images.ndim != 4 or images.shape[-1] != model.in_channels:
+        raise ValueError(
+            f"{name}: images must be [N, H, W, {model.in_channels}], found shape {list(images.shape)}; "
+            "the option in_channels sets the last"
+        )
+    if model.transform_input and model.in_channels != 3:
+        raise ValueError(
+            f"{name}: transform_input is of RGB images, found in_channels {model.in_channels}"
+        )
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
             f"{name}: images must be normalised floats, found {images.dtype}; see googlenet_jax.data.preprocessing.normalize"
@@ -397,7 +417,7 @@ def imagenet_to_unit_range(x: Array) -> Array:
 def variable_shapes(model: Network, size: int) -> dict[str, Any]:
     """Traces `model.init` on an image of `size` × `size`: the variables' tree, as ShapeDtypeStructs; nothing is computed."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, size, size, model.in_channels), jnp.float32)
 
     def init(key: Array, images: Array) -> Any:
         return model.init({"params": key, "dropout": key}, images, train=False)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from googlenet_jax.errors import UserError, nearest
 from googlenet_jax.models import bn_inception, googlenet, inception_v2, inception_v3
+from googlenet_jax.models.layers import ACTIVATIONS, NORMALIZATIONS
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.ops import FORMS
 
@@ -114,7 +115,12 @@ def _checked(name: str, option: str, value: Any, default: Any) -> Any:
         if not fine:
             raise UserError(f"{name}: option {option!r} must be {what}, found {value!r}")
 
-    choices = {"forms": FORMS} | dict(_MODELS[name].choices)
+    shared: dict[str, tuple[Any, ...]] = {
+        "forms": FORMS,
+        "activation": ACTIVATIONS,
+        "normalization": NORMALIZATIONS,
+    }
+    choices = shared | dict(_MODELS[name].choices)
     if option in ("dtype", "param_dtype"):
         _check_dtype(name, option, value)
         return value

@@ -100,6 +100,8 @@ def _from_state_dict(
     whole = create_model(name, **{**found, **options})
     public = published(whole, Path(path).name)
     wanted = {k: v for k, v in public.options.items() if k not in options}
+    if whole.in_channels != 3:
+        wanted.pop("transform_input", None)  # of RGB images
     loaded = pytorch.from_tensors(path, name, {**wanted, **found, **options}, tensors)
     settings = [f"{k}={v}" for k, v in wanted.items()]
     return dataclasses.replace(

@@ -66,6 +66,8 @@ def find_in_state_dict(
     Raises:
       UserError: it fits no network, or two equally well.
     """
+    # The first kernel is fitted to other images where the weights are read.
+    options = {name: value for name, value in options.items() if name != "in_channels"}
     found: list[tuple[_Fit, str, dict[str, Any]]] = []
     for name in [model] if model else list_models():
         if model is None and not options.keys() <= option_defaults(name).keys():

@@ -15,8 +15,8 @@ from jax import export
 
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.errors import UserError
-from googlenet_jax.models.folding import fold_batch_norm
-from googlenet_jax.models.network import Network, NormedNetwork
+from googlenet_jax.models.folding import fold_batch_norm, has_batch_norm
+from googlenet_jax.models.network import Network
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # What JAX guarantees (docs.jax.dev, "Exporting and serializing", compatibility guarantees); beyond
@@ -58,7 +58,7 @@ def export_model(
 
 
 def _function(model: Network, variables: Mapping[str, Any], preprocessing: Preprocessing) -> Any:
-    if isinstance(model, NormedNetwork) and not model.bn_folded:
+    if has_batch_norm(model):
         model, variables = fold_batch_norm(model, variables)
 
     def logits(images: jax.Array) -> jax.Array:

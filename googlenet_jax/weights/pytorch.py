@@ -321,6 +321,8 @@ def from_tensors(
     if classifier.num_classes is None:
         given |= new_head(names[HEAD], features, model.num_classes)
         notes.append(new_head_note(model.num_classes))
+    given, told = _fit_channels(model, given)
+    notes += told
     state_dict, folded = unfold(model, torch_names(model), lambda unit: _bias(kernels[unit]), given)
     try:
         variables = from_torch(model, state_dict)
@@ -334,6 +336,27 @@ def from_tensors(
         notes=(*notes, *note(folded)),
         initialised=("head",) if classifier.num_classes is None else (),
     )
+
+
+def _fit_channels(
+    model: Network, tensors: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The state dict with its first kernel made for `in_channels`, where that is of RGB images.
+
+    One channel takes the sum, which is what grey images as RGB give; n channels repeat the three,
+    scaled by 3 / n, so that the sum over equal channels stays (as timm does).
+    """
+    path, name = next((p, n) for p, n in torch_names(model).items() if p[-1] == "kernel")
+    kernel, channels = tensors.get(name), expected_shapes(model)[path][2]
+    if kernel is None or kernel.ndim != 4 or kernel.shape[1] != 3 or channels == 3:
+        return dict(tensors), []
+    if channels == 1:
+        fitted, how = kernel.sum(1, keepdims=True), "summed"
+    else:
+        repeated = kernel[:, np.arange(channels) % 3]
+        fitted, how = (repeated * (3 / channels)).astype(kernel.dtype), "repeated"
+    told = f"{name} is of 3 channels: they were {how} for in_channels={channels}"
+    return {**tensors, name: fitted}, [told]
 
 
 def _aux_classes(names: Mapping[Path, str], tensors: Mapping[str, np.ndarray]) -> set[int]:

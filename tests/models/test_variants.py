@@ -7,10 +7,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from absl.testing import parameterized
 
+import googlenet_jax as gj
+from googlenet_jax.errors import UserError
 from googlenet_jax.models import layers
 
 RNG = np.random.default_rng(0)
@@ -101,3 +104,64 @@ class LayersTest(chex.TestCase):
             lambda x: layers.Dense(4).apply({"params": {"kernel": kernel, "bias": BIAS}}, x)
         )(X[:, 0, 0])
         np.testing.assert_allclose(found, X[:, 0, 0] @ kernel + BIAS, rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------- what a network is made of
+
+
+def apply_small(model, images, train=False):
+    variables = jax.jit(lambda key: model.init({"params": key}, images, train=False))(
+        jax.random.key(0)
+    )
+    rngs = {"dropout": jax.random.key(1)}
+    output, _ = jax.jit(
+        lambda variables: model.apply(
+            variables, images, train=train, rngs=rngs, mutable=["batch_stats"]
+        )
+    )(variables)
+    return variables, output
+
+
+def small(**options):
+    return gj.create_model(
+        "googlenet_bn", num_classes=3, width=0.05, stem="small", aux_heads=False, **options
+    )
+
+
+@pytest.mark.parametrize("normalization", ["group", "layer", "none"])
+def test_another_norm_looks_at_no_other_image(normalization):
+    model = small(normalization=normalization)
+    images = jax.random.normal(jax.random.key(2), (2, 16, 16, 3))
+    variables, output = apply_small(model, images)
+    assert "batch_stats" not in variables
+    assert ("norm" in variables["params"]["conv1"]) == (normalization != "none")
+    alone = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images[:1])
+    np.testing.assert_allclose(alone.logits, output.logits[:1], rtol=2e-5, atol=1e-5)
+    with pytest.raises(UserError, match="fold_batch_norm: expected a network with batch norms"):
+        gj.fold_batch_norm(model, variables)
+
+
+def test_another_activation_follows_every_unit():
+    from googlenet_jax.models.endpoints import endpoints
+
+    images = jax.random.normal(jax.random.key(2), (1, 16, 16, 3))
+    model = small(activation="gelu")
+    variables, _ = apply_small(model, images)
+    found = endpoints(model, variables, images, names=("conv1",))["conv1"]
+    rectified = endpoints(small(), variables, images, names=("conv1",))["conv1"]
+    assert float(found.min()) < 0 <= float(rectified.min())
+    np.testing.assert_allclose(
+        jnp.where(rectified > 3, found, 0), jnp.where(rectified > 3, rectified, 0), rtol=1e-2
+    )
+    with pytest.raises(UserError, match="activation"):
+        small(activation="swosh")
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_images_of_other_channels(channels):
+    model = small(in_channels=channels)
+    images = jax.random.normal(jax.random.key(2), (1, 16, 16, channels))
+    variables, _ = apply_small(model, images)
+    assert variables["params"]["conv1"]["kernel"].shape[2] == channels
+    with pytest.raises(ValueError, match=rf"\[N, H, W, {channels}\]"):
+        model.apply(variables, jnp.zeros((1, 16, 16, 3)), train=False)

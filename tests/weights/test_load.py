@@ -496,3 +496,19 @@ def test_a_pipe_is_no_weight_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="pipe: is no regular file"):
         gj.load(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_the_first_kernel_is_fitted_to_other_images(channels: int, tmp_path: Path) -> None:
+    given = tensors("googlenet_torchvision")
+    torch.save(given, tmp_path / "x.pth")
+    loaded = gj.load(tmp_path / "x.pth", in_channels=channels)
+    kernel = loaded.variables["params"]["conv1"]["kernel"]
+    theirs = given["conv1.conv.weight"].numpy().transpose(2, 3, 1, 0)
+    assert kernel.shape[2] == channels
+    np.testing.assert_allclose(
+        kernel.sum(2) if channels == 1 else kernel[:, :, 0],
+        theirs.sum(2) if channels == 1 else theirs[:, :, 0] * 0.75,
+        rtol=1e-5,
+    )
+    assert any("in_channels" in note for note in loaded.notes)
