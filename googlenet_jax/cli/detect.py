@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, printable
 from googlenet_jax.runtime.storage import writing
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _pictures(args: argparse.Namespace, ensemble: "Ensemble") -> int:
             failed += 1
             if args.json:
                 print(json.dumps({"image": path, "error": str(error)}))
-            print(f"googlenet-jax: {error}", file=sys.stderr)
+            print(f"googlenet-jax: {printable(str(error))}", file=sys.stderr)
     if not pictures:
         return 1
     detector = Detector(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from googlenet_jax.cli.members import add_weights, load_members
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     for result in predict_pictures(ensemble, pictures, top=args.top, keep_crops=bool(args.grid)):
         if result.error is not None:
             failed += 1
-            print(f"googlenet-jax: {result.error}", file=sys.stderr)
+            print(f"googlenet-jax: {printable(str(result.error))}", file=sys.stderr)
         elif result.crop is not None and len(grid) < GRID:
             grid.append((result.crop, Path(result.name).name, result.predictions))
         _print(result, args.json)

@@ -217,13 +217,19 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[
         if blocks[-1] and sum(widths[c] + 2 for c in (*blocks[-1], column)) > space:
             blocks.append([])
         blocks[-1].append(column)
-    return "\n\n".join(_block(rows, [0, *block], left) for block in blocks)
+    return "\n\n".join(
+        _block(rows, [0, *block], left, every=not number) for number, block in enumerate(blocks)
+    )
 
 
-def _block(rows: Sequence[Sequence[str]], columns: Sequence[int], left: Sequence[int]) -> str:
-    """The table of these columns, the last of them folded where it is too wide."""
+def _block(
+    rows: Sequence[Sequence[str]], columns: Sequence[int], left: Sequence[int], every: bool
+) -> str:
+    """The table of these columns, the last of them folded where it is too wide, of every row or of
+    those that say something there.
+    """
     head, *body = ([row[column] for column in columns] for row in rows)
-    chosen = [head, *(row for row in body if any(row[1:]))]
+    chosen = [head, *(row for row in body if every or any(row[1:]))]
     widths = [max(len(row[place]) for row in chosen) for place in range(len(columns))]
     widths[-1] = max(12, min(widths[-1], _columns() - sum(widths[:-1]) - 2 * len(widths) + 2))
     folded = [part for row in chosen for part in _fold(row, widths[-1])]

@@ -21,6 +21,12 @@ def lines_by_name(text: str) -> dict[str, str]:
     return {line.split("  ")[0]: " ".join(line.split()) for line in text.splitlines() if line}
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that holds every table's columns side by side."""
+    monkeypatch.setenv("COLUMNS", "220")
+
+
 def test_googlenet_stands_beside_table_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("googlenet") == 0
     lines = lines_by_name(capsys.readouterr().out)
