@@ -231,7 +231,8 @@ def _block(
     head, *body = ([row[column] for column in columns] for row in rows)
     chosen = [head, *(row for row in body if every or any(row[1:]))]
     widths = [max(len(row[place]) for row in chosen) for place in range(len(columns))]
-    widths[-1] = max(12, min(widths[-1], _columns() - sum(widths[:-1]) - 2 * len(widths) + 2))
+    left_over = _columns() - sum(widths[:-1]) - 2 * len(widths) + 2
+    widths[-1] = min(widths[-1], max(12, left_over))
     folded = [part for row in chosen for part in _fold(row, widths[-1])]
     folded.insert(1, ["─" * width for width in widths])
     aligned = (
