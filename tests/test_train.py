@@ -131,7 +131,10 @@ def test_a_recipe_that_does_not_load_is_one_line(command, tmp_path, recipe, line
     [
         ([DIGITS], "the following arguments are required: --workdir"),
         (["--workdir=run"], "the following arguments are required: --config"),
-        ([DIGITS, "--workdir=run", "--workdri=x"], "unrecognized arguments: --workdri=x"),
+        (
+            [DIGITS, "--workdir=run", "--workdri=x"],
+            "there is no --workdri (did you mean '--workdir'?)",
+        ),
         ([DIGITS, "--workdir=run", "more"], "unrecognized arguments: more"),
     ],
 )

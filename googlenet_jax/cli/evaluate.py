@@ -111,12 +111,13 @@ def _check_data(trained: "TrainedModel", source: "Source") -> None:
     from googlenet_jax.errors import UserError
     from googlenet_jax.evaluation.ensemble import matched_classes
 
-    if trained.config.get("data", {}).get("name") != source.name or trained.labels is None:
+    names = trained.data.get("class_names")
+    if trained.config.get("data", {}).get("name") != source.name or names is None:
         return
-    if matched_classes(trained.labels, source.class_names) is None:
+    if matched_classes(names, source.class_names) is None:
         raise UserError(
             f"{source.name}: its classes are {', '.join(source.class_names[:5])}, and "
-            f"{trained.source} was trained on {', '.join(trained.labels[:5])} under this name; give "
+            f"{trained.source} was trained on {', '.join(names[:5])} under this name; give "
             "the run's data with --data-dir, or name the set with --data"
         )
 

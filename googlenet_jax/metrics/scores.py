@@ -462,12 +462,19 @@ def _no_pixels(mesh: Mesh | None) -> Array:
 
 
 def _extent(images: Array, mask: Any) -> Array:
-    """The lowest and the highest value of the images that count; NaN where one is none."""
+    """The lowest and the highest value of the images that count; NaN where one is none.
+
+    Bytes have one range, and nothing is asked of it.
+    """
+    if images.dtype == jnp.uint8:
+        return jnp.array([jnp.inf, -jnp.inf], jnp.float32)
     lowest, highest = images.min((1, 2, 3)), images.max((1, 2, 3))
     mask = jnp.ones(len(images), bool) if mask is None else jnp.asarray(mask, bool)
     lowest = jnp.where(mask, lowest.astype(jnp.float32), jnp.inf).min()
     highest = jnp.where(mask, highest.astype(jnp.float32), -jnp.inf).max()
-    return jnp.stack([lowest, highest])
+    # A CPU's quick reductions can lose a NaN.
+    bad = (mask & ~jnp.isfinite(images).all((1, 2, 3))).any()
+    return jnp.where(bad, jnp.nan, jnp.stack([lowest, highest]))
 
 
 def _join(one: Array, other: Any) -> Array:

@@ -54,7 +54,8 @@ def _run(
     model: Network, variables: Mapping[str, Any], images: Array, names: tuple[str, ...] | None
 ) -> tuple[_Names, list[Array]]:
     asked = names is None or any(name.split("/")[0].startswith("aux") for name in names)
-    fits = not model.size_problem(*images.shape[1:3], aux=model.aux_heads)
+    height, width = images.shape[1:3]
+    fits = not model.size_problem(height, width, model.aux_heads)
     aux = asked and (fits or names is not None)
     output, updated = model.apply(
         variables, images, train=False, aux=aux, mutable=["intermediates"]

@@ -93,8 +93,11 @@ def model_name(model: Network) -> str:
 
 
 def model_options(model: Network) -> dict[str, Any]:
-    """Returns every option as a plain JSON value: `create_model(model_name(model), **model_options(model))` is `model` again."""
+    """Returns the options as plain JSON values, those that are None left out:
+    `create_model(model_name(model), **model_options(model))` is `model` again.
+    """
     options = {option: getattr(model, option) for option in option_defaults(model_name(model))}
+    options = {option: value for option, value in options.items() if value is not None}
     return options | {
         option: jnp.dtype(options[option]).name for option in ("dtype", "param_dtype")
     }

@@ -183,7 +183,7 @@ def make_task(
             "model_options": model_options(model),
             "class_names": tuple(source.class_names),
             "preprocessing": preprocessing.to_dict(),
-            "data": source.identity(),
+            "data": getattr(source, "identity", dict)(),  # a source of one's own may have none
         },
     )
 

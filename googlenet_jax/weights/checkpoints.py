@@ -518,6 +518,7 @@ def _read_weights(manager: ocp.CheckpointManager, step: int, weights: str | None
         config=about.config,
         step=step,
         weights=weights,
+        data=about.data,
     )
 
 

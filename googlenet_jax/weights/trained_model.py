@@ -33,7 +33,8 @@ class TrainedModel:
       source: what it was loaded from, for people.
       notes: what a person should know: what was left out, initialised or supposed.
       initialised: parts that the source lacks, such as "head": their values are random.
-      config, step, weights: of a run: its config, the steps taken, and "raw" or "ema".
+      config, step, weights, data: of a run: its config, the steps taken, "raw" or "ema", and what
+        tells its training data from others (`Source.identity`).
     """
 
     model: Network
@@ -46,6 +47,7 @@ class TrainedModel:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     step: int | None = None
     weights: str = ""
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:

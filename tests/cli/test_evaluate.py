@@ -101,7 +101,7 @@ def test_another_preprocessing_gives_other_numbers(
     [
         (["--split", "tset"], "split 'tset'"),
         (["--batch-size", "0"], "batch size: expected at least 1, found 0"),
-        (["--weights", "raw"], "--weights: expected a run's folder or a .safetensors file, found"),
+        (["--weights", "raw"], "is no file, no run's folder and no public weights"),
     ],
 )
 def test_says_what_is_wrong(run_folder: Path, argv: list[str], said: str, capsys: Capture) -> None:

@@ -103,7 +103,7 @@ def test_an_artifact_that_differs_is_not_written(weights, tmp_path, capsys, monk
         (["googlenet", "--weights", "{}"], "expected weights of googlenet, found googlenet_bn's"),
         (["googlenett", "--weights", "{}"], "did you mean 'googlenet'?"),
         (["googlenet_bn", "--weights", "{},{}"], "--weights: expected one model, found 2"),
-        (["googlenet_bn", "--weights", "nowhere"], "found no 'nowhere'"),
+        (["googlenet_bn", "--weights", "nowhere"], "'nowhere' is no file"),
         (["googlenet_bn", "--weights", "{}", "--output", "x.json"], "another ending than .json"),
     ],
 )

@@ -149,7 +149,8 @@ def test_networks_that_differ_in_an_option_alone_are_two(tmp_path: Path) -> None
     """As `transform_input`, which is in no variable."""
     source: Any = Pictures()
     model = gj.create_model("googlenet_torchvision", num_classes=6, width=0.02)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    sample = jnp.zeros((1, 32, 32, 3))
+    variables = jax.jit(lambda key: model.init(key, sample, train=False))(jax.random.key(0))
     preprocessing = Preprocessing(size=32, resize=32)
     identities = [
         identity(

@@ -61,7 +61,7 @@ def test_the_page_holds_everything_and_loads_nothing(tmp_path: Path) -> None:
     page = Page((tmp_path / "new" / "folder" / "report.html").read_text())
     assert len(page.loads) == 4
     assert all(each.startswith("data:image/png;base64,") for each in page.loads)
-    for name in SPECIAL:
+    for name in SPECIAL[:2]:  # those that have examples
         assert name in page.text
     assert "<i>set</i> test" in page.text and "b" not in page.tags[page.tags.index("table") :]
     assert "75.00 %" in page.text and "50.00 %" in page.text

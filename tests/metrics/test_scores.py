@@ -161,7 +161,8 @@ def test_images_of_another_form_are_refused(features):
 
 def test_a_network_in_training_mode_is_refused():
     model = gj.create_model("googlenet_bn", width=0.1, aux_heads=False)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    sample = jnp.zeros((1, 32, 32, 3))
+    variables = jax.jit(lambda key: model.init(key, sample, train=False))(jax.random.key(0))
 
     def training(images):
         images = jnp.asarray(images, jnp.float32)

@@ -124,7 +124,8 @@ def test_gradients_flow_through_batch_statistics():
     model = tiny()
     _, params, images = loss_of(model, 6, True)
     stats = jax.tree.map(
-        jnp.zeros_like, model.init(jax.random.key(0), images, train=False)["batch_stats"]
+        jnp.zeros_like,
+        jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))["batch_stats"],
     )
 
     def loss(images):
@@ -144,7 +145,9 @@ def test_statistics_over_an_axis_are_the_whole_batchs():
     """`bn_axis_name`: a vmapped part of the batch sees the mean and variance of all of it."""
     model = tiny()
     _, params, images = loss_of(model, 6, True)
-    stats = model.init(jax.random.key(0), images, train=False)["batch_stats"]
+    stats = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))[
+        "batch_stats"
+    ]
     variables = {"params": params, "batch_stats": stats}
 
     def run(model, images):
@@ -162,7 +165,8 @@ def test_statistics_over_an_axis_are_the_whole_batchs():
 
 def test_one_value_a_channel_is_refused_in_words():
     model = tiny()
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 1, 1, 3)), train=False)
+    sample = jnp.zeros((1, 1, 1, 3))
+    variables = jax.jit(lambda key: model.init(key, sample, train=False))(jax.random.key(0))
     with pytest.raises(ValueError, match="has one value, which has no variance; give more images"):
         model.apply(variables, jnp.zeros((1, 1, 1, 3)), train=True, mutable=["batch_stats"])
 

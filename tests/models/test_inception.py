@@ -170,7 +170,8 @@ def test_wrong_options_are_refused(name, options, words):
         gj.create_model(name, **options)
 
 
-def test_summary_of_v2_stands_beside_table_1(capsys):
+def test_summary_of_v2_stands_beside_table_1(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "220")
     assert main(["summary", "inception_v2"]) == 0
     lines = {
         line.split()[0]: line.split()
@@ -195,9 +196,9 @@ def test_summary_of_v2_stands_beside_table_1(capsys):
 
 
 def test_summary_below_299_says_what_to_do(capsys):
-    assert main(["summary", "inception_v3", "--input-size", "224"]) == 1
+    assert main(["summary", "inception_v3", "--size", "224"]) == 1
     assert "aux_heads=False takes 75 and more" in capsys.readouterr().err
-    assert main(["summary", "inception_v3", "--input-size", "224", "--no-aux"]) == 0
+    assert main(["summary", "inception_v3", "--size", "224", "--no-aux"]) == 0
 
 
 @pytest.mark.parametrize("name", ["bn_inception", "inception_v3"])

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "nnx.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.proof
 def test_the_page():
     training, weights, equinox = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names: dict = {}

@@ -50,6 +50,7 @@ def test_full_width_equals_pytorchs(name: str) -> None:
     check(name, 224)
 
 
+@pytest.mark.proof
 def test_a_wrong_epsilon_is_no_rounding(monkeypatch) -> None:
     """The comparison can fail: the reference's 0.001 beside our 0.0010001."""
     import googlenet_jax as gj

@@ -36,6 +36,7 @@ def error(dtype: str, **options) -> float:
     return relative_error(apply(variables, jnp.asarray(batch, jnp.float32)).logits, theirs)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("dtype", sorted(TOLERANCE))
 def test_logits_are_within_rounding_and_a_wrong_epsilon_is_not(dtype: str) -> None:
     assert error(dtype) < TOLERANCE[dtype]

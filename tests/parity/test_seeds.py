@@ -44,6 +44,7 @@ def test_a_seeds_network_gives_our_logits(document: str, name: str, classes: int
     assert relative_error(ours, theirs.numpy()) <= TOLERANCE
 
 
+@pytest.mark.proof
 def test_a_seeds_other_stem_width_gives_our_logits() -> None:
     reference = NETWORKS["googlenet_plain"](base_dim=16).double()
     randomise(reference, 4)

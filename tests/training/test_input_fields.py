@@ -29,7 +29,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), np.uint8)
         ("augment.hue", 0.6, "from 0 to 0.5"),
         ("augment.brightness", -0.1, "from 0 to 1"),
         ("augment.lighting", -1.0, "at least 0"),
-        ("data.workers", -1, "at least 0"),
+        ("data.workers", -1, "from 0 to"),
         ("data.on_bad_image", "skp", "did you mean 'skip'"),
         ("data.bad_image_limit", 2.5, "whole number"),
     ],

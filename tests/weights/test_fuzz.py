@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.proof
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, and limits its memory by /proc")
 def test_mutated_files_are_read_or_refused() -> None:
     """In a process of its own, since it forks one for every file."""

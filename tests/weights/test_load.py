@@ -327,8 +327,17 @@ COMMANDS: dict[str, list[str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        # An export takes ten seconds, and is of the network, however that was loaded.
+        pytest.param(
+            command, kind, marks=[pytest.mark.proof] * (command == "export" and kind != "ours")
+        )
+        for command in COMMANDS
+        for kind in KINDS
+    ],
+)
 def test_each_command_takes_each_kind(
     command: str, kind: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
