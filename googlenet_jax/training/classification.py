@@ -42,6 +42,9 @@ def build_model(config: ConfigDict, num_classes: int) -> Network:
             )
     options |= {"num_classes": num_classes, "dtype": jnp.dtype(config.dtype)}
     options["param_dtype"] = jnp.float64 if config.dtype == "float64" else jnp.float32
+    if config.deterministic and jax.default_backend() == "gpu":
+        # Deterministic XLA refuses or slows what the other pools' gradients become there.
+        options.setdefault("forms", "indexed")
     try:
         return create_model(config.model.name, **options)
     except UserError as error:

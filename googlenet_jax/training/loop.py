@@ -120,6 +120,8 @@ def _train(
             say(f"{workdir}: going on after step {start}")
             state = restored.state
         else:
+            if not config.init_from:
+                _warn_of_statistics(task.model, when.total)
             say("initializing parameters (compiling…)")
             initial = read_initial(config) if config.init_from else None
             state = plan.create_state(plan.init_key)
@@ -205,6 +207,19 @@ def _train(
     say(
         f"{workdir}: finished all {when.total} steps; {config.checkpoint.best} {best:.4f}, curves in {workdir / CURVES_FILE}"
     )
+
+
+def _warn_of_statistics(model: Any, steps: int) -> None:
+    """Says where batch norm's running statistics can't settle within the run: evaluation, which
+    uses them, would stand at chance while training goes well.
+    """
+    momentum = getattr(model, "bn_momentum", 0.0)
+    if getattr(model, "normalization", "batch") == "batch" and momentum**steps > 0.1:
+        say(
+            f"batch norm: after all {steps} steps its running statistics still hold "
+            f"{100 * momentum**steps:.0f} % of their first values (model.options.bn_momentum "
+            f"{momentum:g}); evaluation will be wrong: lower it, such as to 0.9, or train longer"
+        )
 
 
 def is_due(period: float, step: int) -> bool:

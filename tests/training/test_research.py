@@ -140,3 +140,16 @@ def test_other_data_under_the_same_name_are_refused(
     arguments = [f"--weights={tmp_path / 'run'}", f"--data-dir={tmp_path / 'boat' / 'data'}"]
     assert main(["evaluate", *arguments]) == 1
     assert "was trained on cat, dog" in capsys.readouterr().err
+
+
+def test_statistics_that_can_not_settle_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """0.9997 is TF-slim's, made for millions of steps."""
+    from googlenet_jax.training.loop import _warn_of_statistics
+
+    slim = gj.create_model("googlenet_slim", width=0.1)
+    _warn_of_statistics(slim, 300)
+    assert "91 % of their first values" in capsys.readouterr().err
+    _warn_of_statistics(slim, 100_000)
+    _warn_of_statistics(gj.create_model("googlenet_bn", width=0.1), 300)
+    _warn_of_statistics(gj.create_model("googlenet", width=0.1), 1)
+    assert capsys.readouterr().err == ""
