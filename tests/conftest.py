@@ -14,6 +14,34 @@ os.environ.setdefault("GOOGLENET_JAX_TUNING", "0")
 import jax
 import pytest
 
+# Of the default run's tests, those that take longest beside what they add: they carry the marker
+# `proof`. A name stands for what begins with it.
+LONG = (
+    "tests/cli/test_fid.py::test_the_figures_are_those_of_the_features",
+    "tests/metrics/test_docs.py",
+    "tests/metrics/test_scores.py::test_a_network_in_training_mode_is_refused",
+    "tests/metrics/test_scores.py::test_images_in_another_range_are_refused_inside_jit_too",
+    "tests/models/test_compose.py::test_a_network_in_training[grad of grad]",
+    "tests/models/test_compose.py::test_a_network_in_training[vmap of grad]",
+    "tests/models/test_networks.py::test_dtypes[googlenet-float64]",
+    "tests/models/test_networks.py::test_dtypes[googlenet_bn-float64]",
+    "tests/models/test_networks.py::test_output_in_evaluation_and_training[bn_inception]",
+    "tests/models/test_networks.py::test_output_in_evaluation_and_training[googlenet_naive]",
+    "tests/models/test_networks.py::test_output_in_evaluation_and_training[googlenet_slim]",
+    "tests/models/test_networks.py::test_output_in_evaluation_and_training[googlenet_torchvision]",
+    "tests/models/test_networks.py::test_output_in_evaluation_and_training[inception_v2]",
+    "tests/models/test_variants.py::test_another_activation_follows_every_unit",
+    "tests/models/test_variants.py::test_another_norm_looks_at_no_other_image",
+    "tests/cli/test_documentation.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(LONG):
+            item.add_marker(pytest.mark.proof)
+
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
