@@ -232,6 +232,9 @@ def test_a_bad_image_becomes_an_example_of_weight_0_counted_and_named_in_its_pla
         )
     assert len(bad.found) == len(said) == 2  # although two epochs met them
     assert all("pictures train, example " in line for line in said)
+    # The one is cut short, the other holds no bytes at all.
+    assert sorted("can't be decoded" in line for line in said) == [False, True]
+    assert sorted("expected an image file" in line for line in said) == [False, True]
 
 
 def test_more_bad_images_than_the_limit_are_an_error(spoilt):
