@@ -1,4 +1,4 @@
-"""What pyproject.toml has no words for: the recipes of configs/ are packaged as
+"""What pyproject.toml has no words for: the configs of configs/ are packaged as
 googlenet_jax.configs, and the long description is the README without links into the repository,
 which lead nowhere elsewhere.
 """

@@ -2,7 +2,7 @@
 
     python -m benchmarks digits_ensemble --folder runs/digits_ensemble [--models 3]
 
-The recipes are `configs/imagenet_googlenet.py:ensemble0` … `:ensemble6`: one initialization,
+The configs are `configs/imagenet_googlenet.py:ensemble0` … `:ensemble6`: one initialization,
 sampling and input order of their own, the last one wider. They are shrunk to digits: a narrow
 `googlenet_bn` without auxiliary heads for images of 16×16, crops of at least 30 % of the area,
 short runs. A model that is trained already is not trained again, and an evaluation that was
@@ -34,7 +34,7 @@ def main() -> int:
     runs = [args.folder / f"ensemble{number}" for number in range(args.models)]
     for number, run in enumerate(runs):
         with contextlib.redirect_stdout(sys.stderr):
-            train(digits_recipe(number, args.duration, args.data_dir), run)
+            train(digits_config(number, args.duration, args.data_dir), run)
     weights = ",".join(map(str, runs))
     output = args.folder / f"evaluation-of-{args.models}"
     return command(
@@ -42,13 +42,13 @@ def main() -> int:
     )
 
 
-def digits_recipe(number: int, duration: str, data_dir: str) -> ConfigDict:
-    """Returns the recipe of one of the seven models, shrunk to digits."""
+def digits_config(number: int, duration: str, data_dir: str) -> ConfigDict:
+    """Returns the config of one of the seven models, shrunk to digits."""
     spec = importlib.util.spec_from_file_location("imagenet_googlenet", RECIPE)
     assert spec is not None and spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    config = recipe.get_config(f"ensemble{number}")
+    config = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(config)
+    config = config.get_config(f"ensemble{number}")
 
     width = config.model.options.get("width", 1.0)
     config.model.name = "googlenet_bn"

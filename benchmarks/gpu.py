@@ -3,7 +3,7 @@
     python -m benchmarks gpu OUT.json [--minutes 8] [--rehearse]
 
 It writes OUT.json and OUT.md (a table) after every part, begins with what matters most, and leaves
-out what the time does not allow; the same command goes on with what is missing. Each part runs in a
+out what the time does not allow; the same command resumes it with what is missing. Each part runs in a
 process of its own.
 
 - machine: versions; operations a second of large products, bytes a second of a copy.
@@ -11,7 +11,7 @@ process of its own.
   with channels_last and autocast; share of the floor.
 - profile: the five kernels that take longest in a training step.
 - parity: ours on the GPU beside PyTorch in float64 on the CPU, in float64 and in float32.
-- deterministic: a short training twice with the recipe's `deterministic`; the weights' bits are
+- deterministic: a short training twice with the config's `deterministic`; the weights' bits are
   compared.
 - input: the share of the time that training waits for JPEGs to be decoded (`waiting`).
 

@@ -74,10 +74,10 @@ def about() -> dict[str, Any]:
 
 def compile_row(mode: str, chips: int, batch: int) -> dict[str, Any]:
     """The compiler's report of one step, and the seconds that it took to compile."""
-    from googlenet_jax.cli.train import read_recipe
+    from googlenet_jax.cli.train import read_config
     from googlenet_jax.profiling.ahead import compile_step
 
-    options, config = MODES[mode], read_recipe(CONFIG, [])
+    options, config = MODES[mode], read_config(CONFIG, [])
     config.batch_size = batch * chips
     config.devices.rematerialize = "rematerialize" in options
     config.devices.shard_optimizer = "shard_optimizer" in options

@@ -17,7 +17,7 @@ from googlenet_jax.training.config import default_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the recipe; `arg` "tune" holds out training images instead of the test set. Raises UserError for any other."""
+    """Returns the config; `arg` "tune" holds out training images instead of the test set. Raises UserError for any other."""
     if arg not in ("", "tune"):
         raise UserError(
             f"configs/cifar10.py takes no argument, or 'tune', found {arg!r}; change fields with --config.field=value"

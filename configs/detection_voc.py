@@ -27,7 +27,7 @@ from googlenet_jax.errors import UserError
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the recipe of the region classifier, or with `arg` "multibox" that of MultiBox.
+    """Returns the config of the region classifier, or with `arg` "multibox" that of MultiBox.
 
     Raises UserError for another `arg`.
     """

@@ -12,7 +12,7 @@ from googlenet_jax.training.config import default_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the recipe. Raises UserError for any `arg`: it takes none."""
+    """Returns the config. Raises UserError for any `arg`: it takes none."""
     if arg:
         raise UserError(
             f"configs/digits.py takes no argument, found {arg!r}; change fields with --config.field=value"

@@ -25,7 +25,7 @@ from googlenet_jax.training.config import default_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the recipe for the folder `arg`, having prepared it, or for a set named "photos".
+    """Returns the config for the folder `arg`, having prepared it, or for a set named "photos".
 
     Raises UserError where there is no such folder, or it holds no images by class.
     """

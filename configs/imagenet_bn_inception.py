@@ -34,7 +34,7 @@ RUNS = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the recipe. Raises UserError for an `arg` other than those of RUNS."""
+    """Returns the config. Raises UserError for an `arg` other than those of RUNS."""
     if arg not in RUNS:
         raise UserError(
             f"configs/imagenet_bn_inception.py takes {', '.join(map(repr, filter(None, RUNS)))} or no argument, found {arg!r}"

@@ -40,7 +40,7 @@ WIDE = 1.25  # the width of the last one
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the recipe, or with `arg` "ensemble0" … "ensemble6" that model's. Raises UserError for any other `arg`."""
+    """Returns the config, or with `arg` "ensemble0" … "ensemble6" that model's. Raises UserError for any other `arg`."""
     models = [f"ensemble{number}" for number in range(len(SAMPLING))]
     if arg and arg not in models:
         raise UserError(
@@ -91,7 +91,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _vary(config: ConfigDict, number: int) -> None:
-    """Makes it the recipe of one model of the ensemble."""
+    """Makes it the config of one model of the ensemble."""
     config.init_seed = 0
     config.seed = number
     smallest, largest, aspect = SAMPLING[number]

@@ -10,7 +10,7 @@ auxiliary head's weight GoogLeNet's; the paper gives neither.
 The rows of the paper's ablation (Table 3) are fields: `--config.optimizer.name=sgd`, `--config.loss.label_smoothing=0`,
 `--config.model.options.stem=dense` and `--config.model.options.aux_bn=False` go back from the last row, which this is, to the first.
 
-`:digits` is the same recipe for a narrow network without the auxiliary head on 75×75 digits; `:smoke` is 20 steps of it at 299, with
+`:digits` is the same config for a narrow network without the auxiliary head on 75×75 digits; `:smoke` is 20 steps of it at 299, with
 the head: run it with `--config.duration="10 steps"` and then as it is, and it resumes in between.
 
 Hardware: 8 GPUs or a TPU slice. Result: not measured.
@@ -24,7 +24,7 @@ from googlenet_jax.training.on_digits import on_digits, smoke
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the recipe. Raises UserError for an `arg` other than "", "digits" and "smoke"."""
+    """Returns the config. Raises UserError for an `arg` other than "", "digits" and "smoke"."""
     if arg not in ("", "digits", "smoke"):
         raise UserError(
             f"configs/imagenet_inception_v2.py takes 'digits', 'smoke' or no argument, found {arg!r}"

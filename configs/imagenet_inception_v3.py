@@ -7,7 +7,7 @@ by 0.94 every two epochs; gradients clipped to a norm of 2; label smoothing 0.1;
 of 32 images stand here as one batch of 1600: for fewer devices scale batch and rate down together. Weight decay is slim's, the
 auxiliary head's weight GoogLeNet's; the paper gives neither.
 
-`:digits` is the same recipe for a narrow network without the auxiliary head on 75×75 digits; `:smoke` is 20 steps of it at 299, with
+`:digits` is the same config for a narrow network without the auxiliary head on 75×75 digits; `:smoke` is 20 steps of it at 299, with
 the head: run it with `--config.duration="10 steps"` and then as it is, and it resumes in between.
 
 Hardware: 8 GPUs or a TPU slice. Result: not measured.
@@ -21,7 +21,7 @@ from googlenet_jax.training.on_digits import on_digits, smoke
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the recipe. Raises UserError for an `arg` other than "", "digits" and "smoke"."""
+    """Returns the config. Raises UserError for an `arg` other than "", "digits" and "smoke"."""
     if arg not in ("", "digits", "smoke"):
         raise UserError(
             f"configs/imagenet_inception_v3.py takes 'digits', 'smoke' or no argument, found {arg!r}"

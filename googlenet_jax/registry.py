@@ -12,7 +12,7 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Things of one kind by name.
 
-    A recipe holds the name; what is registered stays with the process that registered it.
+    A config holds the name; what is registered stays with the process that registered it.
     """
 
     def __init__(self, kind: str, things: dict[str, T]) -> None:
@@ -65,15 +65,15 @@ def arguments(
     options: Mapping[str, Any],
     own: Collection[str],
 ) -> dict[str, Any]:
-    """Returns the keyword arguments that a recipe's group of fields gives a registered function.
+    """Returns the keyword arguments that a config's group of fields gives a registered function.
 
     Args:
       what: what error messages call the function, such as "loss 'focal'".
-      group: the recipe's, such as "loss": its general fields stand in it, the function's own in
+      group: the config's, such as "loss": its general fields stand in it, the function's own in
         `options`.
       fields: name -> (value, default). The function gets those that it takes.
       options: name -> value. The function must take every one.
-      own: parameters that the caller gives, and no recipe sets.
+      own: parameters that the caller gives, and no config sets.
     Raises:
       UserError: a field that the function has no use for although it is not at its default, or an
         option that it does not take.

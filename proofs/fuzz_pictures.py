@@ -200,7 +200,7 @@ def through_training(data_dir: Path, exact: bool) -> set[str]:
 
     source = load_source("fuzz", "train", data_dir)
     names = [record.file_name for record in source.records(range(len(source)))]
-    bad = BadImages(len(source), say=lambda line: None)
+    bad = BadImages(len(source), log=lambda line: None)
     preprocessing = Preprocessing(SIZE, SIZE, (0.0,) * 3, (1.0,) * 3, "rgb")
     reading = {"threads": 2, "exact_decoding": exact, "bad_images": bad}
     for batch in eval_batches(source, batch_size=32, preprocessing=preprocessing, **reading):

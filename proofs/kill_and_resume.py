@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def shortened(steps: int, more: list[str]) -> list[str]:
-    """The command that a person would give, without --workdir; `more` are further fields of the recipe."""
+    """The command that a person would give, without --workdir; `more` are further fields of the config."""
     fields = {"duration": f"{steps} steps", "schedule.warmup": "5 steps", "log_every": "3 steps"}
     fields |= {"checkpoint_every": "5 steps", "eval_every": "10 steps"}
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]

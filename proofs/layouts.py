@@ -79,7 +79,7 @@ def restore(folder: Path, layouts: list[str], fields: list[str]) -> Iterator[dic
         shutil.copytree(folder / first, workdir)
         shutil.rmtree(workdir / "checkpoints" / str(STEPS))
         run = train(workdir, second, fields)
-        if f"going on after step {HALF}" not in run.said(0):
+        if f"resuming after step {HALF}" not in run.said(0):
             raise SystemExit(f"{first} to {second}: it did not go on\n{run.said(0)}")
         worst = largest_difference(final_state(workdir, STEPS), final_state(whole, STEPS))
         yield {"saved_on": first, "restored_on": second, "largest_difference": worst}

@@ -35,12 +35,12 @@ from tests.parity.harness import (
 ROOT = Path(__file__).resolve().parents[1]
 
 SIZES = (224, 225, 231, 97)
-# The recipes of configs/ by network; the others are shown at a common rate.
-RECIPES = {
+# The configs of configs/ by network; the others are shown at a common rate.
+CONFIGS = {
     "googlenet": ("imagenet_googlenet",),
     "googlenet_bn": ("digits", "cifar10", "imagenet_googlenet_bn"),
 }
-RECIPE_FIELDS = (
+CONFIG_FIELDS = (
     *(
         "schedule.learning_rate",
         "optimizer.momentum",
@@ -81,14 +81,14 @@ over all tensors of its kind; the tests hold every one to {tolerance:.0e}. The r
   random biases, scales and running statistics.
 - The rest: ten steps of the project's own train step at 64 pixels, batches of {batch} such images, beside PyTorch's SGD; losses of every
   step, gradients of the first, everything else after the last. Weight decay, momentum, a stepped rate and a Polyak average act; dropout
-  and flips are off. The rate, {rate:g}, is one at which rounding is not amplified beyond the tolerance; the second table has the recipes'.
+  and flips are off. The rate, {rate:g}, is one at which rounding is not amplified beyond the tolerance; the second table has the configs'.
 - Endpoints are those of the published widths, the rest of a quarter of them (`width=0.25`).
 
 | model | {kinds} |
 |---|{rules}
 {rows}
 
-## At the recipes' own rates
+## At the configs' own rates
 
 Training amplifies rounding, the more the higher the rate, so a fixed tolerance means little there. The control is PyTorch itself:
 {controls} more runs of the reference, each with every weight moved by one unit in the last place, up or down at random, before the first
@@ -96,11 +96,11 @@ step. Our distance from PyTorch (the largest relative error of any parameter, st
 the largest of their {controls} distances after every step before that reaches {limit:.0e}; beyond, single ReLUs and pools fall to
 another side in one run and not in the others, and one such fall outweighs all rounding. Both are given after the last such step.
 Rate, momentum, weight decay, label smoothing and the auxiliary weight are the
-recipe's, at its highest rate throughout; batches of {batch} squares of photographs at its size, at most 64 pixels; its width where it
+config's, at its highest rate throughout; batches of {batch} squares of photographs at its size, at most 64 pixels; its width where it
 sets one, else a quarter. (On the first table's images ours was 20 times the control's after the first step of `googlenet_bn` on the digits'
-recipe: over maps of one value a plain sum, as XLA's are, rounds every addition to the same side, PyTorch's cascaded one does not.)
+config: over maps of one value a plain sum, as XLA's are, rounds every addition to the same side, PyTorch's cascaded one does not.)
 
-| model | recipe | rate | steps compared, of {steps} | our distance | the control's largest | largest ratio after any step |
+| model | config | rate | steps compared, of {steps} | our distance | the control's largest | largest ratio after any step |
 |---|---|---|---|---|---|---|
 {drifts}
 """
@@ -118,9 +118,9 @@ def measure(name: str) -> dict[str, float]:
     return worst
 
 
-def recipe_changes(recipe: str) -> dict[str, Any]:
-    """What of a recipe in configs/ decides how training goes, as `drift` takes it."""
-    spec = importlib.util.spec_from_file_location(recipe, ROOT / "configs" / f"{recipe}.py")
+def recipe_changes(config: str) -> dict[str, Any]:
+    """What of a config in configs/ decides how training goes, as `drift` takes it."""
+    spec = importlib.util.spec_from_file_location(config, ROOT / "configs" / f"{config}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -133,15 +133,15 @@ def recipe_changes(recipe: str) -> dict[str, Any]:
     flat = traverse_util.flatten_dict(config.to_dict(), sep=".")
     return {
         **options,
-        **{field: flat[field] for field in RECIPE_FIELDS},
+        **{field: flat[field] for field in CONFIG_FIELDS},
         "size": min(config.preprocessing.size, 64),
     }
 
 
-def measure_drift(name: str, recipe: str | None) -> dict[str, Any]:
+def measure_drift(name: str, config: str | None) -> dict[str, Any]:
     """Returns a row of the second table."""
     changes = (
-        recipe_changes(recipe) if recipe else {"schedule.learning_rate": COMMON_RATE, "size": 64}
+        recipe_changes(config) if config else {"schedule.learning_rate": COMMON_RATE, "size": 64}
     )
     changes = {"width": 0.25, "schedule.factor": 1.0, **changes}
     distances = drift(name, changes.pop("size"), steps=DRIFT_STEPS, **changes)
@@ -186,7 +186,7 @@ def main() -> None:
     state_file = parser.parse_args().state
     jax.config.update("jax_enable_x64", True)
     state = json.loads(state_file.read_text()) if state_file.exists() else {}
-    pairs = [(name, recipe) for name in NETWORKS for recipe in RECIPES.get(name, (None,))]
+    pairs = [(name, config) for name in NETWORKS for config in CONFIGS.get(name, (None,))]
     tasks: dict[str, Callable[[], dict[str, Any]]] = {
         f"drift {n} {r or '–'}": lambda n=n, r=r: measure_drift(n, r) for n, r in pairs
     }

@@ -1,4 +1,4 @@
-"""Every recipe in configs/: valid, and one step of it at its smallest trains."""
+"""Every config in configs/: valid, and one step of it at its smallest trains."""
 
 import dataclasses
 import importlib.util
@@ -19,11 +19,11 @@ from googlenet_jax.training.optimizer import create_optimizer, create_schedule
 from googlenet_jax.training.state import make_create_state
 from googlenet_jax.training.step import make_train_step
 
-RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 ENSEMBLE = tuple(f"ensemble{number}" for number in range(7))
 ARGUMENTS = {"cifar10": ("", "tune"), "imagenet_googlenet": ("", *ENSEMBLE)}
 ARGUMENTS |= {name: ("", "multibox") for name in ("detection_digits", "detection_voc")}
-CASES = [(path, arg) for path in RECIPES for arg in ARGUMENTS.get(path.stem, ("",))]
+CASES = [(path, arg) for path in CONFIGS for arg in ARGUMENTS.get(path.stem, ("",))]
 
 
 def get_config(path, arg=""):
@@ -33,8 +33,8 @@ def get_config(path, arg=""):
     return module.get_config(arg)
 
 
-def test_there_are_recipes():
-    assert {path.stem for path in RECIPES} >= {
+def test_there_are_configs():
+    assert {path.stem for path in CONFIGS} >= {
         "digits",
         "cifar10",
         "imagenet_googlenet",
@@ -43,11 +43,11 @@ def test_there_are_recipes():
 
 
 @pytest.mark.parametrize(("path", "arg"), CASES, ids=lambda value: getattr(value, "stem", value))
-def test_recipe_is_valid(path, arg):
+def test_config_is_valid(path, arg):
     resolve(get_config(path, arg))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_docstring_holds_command_hardware_and_result(path):
     text = path.read_text()
     for part in (
@@ -58,19 +58,19 @@ def test_docstring_holds_command_hardware_and_result(path):
         assert part in text
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_unknown_argument_is_named(path):
     with pytest.raises(UserError, match=f"{path.name}.*'tine'"):
         get_config(path, "tine")
 
 
 def test_tuning_never_sees_the_test_set():
-    data = get_config(next(path for path in RECIPES if path.stem == "cifar10"), "tune").data
+    data = get_config(next(path for path in CONFIGS if path.stem == "cifar10"), "tune").data
     assert (data.train_split, data.eval_splits) == ("train[:45000]", ("train[45000:]",))
 
 
 def test_seven_models_share_initialization_and_rates_and_one_is_wider():
-    path = next(path for path in RECIPES if path.stem == "imagenet_googlenet")
+    path = next(path for path in CONFIGS if path.stem == "imagenet_googlenet")
     configs = [get_config(path, arg).to_dict() for arg in ENSEMBLE]
     assert len({config["seed"] for config in configs}) == 7
     assert {config["init_seed"] for config in configs} == {0}
@@ -103,7 +103,7 @@ ALWAYS = ("imagenet_googlenet",)
     "path",
     [
         pytest.param(path, id=path.stem, marks=[pytest.mark.exhaustive] * (path.stem not in ALWAYS))
-        for path in RECIPES
+        for path in CONFIGS
         if get_config(path).task == "classification"
     ],
 )

@@ -31,7 +31,7 @@ SMALL = {
 TINY = {"model.name": "tiny", "preprocessing.size": 8, "preprocessing.resize": 8}
 
 
-class TinyOfTheRecipe(Tiny):
+class TinyOfTheConfig(Tiny):
     """Takes the options that configs/digits.py sets."""
 
     stem: str = "small"
@@ -43,7 +43,7 @@ def folder(monkeypatch, tmp_path, data_dir, compiled_dir):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(process, "prepare", lambda: None)  # it sets JAX up for a whole process
     monkeypatch.setattr(sys, "path", ["", *sys.path])
-    monkeypatch.setitem(registry._MODELS, "tiny", TinyOfTheRecipe)
+    monkeypatch.setitem(registry._MODELS, "tiny", TinyOfTheConfig)
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     return tmp_path
@@ -59,7 +59,7 @@ def small(data_dir):
 
 def test_the_page_names_its_files_and_commands():
     assert set(FILES) == {
-        "my_network.py", "my_recipe.py", "from_python.py", "my_loss.py", "my_optimizer.py", "my_augmentation.py",
+        "my_network.py", "my_config.py", "from_python.py", "my_loss.py", "my_optimizer.py", "my_augmentation.py",
     }  # fmt: skip
     assert {name: len(lines) for name, lines in COMMANDS.items()} == {
         "summary": 1,

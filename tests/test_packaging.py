@@ -32,8 +32,8 @@ def archive(tmp_path_factory):
 
 def test_the_archive_holds_what_is_built_from_and_no_test_at_all(archive):
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "googlenet_jax").rglob("*.py")}
-    recipes = {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
-    wanted = {*package, *recipes, "googlenet_jax/py.typed", "pyproject.toml", "setup.py", "LICENSE"}
+    configs = {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
+    wanted = {*package, *configs, "googlenet_jax/py.typed", "pyproject.toml", "setup.py", "LICENSE"}
     assert wanted <= archive.keys()
     assert not [name for name in archive if name.split("/")[0] in ("tests", "proofs", "benchmarks")]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from googlenet_jax.cli.main import main
-from googlenet_jax.cli.train import read_recipe
+from googlenet_jax.cli.train import read_config
 from googlenet_jax.runtime import process
 from googlenet_jax.training.writers import read_metrics
 
@@ -37,11 +37,11 @@ def command(monkeypatch, capsys):
     [
         (
             ["--config.batchsize=3"],
-            "batchsize: a recipe has no such field (did you mean 'batch_size'?)",
+            "batchsize: a config has no such field (did you mean 'batch_size'?)",
         ),
         (
             ["--config.schedule.learning_rat=3"],
-            "schedule.learning_rat: a recipe has no such field (did you mean 'schedule.learning_rate'?)",
+            "schedule.learning_rat: a config has no such field (did you mean 'schedule.learning_rate'?)",
         ),
         (["--config.batch_size=3.5"], "batch_size: expected a value such as 64, found '3.5'"),
         (
@@ -62,7 +62,7 @@ def command(monkeypatch, capsys):
         ),
         (
             ["--config.model.options.width=0.25", "--config.batchsize=3"],
-            "batchsize: a recipe has no such field",
+            "batchsize: a config has no such field",
         ),
         (
             ["--config.model.options.drop=0.1"],
@@ -82,7 +82,7 @@ def command(monkeypatch, capsys):
         ),
         (
             ["--config.data_dir=x"],
-            "data_dir: a recipe has no such field (did you mean 'data.dir'?)",
+            "data_dir: a config has no such field (did you mean 'data.dir'?)",
         ),
         (
             ["--config.batch_size=1000000000"],
@@ -96,7 +96,7 @@ def command(monkeypatch, capsys):
         ),
     ],
 )
-def test_what_a_recipe_does_not_allow_is_one_line(command, tmp_path, arguments, line):
+def test_what_a_config_does_not_allow_is_one_line(command, tmp_path, arguments, line):
     status, message = command(DIGITS, f"--workdir={tmp_path}/run", *arguments)
     assert status == 1
     assert message.startswith("googlenet-jax: ") and message.count("\n") == 1 and line in message
@@ -104,7 +104,7 @@ def test_what_a_recipe_does_not_allow_is_one_line(command, tmp_path, arguments, 
 
 
 @pytest.mark.parametrize(
-    ("recipe", "line"),
+    ("config", "line"),
     [
         (
             "configs/digit.py",
@@ -112,16 +112,16 @@ def test_what_a_recipe_does_not_allow_is_one_line(command, tmp_path, arguments, 
         ),
         (
             "digit",
-            "--config: there is no recipe 'digit' (did you mean 'digits'?): one of cifar10, detection_digits, ",
+            "--config: there is no config 'digit' (did you mean 'digits'?): one of cifar10, detection_digits, ",
         ),
         ("configs/digits.py:big", "configs/digits.py takes no argument, found 'big'"),
-        ("{tmp}/broken.py", "--config: the recipe does not load: ZeroDivisionError"),
+        ("{tmp}/broken.py", "--config: the config does not load: ZeroDivisionError"),
     ],
 )
-def test_a_recipe_that_does_not_load_is_one_line(command, tmp_path, recipe, line):
+def test_a_config_that_does_not_load_is_one_line(command, tmp_path, config, line):
     (tmp_path / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
     status, message = command(
-        f"--config={recipe.format(tmp=tmp_path)}", f"--workdir={tmp_path}/run"
+        f"--config={config.format(tmp=tmp_path)}", f"--workdir={tmp_path}/run"
     )
     assert (status, message.count("\n")) == (1, 1) and line in message
 
@@ -148,16 +148,16 @@ def test_what_follows_a_field_is_named(command, tmp_path):
     assert status == 1 and "'more' is no field" in message
 
 
-@pytest.mark.parametrize("recipe", ["digits", "cifar10:tune"])
-def test_recipes_are_found_by_name_from_anywhere(monkeypatch, tmp_path, recipe):
+@pytest.mark.parametrize("config", ["digits", "cifar10:tune"])
+def test_configs_are_found_by_name_from_anywhere(monkeypatch, tmp_path, config):
     monkeypatch.chdir(tmp_path)
-    config = read_recipe(recipe, ["--config.batch_size=32", "--config.model.options.width", "0.5"])
+    config = read_config(config, ["--config.batch_size=32", "--config.model.options.width", "0.5"])
     assert (config.data.name, config.batch_size, config.model.options.width) == (
-        recipe.split(":")[0],
+        config.split(":")[0],
         32,
         0.5,
     )
-    assert config.data.train_split == ("train[:45000]" if ":" in recipe else "train")
+    assert config.data.train_split == ("train[:45000]" if ":" in config else "train")
 
 
 def test_a_users_module_is_imported_from_the_current_folder(command, monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""`googlenet-jax bench`: how fast a network trains or infers here, beside PyTorch and the machine's
+"""`googlenet-jax bench`: how fast a network trains or infers here, compared with PyTorch and the machine's
 floor.
 """
 
@@ -23,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
     """Adds the subcommand's arguments."""
     parser = subparsers.add_parser(
         "bench",
-        help="speed of training or inference, beside PyTorch",
+        help="speed of training or inference, compared with PyTorch",
         description="Times a network's steps and the machine's floor below them; with --peer the "
         "other framework too, each side in processes of its own, in turn.",
     )

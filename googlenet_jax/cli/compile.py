@@ -1,4 +1,4 @@
-"""`googlenet-jax compile`: what a recipe's step needs on a TPU slice, from its compiler."""
+"""`googlenet-jax compile`: what a config's step needs on a TPU slice, from its compiler."""
 
 import argparse
 import dataclasses
@@ -13,7 +13,7 @@ def add_parser(subparsers: Any) -> None:
     """Adds the subcommand's arguments; `--config.field=value` are left over, in `args.fields`."""
     parser = subparsers.add_parser(
         "compile",
-        help="what a recipe's step needs on a TPU slice, by its compiler: memory, collectives, …",
+        help="what a config's step needs on a TPU slice, by its compiler: memory, collectives, …",
         usage="%(prog)s --config=NAME[:ARG] --topology=v5e:4x4 [--config.field=value …]",
         allow_abbrev=False,
         epilog="It needs the extra [tpu], and no TPU.",
@@ -22,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
         "--config",
         required=True,
         metavar="NAME[:ARG]",
-        help="a recipe's name, such as imagenet_googlenet_bn, or its file",
+        help="a config's name, such as imagenet_googlenet_bn, or its file",
     )
     parser.add_argument(
         "--topology", required=True, metavar="NAME", help="such as v5e:16x16, v6e:4x4 or v5p:2x2x1"
@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the report; returns 0."""
-    from googlenet_jax.cli.train import read_recipe
+    from googlenet_jax.cli.train import read_config
     from googlenet_jax.errors import check_whole
 
     for name in ("classes", "examples", "chips"):
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the compiler alone is wanted, also beside a TPU
-    config = read_recipe(args.config, args.fields)
+    config = read_config(args.config, args.fields)
     from googlenet_jax.profiling.ahead import compile_step
 
     report = compile_step(

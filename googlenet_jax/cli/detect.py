@@ -60,14 +60,14 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.score <= 1:
         raise UserError(f"--score: expected 0 to 1, found {args.score}")
     from googlenet_jax.detection.runs import load_ensemble
-    from googlenet_jax.runtime.process import prepare, say_settings
+    from googlenet_jax.runtime.process import log_settings, prepare
 
     prepare()
     ensemble = load_ensemble([name for name in args.weights.split(",") if name])
     if args.output:
         with writing(args.output):
             args.output.mkdir(parents=True, exist_ok=True)
-    say_settings()
+    log_settings()
     return _measure(args, ensemble) if args.split else _pictures(args, ensemble)
 
 

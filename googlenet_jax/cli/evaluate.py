@@ -46,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
         type=Path,
         metavar="DIR",
         help="write a report here: HTML, pictures, JSON, and each example's result; a stopped "
-        "evaluation goes on from there",
+        "evaluation resumes there",
     )
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.evaluation.records import evaluate_ensemble
     from googlenet_jax.evaluation.report import write_report
     from googlenet_jax.evaluation.results import summarize
-    from googlenet_jax.runtime.process import prepare, say, say_settings
+    from googlenet_jax.runtime.process import log, log_settings, prepare
     from googlenet_jax.runtime.sharding import create_mesh
 
     prepare()
@@ -79,11 +79,11 @@ def run(args: argparse.Namespace) -> int:
     )
     for each in loaded:
         if each.num_classes > len(source.class_names):
-            say(
+            log(
                 f"{each.source}: {len(source.class_names)} of its {each.num_classes:,} classes are "
                 f"compared, matched by name or WordNet id: the softmax is over these alone"
             )
-    say_settings()
+    log_settings()
     records = evaluate_ensemble(
         ensemble,
         source,

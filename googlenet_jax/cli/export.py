@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes both files; returns 0."""
     from googlenet_jax.models.registry import create_model, model_name
-    from googlenet_jax.runtime.process import prepare, say_settings
+    from googlenet_jax.runtime.process import log_settings, prepare
     from googlenet_jax.runtime.storage import check_output, write_atomically, writing
     from googlenet_jax.weights.export import LOADABLE, check_artifact, describe, export_model
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     name = model_name(member.model)
     if name != args.model:
         raise UserError(f"{member.source}: expected weights of {args.model}, found {name}'s")
-    say_settings()
+    log_settings()
     network = (member.model, member.variables, member.preprocessing)
     artifact = export_model(*network)
     about = describe(name, member.preprocessing, member.class_names)

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.metrics.extract import extract
     from googlenet_jax.metrics.images import open_images
     from googlenet_jax.metrics.summary import to_stderr
-    from googlenet_jax.runtime.process import prepare, say_settings
+    from googlenet_jax.runtime.process import log_settings, prepare
     from googlenet_jax.runtime.sharding import create_mesh
     from googlenet_jax.weights.load import load
 
@@ -78,9 +78,9 @@ def run(args: argparse.Namespace) -> int:
         mesh=create_mesh(),
         batch_size=args.batch_size,
         progress=sys.stderr.isatty(),
-        say=to_stderr,
+        log=to_stderr,
     )
-    say_settings()
+    log_settings()
     result = {"output": args.output, "layer": args.layer, "shape": list(shape)}
     print(
         json.dumps(result)

@@ -73,7 +73,7 @@ def add_network(parser: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the figures, or writes A's statistics; returns 0."""
     from googlenet_jax.metrics.summary import to_stderr
-    from googlenet_jax.runtime.process import prepare, say_settings
+    from googlenet_jax.runtime.process import log_settings, prepare
 
     metrics = _metrics(args.metrics)
     if args.judged is None and not args.output:
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     prepare()
     names = [name for name in (args.reference, args.judged) if name is not None]
     sides = _summaries(args, names, metrics)
-    say_settings()
+    log_settings()
     for line in [note for side in sides for note in side.notes]:
         to_stderr(line)
     result: dict[str, Any] = {

@@ -77,7 +77,7 @@ EXAMPLES = {
 }
 INTERRUPTED = 130  # 128 + SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE
-FIELD = re.compile(r"--(no)?config\.")  # of a recipe, which `train` takes
+FIELD = re.compile(r"--(no)?config\.")  # of a config, which `train` takes
 
 
 def build_parser() -> argparse.ArgumentParser:

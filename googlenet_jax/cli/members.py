@@ -40,7 +40,7 @@ def load_members(args: argparse.Namespace) -> "list[TrainedModel]":
     Raises:
       UserError: naming what can't be read.
     """
-    from googlenet_jax.runtime.process import say
+    from googlenet_jax.runtime.process import log
     from googlenet_jax.weights.load import load
 
     names = [name for given in args.weights for name in given.split(",") if name]
@@ -54,7 +54,7 @@ def load_members(args: argparse.Namespace) -> "list[TrainedModel]":
         except UserError as error:
             raise UserError(f"--weights: {error}") from error
         for note in trained.notes:
-            say(f"{name}: {note}")
+            log(f"{name}: {note}")
         loaded.append(trained)
     return loaded
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from googlenet_jax.errors import nearest
 
 _CHOICE = re.compile(r"invalid choice: (.*) \(choose from (.*)\)$", re.S)
-_FIELD = re.compile(r"--(no)?config\.")  # of a recipe, which `train` takes
+_FIELD = re.compile(r"--(no)?config\.")  # of a config, which `train` takes
 
 
 class Parser(argparse.ArgumentParser):

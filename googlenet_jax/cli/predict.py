@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.evaluation.ensemble import Ensemble
     from googlenet_jax.evaluation.pictures import check_grid_path, draw_grid
     from googlenet_jax.evaluation.predict import predict_pictures
-    from googlenet_jax.runtime.process import prepare, say_settings
+    from googlenet_jax.runtime.process import log_settings, prepare
     from googlenet_jax.runtime.sharding import create_mesh
 
     if args.top < 1:
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         mesh=create_mesh(),
         images_at_most=count,
     )
-    say_settings()
+    log_settings()
     grid: list[tuple[np.ndarray, str, list[Prediction]]] = []
     failed = 0
     for result in predict_pictures(ensemble, pictures, top=args.top, keep_crops=bool(args.grid)):

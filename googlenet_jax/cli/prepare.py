@@ -20,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
         help="write a data set for training: a TFDS set, or a folder of images by class",
         description="Writes a data set in the format that training reads, reads every image of it "
         "back, and leaves counts by class "
-        "(counts.json) and a picture of samples (samples.png) beside it. Started again it goes on, "
+        "(counts.json) and a picture of samples (samples.png) beside it. Started again it resumes, "
         "or does nothing.",
     )
     parser.add_argument(

@@ -1,5 +1,5 @@
 """`googlenet-jax proposals`: boxes that may hold an object, kept beside a data set; their
-coverage.
+recall.
 """
 
 import argparse
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any) -> None:
     """Adds the subcommand's arguments."""
     parser = subparsers.add_parser(
-        "proposals", help="propose boxes for a detection set, and show their coverage"
+        "proposals", help="propose boxes for a detection set, and show their recall"
     )
     parser.add_argument(
         "data", metavar="NAME", help="the data set, such as digit_scenes or voc/2007"
@@ -75,11 +75,11 @@ def _made(source: "DetectionSource", name: str, run: str | None, workers: int) -
         return proposals.load_proposals(source, name)
     if by_run:
         from googlenet_jax.detection.multibox import propose_split
-        from googlenet_jax.runtime.process import prepare, say_settings
+        from googlenet_jax.runtime.process import log_settings, prepare
         from googlenet_jax.runtime.sharding import create_mesh
 
         prepare()
-        say_settings()
+        log_settings()
         made = propose_split(str(run), source, create_mesh())
     elif name == proposals.MULTIBOX:
         return proposals.load_proposals(source, name)  # which says what to do

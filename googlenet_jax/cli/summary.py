@@ -1,4 +1,4 @@
-"""`googlenet-jax summary`: a network's layers with their sizes and costs, beside the paper's table
+"""`googlenet-jax summary`: a network's layers with their sizes and costs, compared with the paper's table
 or another network.
 """
 

@@ -1,4 +1,4 @@
-"""`googlenet-jax train`: trains as a recipe says, or goes on with the run that is in the folder."""
+"""`googlenet-jax train`: trains as a config says, or resumes the run that is in the folder."""
 
 import argparse
 import re
@@ -15,16 +15,16 @@ def add_parser(subparsers: Any) -> None:
     """
     parser = subparsers.add_parser(
         "train",
-        help="train a network, or go on with a run",
+        help="train a network, or resume one",
         usage="%(prog)s --config=NAME[:ARG] --workdir=DIR [--config.field=value …]",
         allow_abbrev=False,
-        epilog="--config.field=value sets a field of the recipe, such as --config.batch_size=64.",
+        epilog="--config.field=value sets a field of the config, such as --config.batch_size=64.",
     )
     parser.add_argument(
         "--config",
         required=True,
         metavar="NAME[:ARG]",
-        help="a recipe's name, such as digits, or its file; :ARG hands it an argument",
+        help="a config's name, such as digits, or its file; :ARG hands it an argument",
     )
     parser.add_argument(
         "--workdir",
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.runtime.preemption import catching_signals
 
     with catching_signals():  # before the slow imports
-        config = read_recipe(args.config, args.fields)
+        config = read_config(args.config, args.fields)
         from googlenet_jax.runtime.process import prepare, prepare_for_several
 
         prepare()
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def field_names() -> list[str]:
-    """The names of a classification recipe's fields, such as "schedule.warmup"."""
+    """The names of a classification config's fields, such as "schedule.warmup"."""
     from flax.traverse_util import flatten_dict
 
     from googlenet_jax.training.config import default_config
@@ -84,8 +84,8 @@ def field_names() -> list[str]:
     return sorted(flatten_dict(default_config().to_dict(), sep="."), key=len)
 
 
-def recipe_folder() -> Path:
-    """Where the package's recipes lie: inside an installed package, or beside it where it runs from
+def config_folder() -> Path:
+    """Where the package's configs lie: inside an installed package, or beside it where it runs from
     its sources.
     """
     package = Path(__file__).parents[1]
@@ -94,25 +94,25 @@ def recipe_folder() -> Path:
     )
 
 
-def read_recipe(recipe: str, fields: list[str]) -> Any:
-    """Reads a recipe and sets fields of it.
+def read_config(config: str, fields: list[str]) -> Any:
+    """Reads a config and sets fields of it.
 
     Args:
-      recipe: NAME or NAME:ARG; NAME is that of a recipe of the package, or a file's path.
+      config: NAME or NAME:ARG; NAME is that of a config of the package, or a file's path.
       fields: "--config.field=value", or both as items of their own.
     Returns:
       The ConfigDict, not checked yet.
     Raises:
-      UserError: there is no such recipe, it does not load, or a value is not of its field's kind.
+      UserError: there is no such config, it does not load, or a value is not of its field's kind.
     """
     from absl import flags
     from ml_collections import config_flags
 
-    name, colon, argument = recipe.partition(":")
-    path = f"{_recipe_path(name)}{colon}{argument}"
+    name, colon, argument = config.partition(":")
+    path = f"{_config_path(name)}{colon}{argument}"
     values = flags.FlagValues()
     arguments = ["train", f"--config={path}", *fields]
-    # New fields are let through: the check of the whole recipe names them, and a model's options
+    # New fields are let through: the check of the whole config names them, and a model's options
     # need not stand in it.
     holder = config_flags.DEFINE_config_file(
         "config",
@@ -126,37 +126,37 @@ def read_recipe(recipe: str, fields: list[str]) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(_explain(error, recipe)) from error
+        raise UserError(_explain(error, config)) from error
     if len(rest) > 1:
         raise UserError(
-            f"{rest[1]!r} is no field; fields of the recipe are set with --config.field=value"
+            f"{rest[1]!r} is no field; fields of the config are set with --config.field=value"
         )
     return holder.value
 
 
-def _recipe_path(name: str) -> Path:
+def _config_path(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
-    recipes = {path.stem: path for path in sorted(recipe_folder().glob("*.py"))}
-    if name in recipes:
-        return recipes[name]
+    configs = {path.stem: path for path in sorted(config_folder().glob("*.py"))}
+    if name in configs:
+        return configs[name]
     if name.endswith(".py") or "/" in name:
-        files = [*map(str, sorted(Path("configs").glob("*.py"))), *recipes]
+        files = [*map(str, sorted(Path("configs").glob("*.py"))), *configs]
         raise UserError(f"--config: there is no file {name!r}{nearest(name, files)}")
     raise UserError(
-        f"--config: there is no recipe {name!r}{nearest(name, recipes)}: one of {', '.join(recipes)}, or a file"
+        f"--config: there is no config {name!r}{nearest(name, configs)}: one of {', '.join(configs)}, or a file"
     )
 
 
-def _explain(error: Exception, recipe: str) -> str:
-    """The line for an error that came while the recipe was read and its fields were set."""
+def _explain(error: Exception, config: str) -> str:
+    """The line for an error that came while the config was read and its fields were set."""
     from absl import flags
     from flax.traverse_util import flatten_dict
 
     text = " ".join(str(error).split())
     field = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
     if field and isinstance(error, flags.IllegalFlagValueError):
-        fields = flatten_dict(read_recipe(recipe, []).to_dict(), sep=".")
+        fields = flatten_dict(read_config(config, []).to_dict(), sep=".")
         expected = (
             f"a value such as {fields[field[1]]!r}"
             if field[1] in fields
@@ -168,5 +168,5 @@ def _explain(error: Exception, recipe: str) -> str:
     if isinstance(error, flags.Error):
         return text
     return (
-        f"--config: the recipe does not load: {type(error).__name__}: {text} (--debug shows where)"
+        f"--config: the config does not load: {type(error).__name__}: {text} (--debug shows where)"
     )

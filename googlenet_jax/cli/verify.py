@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         steps=args.steps,
         dtype=args.dtype,
         seed=args.seed,
-        say=lambda line: print(f"{line} …", file=sys.stderr, flush=True),
+        log=lambda line: print(f"{line} …", file=sys.stderr, flush=True),
     )
     print(report.as_json(found) if args.json else report.text(found))
     # Last: a file that can't be written takes nothing else with it.
@@ -146,7 +146,7 @@ def _pair(args: argparse.Namespace) -> tuple[Any, Any, "np.ndarray", str]:
     reference = load_object(args.reference, "--reference")
     candidate = load_object(args.candidate, "--candidate")
     images = default_images(args.size or 64, seed=args.seed)
-    return reference, candidate, images, "own" if args.keep_weights else "drawn"
+    return reference, candidate, images, "own" if args.keep_weights else "random"
 
 
 def _model_and_candidate(args: argparse.Namespace) -> tuple[Any, Any, "np.ndarray", str]:
@@ -164,7 +164,7 @@ def _model_and_candidate(args: argparse.Namespace) -> tuple[Any, Any, "np.ndarra
     side = own_network(model, variables, height, args.dtype, args.seed)
     if args.keep_weights:
         return side, candidate, images, "own" if weights else "candidate"
-    return side, candidate, images, "reference" if weights else "drawn"
+    return side, candidate, images, "reference" if weights else "random"
 
 
 def _model(args: argparse.Namespace) -> "tuple[Network, Any]":

@@ -23,7 +23,7 @@ class _Named(Protocol):
     def split(self) -> str: ...
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     tqdm.write(line, file=sys.stderr)  # above the progress bar
 
 
@@ -36,10 +36,10 @@ class BadImages:
         found: what is wrong with each, by the data set's name, split and the example's position.
     """
 
-    def __init__(self, limit: int, say: Callable[[str], None] = _say) -> None:
+    def __init__(self, limit: int, log: Callable[[str], None] = _log) -> None:
         self.limit = limit
         self.found: dict[tuple[str, str, int], str] = {}
-        self._say = say
+        self._log = log
 
     def add(self, source: _Named, index: int, problem: str) -> None:
         """Takes note of one. Raises UserError where there are more than the limit."""
@@ -47,7 +47,7 @@ class BadImages:
         if key in self.found:
             return
         self.found[key] = problem
-        self._say(f"skipped, {len(self.found)} of at most {self.limit}: {problem}")
+        self._log(f"skipped, {len(self.found)} of at most {self.limit}: {problem}")
         if len(self.found) > self.limit:
             raise UserError(
                 f"data.bad_image_limit: expected at most {self.limit} images that can't be read, "

@@ -208,7 +208,7 @@ def prepare_folder(
 
     Args:
         root, validation_fraction, seed: as in `list_folder`.
-        name: the data set's, by which recipes find it.
+        name: the data set's, by which configs find it.
         data_dir: where TFDS's data sets lie.
 
     Raises:

@@ -136,7 +136,7 @@ def coco(
     return {name: mean(values) for name, values in result.items()}
 
 
-def coverage(
+def recall(
     truth: Sequence[Objects], proposals: Sequence[np.ndarray], threshold: float = 0.5
 ) -> float:
     """Returns the share of objects that a proposal overlaps with an IoU of at least `threshold`.

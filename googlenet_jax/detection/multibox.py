@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from googlenet_jax.data.preprocessing import Preprocessing, standardize
 from googlenet_jax.detection.batches import numbered_batches
 from googlenet_jax.detection.matching import ALPHA, kmeans_priors, matching_loss
-from googlenet_jax.detection.measures import Objects, coverage
+from googlenet_jax.detection.measures import Objects, recall
 from googlenet_jax.detection.proposals import MULTIBOX as NAME
 from googlenet_jax.detection.proposals import Proposals
 from googlenet_jax.detection.regions import to_canvas, warp
@@ -145,7 +145,7 @@ class MultiBox:
 
 
 def default_multibox_config() -> ConfigDict:
-    """Returns a recipe for training MultiBox with every field; an epoch is every image."""
+    """Returns a config for training MultiBox with every field; an epoch is every image."""
     config = default_config()
     config.task = NAME
 
@@ -168,12 +168,12 @@ def default_multibox_config() -> ConfigDict:
     config.batch_size = 32
     del config.metrics
     del config.loss
-    config.checkpoint.best = "coverage"
+    config.checkpoint.best = "recall"
     return config
 
 
 class Parts(NamedTuple):
-    """What a recipe describes, built."""
+    """What a config describes, built."""
 
     trunk: Network
     preprocessing: Preprocessing
@@ -193,9 +193,9 @@ def build(config: ConfigDict) -> Parts:
         raise UserError(f"multibox.alpha: expected above 0, found {config.multibox.alpha}")
     if config.augment.area[1] > 1:
         raise UserError(f"augment.area: expected at most 1, found {config.augment.area[1]}")
-    if config.checkpoint.best not in ("coverage", "loss"):
+    if config.checkpoint.best not in ("recall", "loss"):
         raise UserError(
-            f"checkpoint.best: expected 'coverage' or 'loss', found {config.checkpoint.best!r}"
+            f"checkpoint.best: expected 'recall' or 'loss', found {config.checkpoint.best!r}"
         )
     return Parts(trunk, preprocessing)
 
@@ -417,8 +417,8 @@ def _evaluations(
                 padded[: len(wanted)] = wanted
                 valid = np.arange(most) < len(wanted)
                 losses.append(float(sum(one(found / scale, confidence, padded, valid))))
-            share = coverage(truth, boxes)
-            return {"loss": float(np.mean(losses)), "coverage": share, "examples": len(boxes)}
+            share = recall(truth, boxes)
+            return {"loss": float(np.mean(losses)), "recall": share, "examples": len(boxes)}
 
         return evaluate
 

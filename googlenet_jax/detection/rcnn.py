@@ -39,7 +39,7 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.metrics import top1
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import model_options
-from googlenet_jax.runtime.process import say
+from googlenet_jax.runtime.process import log
 from googlenet_jax.training.classification import build_model
 from googlenet_jax.training.config import default_config
 from googlenet_jax.training.losses import Loss, create_loss
@@ -49,7 +49,7 @@ NAME = "rcnn"
 
 
 def default_rcnn_config() -> ConfigDict:
-    """Returns a recipe for fine-tuning a region classifier, with every field there is.
+    """Returns a config for fine-tuning a region classifier, with every field there is.
 
     A batch is `batch_size` object windows and `regions.background` times as many of background; an
     epoch is every object window once.
@@ -86,7 +86,7 @@ def default_rcnn_config() -> ConfigDict:
 
 
 class Parts(NamedTuple):
-    """What a recipe describes, built; the model is for as many classes as ImageNet has, until the
+    """What a config describes, built; the model is for as many classes as ImageNet has, until the
     data set's number is known.
     """
 
@@ -164,7 +164,7 @@ def _batches(config: ConfigDict, source: DetectionSource) -> tuple[int, Callable
     windows = training_windows(source, config.proposals.names, config.proposals.most)
     objects, skipped = object_windows(windows)
     if skipped:
-        say(f"{source.name} {source.split}: {skipped} images without background passed over")
+        log(f"{source.name} {source.split}: {skipped} images without background passed over")
     if not len(objects):
         raise UserError(f"{source.name} {source.split}: no image has an object and a background")
     options = dict(canvas=config.regions.canvas, background=config.regions.background)
@@ -186,7 +186,7 @@ def training_windows(source: DetectionSource, names: Sequence[str], most: int) -
 
 
 def settings(config: Any) -> Settings:
-    """What a recipe, a ConfigDict or a dictionary, says of how regions are scored."""
+    """What a config, a ConfigDict or a dictionary, says of how regions are scored."""
     regions = config["regions"]
     return Settings(
         canvas=regions["canvas"],

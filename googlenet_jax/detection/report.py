@@ -17,8 +17,8 @@ def coverage_table(
 ) -> list[dict[str, Any]]:
     """Returns a row for each method, or several joined with "+" (their best boxes in turn).
 
-    A row holds "method", "boxes" (the mean number an image), "coverage" (the share of objects
-    that a box overlaps with an IoU of at least 0.5) and "at": {number: coverage} with so many of
+    A row holds "method", "boxes" (the mean number an image), "recall" (the share of objects
+    that a box overlaps with an IoU of at least 0.5) and "at": {number: recall} with so many of
     the best boxes of each image, for the numbers that not every image stays below.
     """
     table = []
@@ -28,7 +28,7 @@ def coverage_table(
         at = {count: _share(truth, boxes, count) for count in COUNTS if count < max(counts)}
         everything = _share(truth, boxes, max(counts))
         mean = float(np.mean(counts))
-        table.append({"method": row, "boxes": mean, "coverage": everything, "at": at})
+        table.append({"method": row, "boxes": mean, "recall": everything, "at": at})
     return table
 
 
@@ -41,10 +41,10 @@ def format_coverage(table: Sequence[Mapping[str, Any]]) -> str:
     """The table for a person, shares in percent."""
     counts = sorted({count for row in table for count in row["at"]})
     width = max(len("proposals"), *(len(row["method"]) for row in table))
-    head = f"{'proposals':{width}}  {'an image':>8}  {'coverage':>8}"
+    head = f"{'proposals':{width}}  {'an image':>8}  {'recall':>8}"
     lines = [head + "".join(f"{f'first {count}':>12}" for count in counts)]
     for row in table:
-        line = f"{row['method']:{width}}  {row['boxes']:8.0f}  {100 * row['coverage']:6.1f} %"
+        line = f"{row['method']:{width}}  {row['boxes']:8.0f}  {100 * row['recall']:6.1f} %"
         shares = (row["at"].get(count) for count in counts)
         cells = "".join(f"{100 * x:10.1f} %" if x is not None else f"{'–':>12}" for x in shares)
         lines.append(line + cells)

@@ -20,7 +20,7 @@ class Ensemble:
       names: the runs' folders.
       classifiers, variables: a network each.
       class_names: without the background.
-      config: the first run's recipe.
+      config: the first run's config.
     """
 
     names: tuple[str, ...]

@@ -26,7 +26,7 @@ from googlenet_jax.data.resampling import INTERPOLATIONS
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.crops import CROPS, Geometry, cut, geometry, ten_of_144, view_count
 from googlenet_jax.models.network import Network
-from googlenet_jax.runtime.process import say
+from googlenet_jax.runtime.process import log
 from googlenet_jax.runtime.sharding import data_sharding, replicated
 
 Item = TypeVar("Item")
@@ -294,7 +294,7 @@ def _warn_of_other_names(member: Member, names: Sequence[str], whose: str) -> No
     if own is None or matched_classes(own, names) is not None:
         return
     place = next((i for i, (a, b) in enumerate(zip(own, names, strict=True)) if a != b), 0)
-    say(
+    log(
         f"warning: {member.source} calls its classes otherwise than {whose}, so their positions "
         f"decide: number {place} is {own[place]!r} there and {names[place]!r} here"
     )

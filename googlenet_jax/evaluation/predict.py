@@ -97,7 +97,7 @@ def predict_pictures(
     """Yields what the ensemble says of each picture, in order, with the most crops.
 
     Pictures are read as they are needed, a batch ahead of the devices; one that can't be read has
-    its error in its result, and the others go on.
+    its error in its result, and the others continue.
     """
     preprocessing = ensemble.members[0].preprocessing
     assert preprocessing is not None  # the ensemble has checked it

@@ -1,4 +1,4 @@
-"""What an ensemble says of each example, kept in a file, so that a stopped evaluation goes on."""
+"""What an ensemble says of each example, kept in a file, so that a stopped evaluation resumes."""
 
 import dataclasses
 import json

@@ -42,11 +42,11 @@ def extract(
     mesh: Mesh,
     batch_size: int = 32,
     progress: bool = True,
-    say: Callable[[str], object] = print,
+    log: Callable[[str], object] = print,
 ) -> tuple[int, ...]:
     """Writes `features`, float32 [N, …], and `names` [N] of all images into `output`, an .npz.
 
-    What is done lies in a folder beside it, OUTPUT.partial, from which the same command goes on.
+    What is done lies in a folder beside it, OUTPUT.partial, from which the same command resumes it.
 
     Args:
       layer: an endpoint of the network.
@@ -67,7 +67,7 @@ def extract(
             found = survey(images, bar.update)
         digest.update(found.digest.encode())
         for line in check_alike(images, found, mixed or preprocessing is not None):
-            say(line)
+            log(line)
         several |= len(found.sizes) > 1
     about = {
         "images": digest.hexdigest(),

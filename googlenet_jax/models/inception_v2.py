@@ -66,7 +66,7 @@ class InceptionV2(InceptionV2V3Base):
     The branches' widths are not published: they are those of v3 as released; of the five modules B, one more than v3 has, the last repeats
     v3's last. Module A is the paper's Fig. 5, with a 3×3 where the released v3 kept a 5×5.
 
-    The rows of the paper's ablation (Table 3) are options: `stem`, `aux_bn`, and label smoothing in the recipe.
+    The rows of the paper's ablation (Table 3) are options: `stem`, `aux_bn`, and label smoothing in the config.
 
     Attributes:
       stem: "factorised" (three 3×3, as in Table 1) or "dense" (the 7×7/2 that they replace, to the same 147×147×64).

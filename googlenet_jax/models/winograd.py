@@ -1,7 +1,7 @@
 """Winograd's minimal filtering for 3×3 convolutions of stride 1 (Lavin and Gray, 2016, arXiv:1509.09308).
 
-A tile of 4×4 outputs takes 36 products for each pair of channels, where the sum over the kernel
-takes 144. It is the same mathematics; the rounding errors are two to five times those of the sum,
+A tile of 4×4 outputs takes 36 products for each pair of channels, where direct convolution
+takes 144. It is the same mathematics; the rounding errors are two to five times those of direct convolution,
 more with more channels.
 """
 

@@ -79,15 +79,15 @@ class _NoData:
 def compile_step(
     config: ConfigDict, topology: str, *, chips: int | None = None, classes: int, examples: int
 ) -> Report:
-    """Compiles a recipe's training step for a slice.
+    """Compiles a config's training step for a slice.
 
     Args:
-      config: a classification recipe, not checked yet. Its data are not opened.
+      config: a classification config, not checked yet. Its data are not opened.
       topology: as libtpu names it: "v5e:16x16", "v6e:4x4", "v5p:4x4x4".
       chips: the first so many of its chips alone; None is all.
       classes, examples: of the data set.
     Raises:
-      UserError: a recipe that is impossible, no libtpu, a topology that it doesn't know or that has
+      UserError: a config that is impossible, no libtpu, a topology that it doesn't know or that has
         fewer chips, or a step that a chip's memory can't hold.
     """
     resolved = resolve(config)

@@ -1,4 +1,4 @@
-"""A network's computed figures beside those that its paper printed; the network's class holds the
+"""A network's computed figures compared with those that its paper printed; the network's class holds the
 printed table.
 """
 
@@ -13,7 +13,7 @@ M = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A printed row beside the computed one; None where the paper prints nothing.
+    """A printed row compared with the computed one; None where the paper prints nothing.
 
     Attributes:
       layers: our rows that it sums up.

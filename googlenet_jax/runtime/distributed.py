@@ -173,7 +173,7 @@ class Peers:
     has ended it.
 
     A process that is silent for SILENCE seconds, or stands still for `timeout` seconds while
-    others go on, is named on standard error, and this process ends with status 1: no collective
+    others continue, is named on standard error, and this process ends with status 1: no collective
     operation would ever return.
     """
 

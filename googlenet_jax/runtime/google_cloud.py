@@ -250,9 +250,9 @@ class _Lease:
         owner, known_dead = _read_owner(found)
         if known_dead:
             return found.generation
-        from googlenet_jax.runtime.process import say  # imports JAX
+        from googlenet_jax.runtime.process import log  # imports JAX
 
-        say(f"{self._folder}: {owner} trained here; waiting {SILENCE:g} s for a sign of its life")
+        log(f"{self._folder}: {owner} trained here; waiting {SILENCE:g} s for a sign of its life")
         began = time.monotonic()
         while time.monotonic() - began < SILENCE:
             time.sleep(min(1, SILENCE / 10))

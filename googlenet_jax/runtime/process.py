@@ -28,7 +28,7 @@ ASYNC_DISPATCH = "JAX_CPU_ENABLE_ASYNC_DISPATCH"
 CACHE_BYTES = 2 << 30  # a training step takes some 10 MB
 DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
 _KEPT = "freed memory is kept and huge pages are asked for"
-_settings: list[str] = []  # what `prepare` has set and `say_settings` has not told yet
+_settings: list[str] = []  # what `prepare` has set and `log_settings` has not told yet
 
 
 def is_first() -> bool:
@@ -38,7 +38,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """A line for the person, on standard error, above the progress bar; the first process speaks
     for all.
     """
@@ -54,7 +54,7 @@ def shows_progress() -> bool:
 def prepare() -> tuple[str, ...]:
     """Sets up a process that is a command: the memory allocator, the thread in which a CPU
     computes, XLA's flags for a CPU, and where compiled code is kept. Returns what it has set for
-    speed, in words; `say_settings` tells them.
+    speed, in words; `log_settings` tells them.
 
     GOOGLENET_JAX_TUNING=0 in the environment leaves all but the cache alone; XLA_FLAGS and JAX's
     own settings come before these. Call it before JAX touches a device.
@@ -88,10 +88,10 @@ def prepare_for_several() -> None:
         share_one_heap()
 
 
-def say_settings() -> None:
+def log_settings() -> None:
     """Says once what `prepare` has set for speed, and how to turn it off; under `--verbose` alone."""
     if _settings and getLogger("googlenet_jax").isEnabledFor(INFO):
-        say(f"for speed: {', '.join(_settings)} ({TUNING}=0 turns it off)")
+        log(f"for speed: {', '.join(_settings)} ({TUNING}=0 turns it off)")
         _settings.clear()
 
 

@@ -30,15 +30,15 @@ from googlenet_jax.training.task import TASKS, Evaluate, Resolved, Task, TaskKin
 
 
 def build_model(config: ConfigDict, num_classes: int) -> Network:
-    """Builds a recipe's model.
+    """Builds a config's model.
 
-    Raises UserError where the recipe's `model` or `dtype` do not make one.
+    Raises UserError where the config's `model` or `dtype` do not make one.
     """
     options = config.model.options.to_dict()
     for name in ("num_classes", "dtype", "param_dtype"):
         if name in options:
             raise UserError(
-                f"model.options.{name}: not an option of a recipe's model (the data set fixes the classes, `dtype` the types)"
+                f"model.options.{name}: not an option of a config's model (the data set fixes the classes, `dtype` the types)"
             )
     options |= {"num_classes": num_classes, "dtype": jnp.dtype(config.dtype)}
     options["param_dtype"] = jnp.float64 if config.dtype == "float64" else jnp.float32
@@ -53,7 +53,7 @@ def build_model(config: ConfigDict, num_classes: int) -> Network:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a recipe describes, built.
+    """What a config describes, built.
 
     Attributes:
       model: for as many classes as ImageNet has, until the data set's number is known.
@@ -126,7 +126,7 @@ def _check_memory(field: str, batch_size: int, size: int) -> None:
 
 
 def open_task(resolved: Resolved, mesh: Mesh) -> Task:
-    """Opens the recipe's data set.
+    """Opens the config's data set.
 
     Raises UserError where there is no such data or split.
     """
@@ -139,7 +139,7 @@ def open_task(resolved: Resolved, mesh: Mesh) -> Task:
 def make_task(
     resolved: Resolved, mesh: Mesh, source: Source, eval_sources: Sequence[Source]
 ) -> Task:
-    """Returns the task of training a recipe's model on `source` and evaluating it on the others."""
+    """Returns the task of training a config's model on `source` and evaluating it on the others."""
     config, parts = resolved.config, resolved.parts
     preprocessing, metrics = parts.preprocessing, parts.metrics
     model = parts.model.clone(num_classes=source.num_classes)

@@ -1,4 +1,4 @@
-"""Every field of a recipe with its default, and the checks that a recipe passes before anything is
+"""Every field of a config with its default, and the checks that a config passes before anything is
 compiled or downloaded.
 """
 
@@ -47,7 +47,7 @@ MAY_CHANGE = frozenset(
 
 
 def default_config() -> ConfigDict:
-    """Returns a recipe with every field there is.
+    """Returns a config with every field there is.
 
     Durations are strings: "60 epochs", "0.5 epochs", "2400000 steps". The fields are not
     type-checked as they are set: `resolve` names every wrong one.
@@ -236,7 +236,7 @@ def period(duration: str, steps_per_epoch: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Durations:
-    """A recipe's durations in steps; an epoch is not whole where the batch size does not divide the
+    """A config's durations in steps; an epoch is not whole where the batch size does not divide the
     examples.
 
     `eval_every`, `checkpoint_every` and `log_every` are periods for `loop.is_due`, the others whole
@@ -254,7 +254,7 @@ class Durations:
 
 
 def in_steps(config: ConfigDict, examples: int) -> Durations:
-    """Returns a recipe's durations for a training split of so many examples.
+    """Returns a config's durations for a training split of so many examples.
 
     Raises UserError where the warm-up is as long as the run.
     """
@@ -370,13 +370,13 @@ _CHECKS: dict[str, tuple[Check, str]] = {
 def resolve(
     config: ConfigDict | Mapping[str, Any], kept: Mapping[str, Any] | None = None
 ) -> Resolved:
-    """Checks a recipe and builds what it describes, without compiling or downloading anything. Only
+    """Checks a config and builds what it describes, without compiling or downloading anything. Only
     where it takes its network or preprocessing from `init_from` is that read.
 
     Args:
       kept: the config of the run that is resumed, which has them already.
 
-    A field that the recipe lacks, as one written by an older version may, has its default. Raises
+    A field that the config lacks, as one written by an older version may, has its default. Raises
     UserError for an unknown field, a wrong type, an impossible value, two fields that contradict
     each other, and whatever the kind of task refuses.
     """
@@ -388,7 +388,7 @@ def resolve(
     config = kind.defaults()
     defaults = _fields(config.to_dict())
     for name in given.keys() - defaults.keys():
-        raise UserError(f"{name}: a recipe has no such field{nearest(name, defaults)}")
+        raise UserError(f"{name}: a config has no such field{nearest(name, defaults)}")
     for name, default in defaults.items():
         value = given.get(name, default)
         _check_type(name, value, default)
@@ -425,7 +425,7 @@ def _as_config(value: Any) -> Any:
 
 
 def _fields(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a recipe's fields by dotted name; a group's `options` are one field."""
+    """Returns a config's fields by dotted name; a group's `options` are one field."""
     return flatten_dict(dict(tree), sep=".", is_leaf=lambda path, _: path[-1:] == ("options",))
 
 
@@ -496,7 +496,7 @@ def _check_together(config: ConfigDict) -> None:
 def changed_fields(
     old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> list[str]:
-    """Returns what keeps a run of the recipe `old` from being resumed with `new`, as
+    """Returns what keeps a run of the config `old` from being resumed with `new`, as
     "schedule.power: 0.5 → 1.0"; empty if nothing does.
 
     All are nested dictionaries, as `ConfigDict.to_dict` or a config.json gives them; a field that

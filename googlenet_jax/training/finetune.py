@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.registry import model_name, model_options
-from googlenet_jax.runtime.process import say
+from googlenet_jax.runtime.process import log
 from googlenet_jax.training.patterns import matches
 from googlenet_jax.training.state import TrainState
 from googlenet_jax.weights.load import load
@@ -187,17 +187,17 @@ def _check_fit(
 
 
 def tell(taken: Taken, config: ConfigDict, weights: TrainedModel) -> None:
-    """Prints what was taken by name, and where the recipe feeds the network otherwise than it was
+    """Prints what was taken by name, and where the config feeds the network otherwise than it was
     trained.
     """
-    say(f"init_from {config.init_from}:")
+    log(f"init_from {config.init_from}:")
     for line in taken.lines():
-        say(line)
+        log(line)
     if weights.preprocessing is not None and "preprocessing" in config:
         theirs = weights.preprocessing.to_dict()
         ours = Preprocessing.from_dict(config.preprocessing.to_dict()).to_dict()
         fields = ("mean", "std", "channel_order")
         for field in (field for field in fields if theirs[field] != ours[field]):
-            say(
+            log(
                 f"  preprocessing.{field}: they were trained with {theirs[field]}, here {ours[field]}"
             )

@@ -35,7 +35,7 @@ def check_folder(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str
         changed = changed_fields(json.loads(path.read_text(encoding="utf-8")), config, defaults)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path}: expected a recipe as JSON, found {error}; put the file back, or take another --workdir"
+            f"{path}: expected a config as JSON, found {error}; put the file back, or take another --workdir"
         ) from error
     if changed:
         raise UserError(

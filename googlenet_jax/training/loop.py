@@ -1,4 +1,4 @@
-"""Training from a recipe to a finished run's folder.
+"""Training from a config to a finished run's folder.
 
 The loop has one order, **evaluate → save → next batch → step**, and resuming is exact because of
 it: a checkpoint of step k is written when all that belongs to step k is on the disk, and what comes
@@ -19,7 +19,7 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import CutShort
 from googlenet_jax.runtime.distributed import PEER_TIMEOUT, Agreement, Peers, telling, watching
 from googlenet_jax.runtime.preemption import catching_signals, end, signal_name
-from googlenet_jax.runtime.process import is_first, make_deterministic, say, say_settings
+from googlenet_jax.runtime.process import is_first, log, log_settings, make_deterministic
 from googlenet_jax.runtime.sharding import create_mesh, place, replicate, shard_batch
 from googlenet_jax.runtime.storage import locked, reaching, run_folder
 from googlenet_jax.training.config import resolve
@@ -52,14 +52,14 @@ def train(
     peer_timeout: float = PEER_TIMEOUT,
     profile: bool = False,
 ) -> None:
-    """Trains as a recipe says, in the folder `workdir`, which may be a gs:// URL; goes on with the
+    """Trains as a config says, in the folder `workdir`, which may be a gs:// URL; goes on with the
     run that is there, and leaves a finished one as it is.
 
     Several processes, joined by `jax.distributed`, each call it with the same arguments; all see
     the same folder. One that stands still for `peer_timeout` seconds ends the others. `profile`
     writes a trace of a few steps to `workdir`/profile.
 
-    Raises UserError for a recipe that is impossible or not the run's, data or checkpoints that
+    Raises UserError for a config that is impossible or not the run's, data or checkpoints that
     can't be read, a loss that is not finite, a store that can't be reached.
     """
     if config.get("deterministic", False) is True:
@@ -73,7 +73,7 @@ def train(
 def _train(
     config: ConfigDict | Mapping[str, Any], workdir: Path, peers: Peers | None, profile: bool
 ) -> None:
-    # The recipe, checked, and what it describes, built: once.
+    # The config, checked, and what it describes, built: once.
     resolved = resolve(config, kept=read_config(workdir))
     config, fields = resolved.config, resolved.config.to_dict()
 
@@ -113,16 +113,16 @@ def _train(
         if start >= when.total and not cut_short:
             if is_first():
                 draw_if_stale(workdir)
-            say(f"{workdir}: this run is finished, all {when.total} steps are done")
+            log(f"{workdir}: this run is finished, all {when.total} steps are done")
             return
-        say_settings()
+        log_settings()
         if restored:
-            say(f"{workdir}: going on after step {start}")
+            log(f"{workdir}: resuming after step {start}")
             state = restored.state
         else:
             if not config.init_from:
                 _warn_of_statistics(task.model, when.total)
-            say("initializing parameters (compiling…)")
+            log("initializing parameters (compiling…)")
             initial = read_initial(config) if config.init_from else None
             state = plan.create_state(plan.init_key)
             if initial is not None:
@@ -130,11 +130,11 @@ def _train(
                 tell(taken, config, initial)
             state = place(state, jax.tree.map(lambda leaf: leaf.sharding, shapes))
 
-        # From here on the folder is this run's: a recipe that was refused above has left no config
+        # From here on the folder is this run's: a config that was refused above has left no config
         # that its corrected form would differ from.
         write_config(workdir, fields)
         writer = stack.enter_context(contextlib.closing(create_writer(workdir, start)))
-        log = stack.enter_context(
+        lines = stack.enter_context(
             contextlib.closing(
                 TrainingLog(
                     writer,
@@ -165,21 +165,21 @@ def _train(
                 saves = undone and (last or is_due(when.checkpoint_every, step))
                 best = None
                 if evaluates:
-                    log.flush("evaluating")
+                    lines.flush("evaluating")
                     with contextlib.suppress(CutShort):
                         epoch, chosen = step / when.epoch, config.checkpoint.best
                         best = _evaluate(task, state, step, epoch, chosen, writer, stop)
                 # Asked twice in a row, several processes would wait for the step under way.
                 stops = stop()
                 if saves or (stops and step > start):
-                    log.flush("saving")
+                    lines.flush("saving")
                     writer.flush()
                     # The very step whose loss was still finite can spoil them.
                     if not is_finite(state):
                         raise NotFinite(f"step {step}: the parameters or statistics are not finite")
                     evaluated = best is not None or not evaluates
                     checkpoints.save(
-                        step, state, metric=best, interval=log.interval, evaluated=evaluated
+                        step, state, metric=best, interval=lines.interval, evaluated=evaluated
                     )
                     stops = stop()  # a save takes its time
                 if last or stops:
@@ -188,12 +188,12 @@ def _train(
                 batch = shard_batch(next(batches), mesh)
                 state, metrics = plan.train_step(state, batch, step_key)
                 signals.has_state = True
-                log.push(step + 1, metrics)
+                lines.push(step + 1, metrics)
         except jax.errors.JaxRuntimeError as error:
             raise _explained(error, config.batch_size, mesh.size) from error
         except NotFinite as error:
             raise UserError(
-                f"{error}, at learning rate {log.rate:.6g}; {_where_to_go_on(checkpoints)}"
+                f"{error}, at learning rate {lines.rate:.6g}; {_where_to_go_on(checkpoints)}"
             ) from error
         checkpoints.wait()
     if name := signal_name(stop.signum):
@@ -202,9 +202,9 @@ def _train(
             if step
             else "before the first step"
         )
-        say(f"{workdir}: stopped by {name} {saved}; the same command goes on")
+        log(f"{workdir}: stopped by {name} {saved}; the same command resumes it")
         end(stop.signum)
-    say(
+    log(
         f"{workdir}: finished all {when.total} steps; {config.checkpoint.best} {best:.4f}, curves in {workdir / CURVES_FILE}"
     )
 
@@ -215,7 +215,7 @@ def _warn_of_statistics(model: Any, steps: int) -> None:
     """
     momentum = getattr(model, "bn_momentum", 0.0)
     if getattr(model, "normalization", "batch") == "batch" and momentum**steps > 0.1:
-        say(
+        log(
             f"batch norm: after all {steps} steps its running statistics still hold "
             f"{100 * momentum**steps:.0f} % of their first values (model.options.bn_momentum "
             f"{momentum:g}); evaluation will be wrong: lower it, such as to 0.9, or train longer"
@@ -259,7 +259,7 @@ def _evaluate(
             shown = ", ".join(
                 f"{name} {value:.4f}" for name, value in metrics.items() if name != "examples"
             )
-            say(f"epoch {epoch:.1f}, {split}, {weights}: {shown}")
+            log(f"epoch {epoch:.1f}, {split}, {weights}: {shown}")
         if best not in metrics:
             names = ", ".join(metrics)
             raise UserError(f"checkpoint.best: expected one of {names}, found {best!r}")

@@ -1,7 +1,7 @@
 """Training losses: functions of (output, batch) that give a batch's loss and its parts.
 
 A loss returns `(total, parts)`, scalars; `parts` is a dictionary of what else should stand in the
-training lines. Its further arguments are options of the recipe: `loss.aux_weight` and
+training lines. Its further arguments are options of the config: `loss.aux_weight` and
 `loss.label_smoothing` where it takes them, and those in `loss.options`.
 """
 

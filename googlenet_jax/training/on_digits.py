@@ -1,4 +1,4 @@
-"""A recipe's `:digits` and `:smoke`: the same code on scikit-learn's handwritten digits, which
+"""A config's `:digits` and `:smoke`: the same code on scikit-learn's handwritten digits, which
 nothing need be downloaded for.
 """
 
@@ -6,10 +6,10 @@ from ml_collections import ConfigDict
 
 
 def on_digits(config: ConfigDict, size: int, width: float) -> None:
-    """Puts a recipe onto the digits, in place: a narrow network and images of `size` × `size`,
+    """Puts a config onto the digits, in place: a narrow network and images of `size` × `size`,
     enlarged from 8×8.
 
-    What makes the recipe, its optimizer, schedule and losses, stays; a caller scales it to a short
+    What makes the config, its optimizer, schedule and losses, stays; a caller scales it to a short
     run.
     """
     config.dtype = "float32"
@@ -43,7 +43,7 @@ def on_digits(config: ConfigDict, size: int, width: float) -> None:
 
 
 def smoke(config: ConfigDict) -> None:
-    """Cuts a recipe on the digits to 20 steps with a checkpoint after 10, in place.
+    """Cuts a config on the digits to 20 steps with a checkpoint after 10, in place.
 
     Run it with `--config.duration="10 steps"` first and then as it is: the second run goes on from
     the first's checkpoint.

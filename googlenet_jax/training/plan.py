@@ -1,4 +1,4 @@
-"""What a checked recipe makes of a task on a mesh: the first state, its places, and the step."""
+"""What a checked config makes of a task on a mesh: the first state, its places, and the step."""
 
 import dataclasses
 from typing import Any
@@ -21,7 +21,7 @@ class Plan:
     """What is trained with.
 
     Attributes:
-      when: the recipe's durations in steps.
+      when: the config's durations in steps.
       optimizer: Optax's.
       init_key, step_key: of the first state, and of what the steps draw.
       create_state: the compiled function init_key -> the first state.
@@ -41,7 +41,7 @@ class Plan:
 
 
 def make_plan(resolved: Resolved, task: Task, mesh: Mesh) -> Plan:
-    """Returns the plan of a recipe's run; computes nothing.
+    """Returns the plan of a config's run; computes nothing.
 
     Raises UserError where the batch does not divide among the devices.
     """

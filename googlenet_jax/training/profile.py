@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from googlenet_jax.runtime.process import say
+from googlenet_jax.runtime.process import log
 from googlenet_jax.runtime.storage import storage_of, writing
 
 FOLDER = "profile"
@@ -17,7 +17,7 @@ class Profile:
     """Traces STEPS steps of this process, after SKIPPED of its own; with no folder, nothing."""
 
     def __init__(self, folder: Path | None, start: int) -> None:
-        """For a run that goes on after `start` steps; the trace goes to `folder`."""
+        """For a run resumed after `start` steps; the trace goes to `folder`."""
         self._folder, self._first = folder, start + SKIPPED
         self._mirror = storage_of(folder).mirror(folder) if folder else None
         self._running = False
@@ -43,7 +43,7 @@ class Profile:
         with writing(self._mirror.path):
             jax.profiler.stop_trace()
         self._mirror.close()
-        say(
+        log(
             f"traced: {self._folder}; see it with `tensorboard --logdir {self._folder}`, or open its "
             "*.trace.json.gz in ui.perfetto.dev"
         )

@@ -1,7 +1,7 @@
 """What the loop has to know of what it trains: a task, handed in. The loop knows of no images,
 labels or heads.
 
-A kind of task is registered under the name that recipes give in `task`. Opened with a recipe it is
+A kind of task is registered under the name that configs give in `task`. Opened with a config it is
 a `Task`: a model, its data and what is made of both.
 """
 
@@ -37,7 +37,7 @@ class Task:
       examples: how many there are to train on; an epoch is so many.
       batches: from the number of the first step to a generator of the host's batches, this
         process's share of each: {name: [B, …]}. Which examples make up batch k, and how the host
-        changes them, depends on the recipe and k alone.
+        changes them, depends on the config and k alone.
       prepare: (batch, key) -> batch, on the device inside jit: augmentation and normalization.
       loss: (output, batch) -> (loss, parts); what training lines hold besides the loss. Scalars.
       metrics: name -> (output, batch) -> [N], of which training lines hold the means; None where
@@ -61,11 +61,11 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class TaskKind:
-    """A kind of task, as recipes name it.
+    """A kind of task, as configs name it.
 
     Attributes:
-      defaults: returns a recipe of this kind with every field there is.
-      build: builds what the recipe describes, its model, loss and the like: the parts of a
+      defaults: returns a config of this kind with every field there is.
+      build: builds what the config describes, its model, loss and the like: the parts of a
         `Resolved`. Raises UserError for what no single field's type and range says; reads and
         compiles nothing.
       open: opens the data, and makes a task of them and of the parts.
@@ -78,7 +78,7 @@ class TaskKind:
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """A recipe, checked and whole, and what it describes, built once.
+    """A config, checked and whole, and what it describes, built once.
 
     Attributes:
       parts: what the kind's `build` has returned.

@@ -21,7 +21,7 @@ import jax
 from tqdm import tqdm
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.runtime.process import is_first, say, shows_progress
+from googlenet_jax.runtime.process import is_first, log, shows_progress
 from googlenet_jax.runtime.storage import storage_of, write_atomically, writing
 from googlenet_jax.training.config import LARGEST_STEPS
 from googlenet_jax.training.curves import draw_curves
@@ -182,7 +182,7 @@ def draw_if_stale(workdir: Path) -> None:
 
 
 def create_writer(workdir: Path, step: int) -> Writer:
-    """The writers of a run that goes on after `step` steps; in every process but the first, one
+    """The writers of a run resumed after `step` steps; in every process but the first, one
     that does nothing.
     """
     if not is_first():
@@ -230,7 +230,7 @@ class TrainingLog:
         interval: Mapping[str, Any],
         skips: int = 0,
     ) -> None:
-        """For a run that goes on after `start` of `total` steps, an `epoch` being so many.
+        """For a run resumed after `start` of `total` steps, an `epoch` being so many.
 
         `logs` says after which steps a line is due; `interval` is what the checkpoint of step
         `start` kept of the interval that had begun, or {}. So many steps whose metrics say
@@ -336,7 +336,7 @@ class TrainingLog:
             raise NotFinite(
                 f"step {step}: the {name} is {values[name]}, after {self._skips} steps left out for that"
             )
-        say(
+        log(
             f"step {step}: the {name} is {values[name]}; left out, {self._skipped} of at most {self._skips}"
         )
 

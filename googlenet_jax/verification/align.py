@@ -147,17 +147,17 @@ def align(
       names: the reference's kernel leaf → the candidate's, where naming rules say so.
       given: the same, from the user: these are not questioned.
     """
-    ours, theirs = units_of(reference), units_of(candidate)
-    if not ours or not theirs:
-        return Alignment(ours, theirs, {}, {})
-    base = np.array([[_fit(a, b) for b in theirs] for a in ours])
+    of_reference, of_candidate = units_of(reference), units_of(candidate)
+    if not of_reference or not of_candidate:
+        return Alignment(of_reference, of_candidate, {}, {})
+    base = np.array([[_fit(a, b) for b in of_candidate] for a in of_reference])
     bonus = np.zeros_like(base)
     how = np.full(base.shape, "structure", dtype=object)
-    for i, a in enumerate(ours):
-        for j, b in enumerate(theirs):
+    for i, a in enumerate(of_reference):
+        for j, b in enumerate(of_candidate):
             if not base[i, j]:
                 continue
-            bonus[i, j] += 0.1 * (1 - abs(i / len(ours) - j / len(theirs)))
+            bonus[i, j] += 0.1 * (1 - abs(i / len(of_reference) - j / len(of_candidate)))
             bonus[i, j] += 0.05 * (1 - abs(a.offset - b.offset)) + 0.03 * _alike(a, b)
             if names.get(a.leaf) == b.leaf and b.leaf and base[i, j] == 1:
                 bonus[i, j] += 2
@@ -168,11 +168,13 @@ def align(
             if given and given.get(a.leaf) == b.leaf:
                 bonus[i, j] += 100
                 how[i, j] = "map"
-    score = _flooded(ours, theirs, base) + bonus
+    score = _flooded(of_reference, of_candidate, base) + bonus
     score[base == 0] = -1000
     rows, columns = linear_sum_assignment(-score)
     pairs = {int(r): int(c) for r, c in zip(rows, columns, strict=True) if base[r, c] > 0}
-    return Alignment(ours, theirs, pairs, {r: str(how[r, c]) for r, c in pairs.items()})
+    return Alignment(
+        of_reference, of_candidate, pairs, {r: str(how[r, c]) for r, c in pairs.items()}
+    )
 
 
 def _fit(a: Unit, b: Unit) -> float:
@@ -198,29 +200,34 @@ def _equal(a: Unit, b: Unit) -> bool:
     return bool(torch.allclose(one.double(), other.double(), 1e-6, 1e-9))
 
 
-def _flooded(ours: Sequence[Unit], theirs: Sequence[Unit], base: np.ndarray) -> np.ndarray:
+def _flooded(
+    of_reference: Sequence[Unit], of_candidate: Sequence[Unit], base: np.ndarray
+) -> np.ndarray:
     """Scores in which neighbours' scores flow together."""
     score = base.copy()
     for _ in range(ROUNDS):
-        parents = _neighbours(ours, theirs, score, lambda unit: unit.parents)
-        children = _neighbours(ours, theirs, score, lambda unit: unit.children)
+        parents = _neighbours(of_reference, of_candidate, score, lambda unit: unit.parents)
+        children = _neighbours(of_reference, of_candidate, score, lambda unit: unit.children)
         score = base * (0.3 + 0.35 * parents + 0.35 * children)
         score /= max(score.max(), 1e-12)
     return score
 
 
 def _neighbours(
-    ours: Sequence[Unit],
-    theirs: Sequence[Unit],
+    of_reference: Sequence[Unit],
+    of_candidate: Sequence[Unit],
     score: np.ndarray,
     of: Callable[[Unit], frozenset[int]],
 ) -> np.ndarray:
     wide = np.pad(score, ((0, 1), (0, 1)))  # place -1 is the input
     wide[-1, -1] = 1.0
-    (a, in_a), (b, in_b) = _table([of(u) for u in ours]), _table([of(u) for u in theirs])
+    (a, in_a), (b, in_b) = (
+        _table([of(u) for u in of_reference]),
+        _table([of(u) for u in of_candidate]),
+    )
     part = wide[
         a[:, :, None, None], b[None, None]
-    ]  # [ours, its neighbours, theirs, its neighbours]
+    ]  # [of_reference, its neighbours, of_candidate, its neighbours]
     part = part * (in_a[:, :, None, None] & in_b[None, None])
     best = part.max(3).sum(1) + part.max(1).sum(2)
     counts = in_a.sum(1)[:, None] + in_b.sum(1)[None]
@@ -318,9 +325,9 @@ def paired_affines(
     """
     one, other = reference.consumers(), candidate.consumers()
     pairs: list[tuple[Node, Node]] = []
-    for mine, theirs in alignment.nodes().items():
+    for mine, of_candidate in alignment.nodes().items():
         node = next(u.node for u in alignment.reference if id(u.node) == mine)
-        a, b = affine_after(node, one), affine_after(theirs, other)
+        a, b = affine_after(node, one), affine_after(of_candidate, other)
         if a is not None and b is not None:
             pairs.append((a, b))
     used = {id(each) for pair in pairs for each in pair}

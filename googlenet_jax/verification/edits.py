@@ -25,18 +25,18 @@ class Edit:
     """One rewrite; nodes of the reference are named by their `order`, which copies keep.
 
     Attributes:
-      kind: "replace" (node `at` by `theirs`' operation), "delete" (node `at`), "insert" (`theirs`'
+      kind: "replace" (node `at` by `candidate`'s operation), "delete" (node `at`), "insert" (`candidate`'s
         operation on input `slot` of node `at`), "permute" (inputs of `at`, to `order`), "keep"
         (input `slot` of `at` in its place), "rewire" (input `slot` of `at` reads node `source`),
         "splice" (it reads the candidate's own operations) or "set" (attributes of `at`).
-      ours: the reference's node that it is about; below: the node that an inserted one reads.
+      reference: the reference's node that it is about; below: the node that an inserted one reads.
     """
 
     kind: str
     at: int
     slot: int = 0
-    theirs: Node | None = None
-    ours: Node | None = None
+    candidate: Node | None = None
+    reference: Node | None = None
     below: Node | None = None
     order: tuple[int, ...] = ()
     source: int = 0
@@ -44,7 +44,7 @@ class Edit:
 
 
 def apply(graph: Graph, edits: Iterable[Edit], matched: Mapping[int, int]) -> Graph:
-    """A copy of the reference with edits. `matched`: id of a candidate's node → order of ours."""
+    """A copy of the reference with edits. `matched`: id of a candidate's node → order of the reference's."""
     made, _ = graph.copy()
     nodes = {node.order: node for node in made.nodes()}
     gone: dict[int, Node] = {}
@@ -54,8 +54,8 @@ def apply(graph: Graph, edits: Iterable[Edit], matched: Mapping[int, int]) -> Gr
         node = nodes[edit.at]
         match edit.kind:
             case "replace":
-                assert edit.theirs is not None
-                node.op, node.attrs = edit.theirs.op, dict(edit.theirs.attrs)
+                assert edit.candidate is not None
+                node.op, node.attrs = edit.candidate.op, dict(edit.candidate.attrs)
             case "set":
                 node.attrs = {**node.attrs, **dict(edit.values)}
             case "delete":
@@ -63,17 +63,19 @@ def apply(graph: Graph, edits: Iterable[Edit], matched: Mapping[int, int]) -> Gr
             case "keep":
                 gone[id(node)] = node.inputs[edit.slot]
             case "insert":
-                assert edit.theirs is not None
+                assert edit.candidate is not None
                 below = node.inputs[edit.slot]
-                new = Node(edit.theirs.op, [below], dict(edit.theirs.attrs), scope=below.scope)
+                new = Node(
+                    edit.candidate.op, [below], dict(edit.candidate.attrs), scope=below.scope
+                )
                 node.inputs[edit.slot] = new
             case "permute":
                 node.inputs = [node.inputs[i] for i in edit.order]
             case "rewire":
                 node.inputs[edit.slot] = nodes[edit.source]
             case "splice":
-                assert edit.theirs is not None
-                node.inputs[edit.slot] = _spliced(edit.theirs, nodes, matched)
+                assert edit.candidate is not None
+                node.inputs[edit.slot] = _spliced(edit.candidate, nodes, matched)
     for node in made.nodes():
         node.inputs = [_through(each, gone) for each in node.inputs]
     made.outputs = {name: _through(node, gone) for name, node in made.outputs.items()}
@@ -111,53 +113,53 @@ class Differ:
         self.mine, self.matched = mine, matched
         self.stops = {id(node) for node in mine.values()}
 
-    def edits(self, consumer: Node, slot: int, theirs: Node) -> list[Edit]:
-        """The edits of input `slot` of `consumer`, which is to become what `theirs` is."""
-        ours, base, low, low_slot = self._spine(consumer, slot)
-        other, their_base = self._their_spine(theirs)
+    def edits(self, consumer: Node, slot: int, candidate: Node) -> list[Edit]:
+        """The edits of input `slot` of `consumer`, which is to become what `candidate` is."""
+        reference, base, low, low_slot = self._spine(consumer, slot)
+        other, their_base = self._their_spine(candidate)
         if base.op in MERGES and id(base) not in self.stops:
             if their_base.op != base.op or len(their_base.inputs) != len(base.inputs):
                 place = self._kept(base, their_base)
                 if place is None:
-                    return [self._splice(consumer, slot, theirs)]
+                    return [self._splice(consumer, slot, candidate)]
                 return [
-                    Edit("keep", base.order, place, ours=base, theirs=their_base),
-                    *self._through(ours, consumer, slot, base, place, theirs),
+                    Edit("keep", base.order, place, reference=base, candidate=their_base),
+                    *self._through(reference, consumer, slot, base, place, candidate),
                 ]
             found = self._merge(base, their_base)
-            return [*found, *self._aligned(ours, other, consumer, slot, base)]
+            return [*found, *self._aligned(reference, other, consumer, slot, base)]
         if their_base.op in MERGES and id(their_base) not in self.matched:
-            return [self._splice(consumer, slot, theirs)]
+            return [self._splice(consumer, slot, candidate)]
         source = self.matched.get(id(their_base))
         if source is None or id(base) not in self.stops:
-            return [self._splice(consumer, slot, theirs)]
+            return [self._splice(consumer, slot, candidate)]
         found = []
         if base.order != source:
             found = [
-                Edit("rewire", low.order, low_slot, theirs, self.mine[base.order], source=source)
+                Edit("rewire", low.order, low_slot, candidate, self.mine[base.order], source=source)
             ]
             base = self.mine[source]
-        return [*found, *self._aligned(ours, other, consumer, slot, base)]
+        return [*found, *self._aligned(reference, other, consumer, slot, base)]
 
-    def _splice(self, consumer: Node, slot: int, theirs: Node) -> Edit:
-        return Edit("splice", consumer.order, slot, theirs, consumer.inputs[slot])
+    def _splice(self, consumer: Node, slot: int, candidate: Node) -> Edit:
+        return Edit("splice", consumer.order, slot, candidate, consumer.inputs[slot])
 
     def _through(
-        self, above: list[Node], consumer: Node, slot: int, merge: Node, place: int, theirs: Node
+        self, above: list[Node], consumer: Node, slot: int, merge: Node, place: int, candidate: Node
     ) -> list[Edit]:
         """Past a merge that the candidate lacks."""
-        ours, base, low, low_slot = self._spine(merge, place)
-        other, their_base = self._their_spine(theirs)
+        reference, base, low, low_slot = self._spine(merge, place)
+        other, their_base = self._their_spine(candidate)
         source = self.matched.get(id(their_base))
         if id(base) in self.stops and source is not None:
             found = []
             if base.order != source:
-                found = [Edit("rewire", low.order, low_slot, theirs, base, source=source)]
-            return found + self._aligned([*above, *ours], other, consumer, slot, base)
+                found = [Edit("rewire", low.order, low_slot, candidate, base, source=source)]
+            return found + self._aligned([*above, *reference], other, consumer, slot, base)
         if base.op == their_base.op and len(base.inputs) == len(their_base.inputs):
             found = self._merge(base, their_base)
-            return found + self._aligned([*above, *ours], other, consumer, slot, base)
-        return [self._splice(consumer, slot, theirs)]
+            return found + self._aligned([*above, *reference], other, consumer, slot, base)
+        return [self._splice(consumer, slot, candidate)]
 
     def _spine(self, consumer: Node, slot: int) -> tuple[list[Node], Node, Node, int]:
         """(unary operations from the top down, what they begin with, who reads that, at which input)."""
@@ -178,7 +180,7 @@ class Differ:
 
     # ------------------------------------------------------------------------------------- merges
 
-    def _sources(self, node: Node, ours: bool) -> frozenset[int]:
+    def _sources(self, node: Node, reference: bool) -> frozenset[int]:
         found: set[int] = set()
         stack, seen = [node], set()
         while stack:
@@ -186,25 +188,25 @@ class Differ:
             if id(each) in seen:
                 continue
             seen.add(id(each))
-            if ours and id(each) in self.stops:
+            if reference and id(each) in self.stops:
                 found.add(each.order)
-            elif not ours and id(each) in self.matched:
+            elif not reference and id(each) in self.matched:
                 found.add(self.matched[id(each)])
             else:
                 stack += each.inputs
         return frozenset(found)
 
-    def _kept(self, merge: Node, theirs: Node) -> int | None:
+    def _kept(self, merge: Node, candidate: Node) -> int | None:
         """Which input of a merge the candidate has in its place."""
-        wanted = self._sources(theirs, ours=False)
-        inputs = [self._sources(each, ours=True) for each in merge.inputs]
+        wanted = self._sources(candidate, reference=False)
+        inputs = [self._sources(each, reference=True) for each in merge.inputs]
         fits = [i for i, found in enumerate(inputs) if found == wanted]
         return fits[0] if len(fits) == 1 else None
 
-    def _merge(self, ours: Node, theirs: Node) -> list[Edit]:
+    def _merge(self, reference: Node, candidate: Node) -> list[Edit]:
         """Inputs paired by the layers that they come from; another order is an edit of its own."""
-        one = [self._sources(each, ours=True) for each in ours.inputs]
-        two = [self._sources(each, ours=False) for each in theirs.inputs]
+        one = [self._sources(each, reference=True) for each in reference.inputs]
+        two = [self._sources(each, reference=False) for each in candidate.inputs]
         score = np.array(
             [
                 [len(a & b) / max(len(a | b), 1) - 0.01 * abs(i - j) for j, b in enumerate(two)]
@@ -212,22 +214,35 @@ class Differ:
             ]
         )
         rows, columns = linear_sum_assignment(-score)
-        place = dict(zip(columns.tolist(), rows.tolist(), strict=True))  # theirs → ours
+        place = dict(zip(columns.tolist(), rows.tolist(), strict=True))  # candidate → reference
         order = tuple(place[j] for j in range(len(two)))
         found: list[Edit] = []
         for j, i in enumerate(order):
-            found += self.edits(ours, i, theirs.inputs[j])
-        if ours.op == "concat" and order != tuple(range(len(order))):
-            found.append(Edit("permute", ours.order, order=order, ours=ours, theirs=theirs))
+            found += self.edits(reference, i, candidate.inputs[j])
+        if reference.op == "concat" and order != tuple(range(len(order))):
+            found.append(
+                Edit(
+                    "permute",
+                    reference.order,
+                    order=order,
+                    reference=reference,
+                    candidate=candidate,
+                )
+            )
         return found
 
     # ------------------------------------------------------------------------------------- spines
 
     def _aligned(
-        self, ours: Sequence[Node], theirs: Sequence[Node], consumer: Node, slot: int, base: Node
+        self,
+        reference: Sequence[Node],
+        candidate: Sequence[Node],
+        consumer: Node,
+        slot: int,
+        base: Node,
     ) -> list[Edit]:
         """The cheapest edits between two sequences of unary operations, both from the top down."""
-        one, two = list(reversed(ours)), list(reversed(theirs))
+        one, two = list(reversed(reference)), list(reversed(candidate))
         cost = np.zeros((len(one) + 1, len(two) + 1))
         cost[:, 0], cost[0, :] = range(len(one) + 1), range(len(two) + 1)
         for i, a in enumerate(one, 1):
@@ -250,13 +265,13 @@ class Differ:
                 found.append(Edit("insert", *reader, two[j], below=below))
             else:
                 i -= 1
-                found.append(Edit("delete", one[i].order, ours=one[i]))
+                found.append(Edit("delete", one[i].order, reference=one[i]))
                 reader = (one[i].order, 0)
         return list(reversed(found))
 
 
-def _changed(ours: Node, theirs: Node) -> Edit:
-    return Edit("replace", ours.order, ours=ours, theirs=theirs)
+def _changed(reference: Node, candidate: Node) -> Edit:
+    return Edit("replace", reference.order, reference=reference, candidate=candidate)
 
 
 def _apart(a: Node, b: Node) -> float:

@@ -117,14 +117,14 @@ class Explainer:
 
     def _layer(self, row: Row) -> tuple[list[Finding], list[Edit]] | None:
         """A convolution: its settings and its kernel are compared one by one."""
-        unit, theirs = row.unit, row.theirs
-        assert unit is not None and theirs is not None
-        ours = unit.node.attrs
-        changed = [name for name in SETTINGS if ours[name] != theirs.attrs[name]]
-        kernel = not _equal(ours["kernel"].value, theirs.attrs["kernel"].value)
+        unit, candidate = row.unit, row.of_candidate
+        assert unit is not None and candidate is not None
+        reference = unit.node.attrs
+        changed = [name for name in SETTINGS if reference[name] != candidate.attrs[name]]
+        kernel = not _equal(reference["kernel"].value, candidate.attrs["kernel"].value)
         parts = [*changed, *(["kernel"] if kernel else [])]
         edit = lambda names: [  # noqa: E731
-            Edit("set", unit.node.order, values=tuple((n, theirs.attrs[n]) for n in names))
+            Edit("set", unit.node.order, values=tuple((n, candidate.attrs[n]) for n in names))
         ]
         if not self._passes(row, [*self.edits, *edit(parts)]):
             return None
@@ -132,10 +132,10 @@ class Explainer:
             fewer = [each for each in parts if each != name]
             if fewer and self._passes(row, [*self.edits, *edit(fewer)]):
                 parts = fewer
-        found = setting_names(unit, theirs, [n for n in parts if n != "kernel"])
+        found = setting_names(unit, candidate, [n for n in parts if n != "kernel"])
         if "kernel" in parts and "groups" not in parts:
             units = self.pairing.alignment.reference
-            named = kernel_names(unit, theirs, units, self.same_leaf)
+            named = kernel_names(unit, candidate, units, self.same_leaf)
             if named is None:
                 return None
             found += named
@@ -144,12 +144,12 @@ class Explainer:
     # ----------------------------------------------------------------------------------- segments
 
     def _segment(self, row: Row) -> tuple[list[Finding], list[Edit]] | None:
-        assert row.node is not None and row.theirs is not None
+        assert row.node is not None and row.of_candidate is not None
         if self._adapted(row):
             return [], []
         if row.kind == "output" and (swapped := self._swapped(row)):
             return swapped
-        edits = self.differ.edits(row.node, 0, row.theirs)
+        edits = self.differ.edits(row.node, 0, row.of_candidate)
         spliced = [each for each in edits if each.kind == "splice"]
         if spliced or not self._passes(row, [*self.edits, *edits]):
             return None
@@ -181,9 +181,9 @@ class Explainer:
 
     def _place(self, edit: Edit, row: Row) -> str:
         """The layer in which an edit is."""
-        node = edit.ours or edit.below
+        node = edit.reference or edit.below
         assert node is not None
-        new = edit.theirs if edit.kind == "insert" else None
+        new = edit.candidate if edit.kind == "insert" else None
         if row.kind == "output" and new is not None and new.op in ("softmax", "log_softmax"):
             return f"output {row.name}"
         place = self.pairing.place_of(node)
@@ -196,8 +196,8 @@ class Explainer:
     def _rewired(self, edit: Edit, row: Row) -> list[Finding]:
         names = {u.node.order: u.name for u in self.pairing.alignment.reference}
         names[self.pairing.reference.input.order] = "images"
-        assert edit.ours is not None
-        new, old = names.get(edit.source, "?"), names.get(edit.ours.order, "?")
+        assert edit.reference is not None
+        new, old = names.get(edit.source, "?"), names.get(edit.reference.order, "?")
         return [Finding("other source", row.name, f"reads {new} in place of {old}")]
 
     def _swapped(self, row: Row) -> tuple[list[Finding], list[Edit]] | None:
@@ -242,12 +242,12 @@ class Explainer:
         """The place in a segment where the two first differ, as far as it can be told."""
         if row.kind == "convolution":
             return row.name
-        assert row.node is not None and row.theirs is not None
+        assert row.node is not None and row.of_candidate is not None
         graph = self._graph(self.edits)
         given = self.pairing.given(graph)
         nodes = {n.order: n for n in graph.nodes()}
         mine = [nodes[o] for o in self.regions[id(row)] if o in nodes]
-        theirs = [n for n in topological([row.theirs]) if n.value is not None]
+        candidate = [n for n in topological([row.of_candidate]) if n.value is not None]
         for node in sorted(mine, key=lambda n: n.order):
             if node.op not in ("act", "affine", "max_pool", "average", "concat", "add", "lrn"):
                 continue
@@ -255,7 +255,7 @@ class Explainer:
                 made = evaluate([node], given)[0]
             except (RuntimeError, ValueError, IndexError):
                 continue
-            if not any(difference(made, each.value)[0] <= row.bound for each in theirs):
+            if not any(difference(made, each.value)[0] <= row.bound for each in candidate):
                 return self._label(node)
         return row.name
 

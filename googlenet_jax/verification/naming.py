@@ -37,14 +37,14 @@ class Finding:
 
 
 def names_of(
-    edit: Edit, where: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
+    edit: Edit, where: str, reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor]
 ) -> list[Finding] | None:
     """What one edit is called; None where it is on no list.
 
     Args:
-      where: the layer. ours, theirs: the two sides' leaves.
+      where: the layer. reference, candidate: the two sides' leaves.
     """
-    op = (edit.theirs or edit.ours).op if edit.kind != "set" else "conv"  # type: ignore[union-attr]
+    op = (edit.candidate or edit.reference).op if edit.kind != "set" else "conv"  # type: ignore[union-attr]
     if edit.kind in ("rewire", "splice", "set"):
         return None
     if edit.kind == "permute":
@@ -52,40 +52,40 @@ def names_of(
         return [Finding("concatenation order", where, f"{order} in place of 1, 2, …")]
     if edit.kind == "keep":
         merges = {"add": "missing shortcut", "concat": "missing branch", "mul": "missing factor"}
-        return [Finding(merges[edit.ours.op], where)]  # type: ignore[union-attr]
-    if op == "affine" or (edit.kind == "delete" and edit.ours.op == "affine"):  # type: ignore[union-attr]
-        return _affine(edit, where, ours, theirs)
-    given = (edit.ours, edit.theirs) if edit.kind == "replace" else (edit.ours, None)
+        return [Finding(merges[edit.reference.op], where)]  # type: ignore[union-attr]
+    if op == "affine" or (edit.kind == "delete" and edit.reference.op == "affine"):  # type: ignore[union-attr]
+        return _affine(edit, where, reference, candidate)
+    given = (edit.reference, edit.candidate) if edit.kind == "replace" else (edit.reference, None)
     if edit.kind == "insert":
-        given = (None, edit.theirs)
+        given = (None, edit.candidate)
     made = _operation(*given, where)
     return None if made is None else [made]
 
 
-def _operation(ours: Node | None, theirs: Node | None, where: str) -> Finding | None:
-    match (ours or theirs).op:  # type: ignore[union-attr]
+def _operation(reference: Node | None, candidate: Node | None, where: str) -> Finding | None:
+    match (reference or candidate).op:  # type: ignore[union-attr]
         case "act":
-            return _activation(ours, theirs, where)
+            return _activation(reference, candidate, where)
         case "max_pool" | "average":
-            return _pool(ours, theirs, where)
+            return _pool(reference, candidate, where)
         case "lrn":
-            return _lrn(ours, theirs, where)
+            return _lrn(reference, candidate, where)
         case "softmax" | "log_softmax":
-            return _softmax(ours, theirs, where)
-        case "dropout" if theirs is not None and ours is None:
-            return Finding("dropout on in evaluation", where, _rate(theirs))
+            return _softmax(reference, candidate, where)
+        case "dropout" if candidate is not None and reference is None:
+            return Finding("dropout on in evaluation", where, _rate(candidate))
         case "reorder":
-            return _reorder(ours, theirs, where)
-        case "layout" if ours is not None and theirs is not None:
+            return _reorder(reference, candidate, where)
+        case "layout" if reference is not None and candidate is not None:
             return Finding("flattening order", where)
         case "conv":
-            extra = ours is None
+            extra = reference is None
             return Finding("extra convolution" if extra else "missing convolution", where)
     return None
 
 
-def _activation(ours: Node | None, theirs: Node | None, where: str) -> Finding | None:
-    one, other = (_function(node) for node in (ours, theirs))
+def _activation(reference: Node | None, candidate: Node | None, where: str) -> Finding | None:
+    one, other = (_function(node) for node in (reference, candidate))
     if "" in (one, other):
         return None  # a function without a name
     if other is None:
@@ -105,19 +105,21 @@ def _function(node: Node | None) -> str | None:
     return f"{kind} {', '.join(f'{n:g}' for n in numbers)}".strip()
 
 
-def _pool(ours: Node | None, theirs: Node | None, where: str) -> Finding | None:
-    if ours is None or theirs is None:
-        return Finding("missing pool" if theirs is None else "extra pool", where)
-    if ours.op != theirs.op:
+def _pool(reference: Node | None, candidate: Node | None, where: str) -> Finding | None:
+    if reference is None or candidate is None:
+        return Finding("missing pool" if candidate is None else "extra pool", where)
+    if reference.op != candidate.op:
         kinds = {"max_pool": "max", "average": "average"}
-        name = "average for max" if ours.op == "max_pool" else "max for average"
-        return Finding(name, where, f"{kinds[theirs.op]} pool in place of {kinds[ours.op]} pool")
-    if ours.op == "average":
-        return _averages(ours, theirs, where)
-    one, other = pool_windows(ours)[:2], pool_windows(theirs)[:2]
+        name = "average for max" if reference.op == "max_pool" else "max for average"
+        return Finding(
+            name, where, f"{kinds[candidate.op]} pool in place of {kinds[reference.op]} pool"
+        )
+    if reference.op == "average":
+        return _averages(reference, candidate, where)
+    one, other = pool_windows(reference)[:2], pool_windows(candidate)[:2]
     if [w for w, *_ in one] != [w for w, *_ in other]:
         return Finding("pool size", where, f"{_by(other, 0)} in place of {_by(one, 0)}")
-    strides = [node.attrs["stride"] for node in (theirs, ours)]
+    strides = [node.attrs["stride"] for node in (candidate, reference)]
     if strides[0] != strides[1]:
         return Finding("pool stride", where, f"{strides[0][0]} in place of {strides[1][0]}")
     sides = [(b, a) for _, _, b, a in (*other, *one)]
@@ -134,8 +136,8 @@ def _pads(pair: tuple[int, int]) -> str:
     return f"{pair[0]} before, {pair[1]} after"
 
 
-def _averages(ours: Node, theirs: Node, where: str) -> Finding | None:
-    one, other = ours.attrs["rows"].rule, theirs.attrs["rows"].rule
+def _averages(reference: Node, candidate: Node, where: str) -> Finding | None:
+    one, other = reference.attrs["rows"].rule, candidate.attrs["rows"].rule
     if one[0] == other[0] == "windows" and one[1:5] == other[1:5]:
         detail = "counted" if other[5] else "not counted"
         return Finding("pooling that counts padding", where, detail)
@@ -152,24 +154,24 @@ def _rule(rule: tuple[Any, ...]) -> str:
     return "global" if rule[0] == "global" else f"adaptive {rule[1]}×{rule[1]}"
 
 
-def _lrn(ours: Node | None, theirs: Node | None, where: str) -> Finding:
-    if ours is None or theirs is None:
-        return Finding("missing LRN" if theirs is None else "extra LRN", where)
+def _lrn(reference: Node | None, candidate: Node | None, where: str) -> Finding:
+    if reference is None or candidate is None:
+        return Finding("missing LRN" if candidate is None else "extra LRN", where)
     parts = [
-        f"{name} {theirs.attrs[name]:g} in place of {ours.attrs[name]:g}"
+        f"{name} {candidate.attrs[name]:g} in place of {reference.attrs[name]:g}"
         for name in ("size", "alpha", "beta", "k")
-        if not np.isclose(theirs.attrs[name], ours.attrs[name])
+        if not np.isclose(candidate.attrs[name], reference.attrs[name])
     ]
     return Finding("LRN's numbers", where, ", ".join(parts))
 
 
-def _softmax(ours: Node | None, theirs: Node | None, where: str) -> Finding:
+def _softmax(reference: Node | None, candidate: Node | None, where: str) -> Finding:
     words = {"softmax": "softmax", "log_softmax": "log softmax"}
-    if ours is None:
-        return Finding(f"{words[theirs.op]} inside", where)  # type: ignore[union-attr]
-    if theirs is None:
-        return Finding(f"missing {words[ours.op]}", where)
-    return Finding("softmax", where, f"{words[theirs.op]} in place of {words[ours.op]}")
+    if reference is None:
+        return Finding(f"{words[candidate.op]} inside", where)  # type: ignore[union-attr]
+    if candidate is None:
+        return Finding(f"missing {words[reference.op]}", where)
+    return Finding("softmax", where, f"{words[candidate.op]} in place of {words[reference.op]}")
 
 
 def _rate(node: Node) -> str:
@@ -177,10 +179,10 @@ def _rate(node: Node) -> str:
     return f"about {float((mask == 0).double().mean()):.0%} of the values are zero"
 
 
-def _reorder(ours: Node | None, theirs: Node | None, where: str) -> Finding | None:
-    if theirs is None:
+def _reorder(reference: Node | None, candidate: Node | None, where: str) -> Finding | None:
+    if candidate is None:
         return Finding("channel order", where, "as they come")
-    index = theirs.attrs["index"]
+    index = candidate.attrs["index"]
     if index == (2, 1, 0):
         return Finding("channel order", where, "blue, green, red")
     if sorted(index) == list(range(len(index))):
@@ -193,24 +195,24 @@ def _reorder(ours: Node | None, theirs: Node | None, where: str) -> Finding | No
 
 
 def _affine(
-    edit: Edit, where: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
+    edit: Edit, where: str, reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor]
 ) -> list[Finding] | None:
     if edit.kind == "insert":
-        assert edit.theirs is not None
-        return _extra_affine(edit.theirs, where, theirs)
-    assert edit.ours is not None
-    mine = roles_of(edit.ours, ours)
+        assert edit.candidate is not None
+        return _extra_affine(edit.candidate, where, candidate)
+    assert edit.reference is not None
+    mine = roles_of(edit.reference, reference)
     if edit.kind == "delete":
         if "var" in mine.leaves:
             return [Finding("missing batch norm", where)]
         if set(mine.leaves) <= {"bias", "inner bias"} and mine.leaves:
             return [Finding("missing bias", where)]
         if not mine.leaves:
-            return [Finding("missing scaling", where, _formula(edit.ours))]
+            return [Finding("missing scaling", where, _formula(edit.reference))]
         return None
-    assert edit.theirs is not None
-    other = roles_of(edit.theirs, theirs)
-    return _norms(edit.ours, edit.theirs, mine, other, where, ours)
+    assert edit.candidate is not None
+    other = roles_of(edit.candidate, candidate)
+    return _norms(edit.reference, edit.candidate, mine, other, where, reference)
 
 
 def _extra_affine(node: Node, where: str, leaves: Mapping[str, Tensor]) -> list[Finding] | None:
@@ -242,11 +244,16 @@ def _formula(node: Node) -> str:
 
 
 def _norms(
-    ours: Node, theirs: Node, mine: Roles, other: Roles, where: str, leaves: Mapping[str, Tensor]
+    reference: Node,
+    candidate: Node,
+    mine: Roles,
+    other: Roles,
+    where: str,
+    leaves: Mapping[str, Tensor],
 ) -> list[Finding] | None:
     """Which parts of a norm the candidate has otherwise; tested by computing what that makes."""
     values = {role: leaves[name].double() for role, name in mine.leaves.items()}
-    if not _is(ours, _norm_of(values, mine.epsilon)):
+    if not _is(reference, _norm_of(values, mine.epsilon)):
         return None  # more than a norm: nothing is said of it
     lacks = [part for part in PARTS if part in values and part not in other.leaves]
     epsilons = [mine.epsilon]
@@ -258,7 +265,7 @@ def _norms(
         if "var" in parts:
             given["var"] = torch.ones_like(values["var"]) - (epsilon or 0.0)
         changed = bool(parts) or epsilon != mine.epsilon
-        if changed and _is(theirs, _norm_of(given, epsilon)):
+        if changed and _is(candidate, _norm_of(given, epsilon)):
             return _norm_findings(parts, epsilon, mine, where)
     return None
 
@@ -318,54 +325,58 @@ def _is(node: Node, affine: tuple[Tensor, Tensor]) -> bool:
 
 
 def kernel_names(
-    unit: Unit, theirs: Node, others: Sequence[Unit], same_leaf: Mapping[str, str]
+    unit: Unit, candidate: Node, others: Sequence[Unit], same_leaf: Mapping[str, str]
 ) -> list[Finding] | None:
-    """How the candidate's kernel comes from ours; None where it does not.
+    """How the candidate's kernel comes from the reference's; None where it does not.
 
     Args:
       others: all of the reference's units. same_leaf: the candidate's leaf → the reference's unit
         that it was given the weights of.
     """
-    ours = unit.node.attrs["kernel"].value.double()
-    made = theirs.attrs["kernel"].value.double()
+    reference = unit.node.attrs["kernel"].value.double()
+    made = candidate.attrs["kernel"].value.double()
     where = unit.name
     equal = lambda v: v.shape == made.shape and torch.allclose(v, made, 1e-6, 1e-12)  # noqa: E731
-    square = ours.shape[0] == ours.shape[1] > 1
+    square = reference.shape[0] == reference.shape[1] > 1
     tries = [
-        ("transposed kernel", "height and width", ours.transpose(0, 1) if square else None),
-        ("transposed kernel", "inputs and outputs", ours.transpose(2, 3)),
-        ("flipped kernel", "height and width", ours.flip(0, 1)),
-        ("flipped kernel", "height", ours.flip(0)),
-        ("flipped kernel", "width", ours.flip(1)),
-        ("channel order", "inputs reversed", ours.flip(2)),
-        ("channel order", "outputs reversed", ours.flip(3)),
+        ("transposed kernel", "height and width", reference.transpose(0, 1) if square else None),
+        ("transposed kernel", "inputs and outputs", reference.transpose(2, 3)),
+        ("flipped kernel", "height and width", reference.flip(0, 1)),
+        ("flipped kernel", "height", reference.flip(0)),
+        ("flipped kernel", "width", reference.flip(1)),
+        ("channel order", "inputs reversed", reference.flip(2)),
+        ("channel order", "outputs reversed", reference.flip(3)),
     ]
     for name, detail, value in tries:
         if value is not None and equal(value):
-            if name == "transposed kernel" and ours.shape[:2] == (1, 1):
+            if name == "transposed kernel" and reference.shape[:2] == (1, 1):
                 name, detail = (
-                    "transposed classifier" if not theirs.attrs.get("x") else name,
+                    "transposed classifier" if not candidate.attrs.get("x") else name,
                     detail,
                 )
             return [Finding(name, where, detail)]
     for other in others:
         if other is not unit and equal(other.node.attrs["kernel"].value.double()):
             return [Finding("weight shared", where, f"that of {other.name}")]
-    ratio = float((ours * made).sum() / (ours * ours).sum()) if ours.shape == made.shape else 0.0
-    if ratio and equal(ours * ratio):
+    ratio = (
+        float((reference * made).sum() / (reference * reference).sum())
+        if reference.shape == made.shape
+        else 0.0
+    )
+    if ratio and equal(reference * ratio):
         return [Finding("scaled kernel", where, f"{ratio:.6g} times")]
-    if order := _permuted(ours, made):
+    if order := _permuted(reference, made):
         return [Finding("channel order", where, order)]
     return None
 
 
-def _permuted(ours: Tensor, made: Tensor) -> str:
+def _permuted(reference: Tensor, made: Tensor) -> str:
     """Inputs or outputs in another order, found by matching channels."""
-    if ours.shape != made.shape:
+    if reference.shape != made.shape:
         return ""
     for axis, words in ((2, "inputs"), (3, "outputs")):
-        one = ours.movedim(axis, 0).reshape(ours.shape[axis], -1)
-        other = made.movedim(axis, 0).reshape(ours.shape[axis], -1)
+        one = reference.movedim(axis, 0).reshape(reference.shape[axis], -1)
+        other = made.movedim(axis, 0).reshape(reference.shape[axis], -1)
         rows, columns = linear_sum_assignment(torch.cdist(other, one).numpy())
         if torch.allclose(one[columns], other[rows], 1e-6, 1e-12):
             few = ", ".join(str(int(c)) for c in columns[:8])
@@ -373,10 +384,10 @@ def _permuted(ours: Tensor, made: Tensor) -> str:
     return ""
 
 
-def setting_names(unit: Unit, theirs: Node, changed: Sequence[str]) -> list[Finding]:
+def setting_names(unit: Unit, candidate: Node, changed: Sequence[str]) -> list[Finding]:
     """Settings of a convolution that differ."""
     found = []
-    one, other = unit.node.attrs, theirs.attrs
+    one, other = unit.node.attrs, candidate.attrs
     for name in changed:
         if name == "pads":
             total = [[a + b for a, b in attrs["pads"]] for attrs in (one, other)]

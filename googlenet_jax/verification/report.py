@@ -157,7 +157,7 @@ def text(report: Report) -> str:
         ).rstrip()
         for line in lines
     ]
-    title = f"{report.about['candidate']} beside {report.about['reference']}"
+    title = f"{report.about['candidate']} compared with {report.about['reference']}"
     end = [each for each in (sentence(report), state(report), covers(report)) if each]
     return "\n".join([title, *table, "", *end])
 
@@ -165,7 +165,7 @@ def text(report: Report) -> str:
 def markdown(report: Report, command: str) -> str:
     """For a pull request."""
     mark = "✅" if report.equal else "❌"
-    title = f"{report.about['candidate']} beside {report.about['reference']}"
+    title = f"{report.about['candidate']} compared with {report.about['reference']}"
     lines = [f"### {mark} {title}", "", f"**{_escape(sentence(report))}**", ""]
     if state(report):
         lines += [_escape(state(report)), ""]
@@ -314,7 +314,7 @@ def page(report: Report, command: str) -> str:
         _table(("", ""), [[name, str(value)] for name, value in about.items()]),
         f"<h2>To repeat it</h2><pre>{html.escape(command)}</pre>",
     ]
-    heading = f"{report.about['candidate']} beside {report.about['reference']}"
+    heading = f"{report.about['candidate']} compared with {report.about['reference']}"
     return html_page("Verification", heading, "\n".join(sections), _STYLE)
 
 

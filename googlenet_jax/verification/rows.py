@@ -40,7 +40,7 @@ class Row:
     candidate: tuple[int, ...] = ()
     channels: tuple[float, ...] = ()
     node: Node | None = dataclasses.field(default=None, repr=False)
-    theirs: Node | None = dataclasses.field(default=None, repr=False)
+    of_candidate: Node | None = dataclasses.field(default=None, repr=False)
     unit: Unit | None = dataclasses.field(default=None, repr=False)
 
     @property
@@ -68,17 +68,17 @@ def rounding(units: Sequence[Unit], dtype: str) -> float:
     return MARGIN * math.sqrt(max(total, 1.0)) * EPSILON[dtype]
 
 
-def difference(ours: Tensor | None, theirs: Tensor | None) -> tuple[float, float]:
-    """(‖ours − theirs‖₂ / ‖theirs‖₂, largest absolute difference); infinite where shapes differ.
+def difference(of_reference: Tensor | None, of_candidate: Tensor | None) -> tuple[float, float]:
+    """(‖reference − candidate‖₂ / ‖candidate‖₂, largest absolute difference); infinite where shapes differ.
 
-    Where theirs is all zeros, 0 if ours is too and infinite if not. Not-a-number is infinite.
+    Where the candidate is all zeros, 0 if the reference is too and infinite if not. Not-a-number is infinite.
     """
-    if ours is None or theirs is None or ours.shape != theirs.shape:
+    if of_reference is None or of_candidate is None or of_reference.shape != of_candidate.shape:
         return math.inf, math.inf
-    distance = (ours.double() - theirs.double()).numpy()
+    distance = (of_reference.double() - of_candidate.double()).numpy()
     if not np.isfinite(distance).all():
         return math.inf, math.inf
-    size, norm = float(torch.linalg.norm(theirs.double())), float(np.linalg.norm(distance))
+    size, norm = float(torch.linalg.norm(of_candidate.double())), float(np.linalg.norm(distance))
     largest = float(np.abs(distance).max(initial=0.0))
     if size == 0:
         return (0.0 if norm == 0 else math.inf), largest
@@ -103,21 +103,21 @@ class Pairing:
         self.labels: dict[int, str] = {}
         self.rows: list[Row] = []
         self._probe_units()
-        for name, theirs in outputs.items():
+        for name, of_candidate in outputs.items():
             node = reference.outputs[name]
             probe = _probe(node)
             reference.outputs[name] = probe
-            row = Row(name, "output", node=probe, theirs=candidate.outputs[theirs])
+            row = Row(name, "output", node=probe, of_candidate=candidate.outputs[of_candidate])
             self.rows.append(row)
 
     def _probe_units(self) -> None:
         probes: dict[tuple[int, int], Node] = {}
         units = self.alignment.reference
         for place, unit in enumerate(units):
-            theirs = self.alignment.pairs.get(place)
-            if theirs is None:
+            of_candidate = self.alignment.pairs.get(place)
+            if of_candidate is None:
                 continue
-            other = self.alignment.candidate[theirs].node
+            other = self.alignment.candidate[of_candidate].node
             given, their_given = unit.node.inputs[0], other.inputs[0]
             key = (id(given), id(their_given))
             if key not in probes:
@@ -125,9 +125,11 @@ class Pairing:
                 name = self.place_of(given)
                 if name == given.op:  # made by no layer of its own
                     name = self.labels.setdefault(id(given), f"input of {unit.name}")
-                self.rows.append(Row(name, "value", node=probes[key], theirs=their_given))
+                self.rows.append(Row(name, "value", node=probes[key], of_candidate=their_given))
             unit.node.inputs = [probes[key]]
-            self.rows.append(Row(unit.name, "convolution", node=unit.node, theirs=other, unit=unit))
+            self.rows.append(
+                Row(unit.name, "convolution", node=unit.node, of_candidate=other, unit=unit)
+            )
 
     def place_of(self, node: Node) -> str:
         """Where a value comes from, in words."""
@@ -168,9 +170,9 @@ class Pairing:
         """
         try:
             if row.kind == "convolution":
-                theirs = row.theirs
-                assert theirs is not None and theirs.inputs[0].value is not None
-                return execute(node, [theirs.inputs[0].value])
+                of_candidate = row.of_candidate
+                assert of_candidate is not None and of_candidate.inputs[0].value is not None
+                return execute(node, [of_candidate.inputs[0].value])
             return evaluate([node.inputs[0]], given)[0]
         except (RuntimeError, ValueError, IndexError):
             return None
@@ -179,11 +181,11 @@ class Pairing:
         """Fills in all rows."""
         given = self.given(self.reference)
         for row in self.rows:
-            assert row.node is not None and row.theirs is not None
-            made, value = self.value_of(row, row.node, given), row.theirs.value
+            assert row.node is not None and row.of_candidate is not None
+            made, value = self.value_of(row, row.node, given), row.of_candidate.value
             row.bound = self.bound
             row.relative, row.largest = difference(made, value)
-            row.candidate = row.theirs.shape
+            row.candidate = row.of_candidate.shape
             row.reference = tuple(made.shape) if made is not None else row.node.shape
             own = row.node if row.kind == "convolution" else row.node.inputs[0]
             row.whole = difference(own.value, value)[0]
@@ -193,8 +195,8 @@ class Pairing:
 
     def same(self, row: Row, made: Tensor | None) -> bool:
         """Whether a value is the candidate's, to rounding."""
-        assert row.theirs is not None
-        return difference(made, row.theirs.value)[0] <= row.bound
+        assert row.of_candidate is not None
+        return difference(made, row.of_candidate.value)[0] <= row.bound
 
 
 def _probe(node: Node) -> Node:

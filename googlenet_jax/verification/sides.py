@@ -287,7 +287,7 @@ def _pair_side(function: Any, parameters: Any, dtype: str, title: str) -> JaxSid
 
 
 def network_side(model: Any, variables: Mapping[str, Any], dtype: str) -> JaxSide:
-    """A network of ours in evaluation, its auxiliary heads answering."""
+    """One of this package's networks in evaluation, its auxiliary heads answering."""
     from googlenet_jax.models.registry import model_name
     from googlenet_jax.weights.pytorch import torch_names
 

@@ -1,4 +1,4 @@
-"""Both sides trained beside each other: losses, gradients, and what K steps of SGD leave."""
+"""Both sides trained with the same batches: losses, gradients, and what K steps of SGD leave."""
 
 import dataclasses
 import functools
@@ -240,25 +240,27 @@ def compare_training(
         for name, value in reference.loss.items()
     ]
     for kind in ("gradient", "parameter", "momentum"):
-        mine, theirs = getattr(reference, kind), getattr(candidate, kind)
+        mine, of_candidate = getattr(reference, kind), getattr(candidate, kind)
         for move in moves:
-            if move.source not in mine or move.target not in theirs:
+            if move.source not in mine or move.target not in of_candidate:
                 continue
             if move.source in statistics and kind != "parameter":
                 continue
             value = moved([move], mine, {})[move.target]
             label = "statistic" if move.source in statistics else kind
             others = [getattr(c, kind)[move.target] for c in controls]
-            rows.append(_row(f"{label} {move.source}", value, theirs[move.target], others, forward))
+            rows.append(
+                _row(f"{label} {move.source}", value, of_candidate[move.target], others, forward)
+            )
     return rows
 
 
 def _row(
-    name: str, mine: Tensor, theirs: Tensor, controls: Sequence[Tensor], forward: float
+    name: str, mine: Tensor, of_candidate: Tensor, controls: Sequence[Tensor], forward: float
 ) -> TrainingRow:
-    wander = max((difference(each, theirs)[0] for each in controls), default=0.0)
+    wander = max((difference(each, of_candidate)[0] for each in controls), default=0.0)
     bound = MARGIN**3 * max(wander if math.isfinite(wander) else 0.0, forward)
-    relative, largest = difference(mine.reshape(theirs.shape), theirs)
+    relative, largest = difference(mine.reshape(of_candidate.shape), of_candidate)
     return TrainingRow(name, relative, largest, bound)
 
 
@@ -289,10 +291,10 @@ def statistics_findings(
         took = momentum * share
         layer = mean.rpartition("/bn/")[0].removeprefix("batch_stats/")
         batch = before[var] + (reference.first[var] - before[var]) / momentum
-        theirs = candidate.first[target[var]].reshape(batch.shape)
-        factor = float(((theirs - before[var]) / took + before[var]).sum() / batch.sum())
+        of_candidate = candidate.first[target[var]].reshape(batch.shape)
+        factor = float(((of_candidate - before[var]) / took + before[var]).sum() / batch.sum())
         made = before[var] + took * (batch * factor - before[var])
-        if difference(made, theirs)[0] > bound:
+        if difference(made, of_candidate)[0] > bound:
             continue
         if abs(share - 1) > 1e-6:
             found.append(Finding("BN momentum", layer, f"{took:.6g} in place of {momentum:.6g}"))
@@ -305,9 +307,11 @@ def statistics_findings(
     return _everywhere(found, len(layers))
 
 
-def _share(before: Tensor, ours: Tensor, theirs: Tensor, bound: float) -> float | None:
+def _share(
+    before: Tensor, of_reference: Tensor, of_candidate: Tensor, bound: float
+) -> float | None:
     """By how much more the candidate's running mean moved; None where no one number says it."""
-    step, other = ours - before, theirs.reshape(before.shape) - before
+    step, other = of_reference - before, of_candidate.reshape(before.shape) - before
     size = float((step * step).sum())
     share = float((step * other).sum()) / size if size else 1.0
     return (

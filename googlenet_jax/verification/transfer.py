@@ -1,4 +1,4 @@
-"""Weights drawn, moved from one side to the other by the alignment, and the table that says how."""
+"""Random weights, moved from one side to the other by the alignment, and the table that says how."""
 
 import dataclasses
 import itertools
@@ -46,8 +46,8 @@ class Move:
     fill: float = 0.0
 
 
-def draw_variables(model: Network, size: int, dtype: str, seed: int = 0) -> dict[str, Any]:
-    """Random variables of a network of ours, none of them zero or one; kernels such that
+def random_variables(model: Network, size: int, dtype: str, seed: int = 0) -> dict[str, Any]:
+    """Random variables of one of this package's networks, none of them zero or one; kernels such that
     activations keep their size.
     """
     generator = np.random.default_rng(seed)
@@ -65,7 +65,7 @@ def draw_variables(model: Network, size: int, dtype: str, seed: int = 0) -> dict
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(model, size))
 
 
-def draw_leaves(graph: Graph, seed: int = 0) -> dict[str, Tensor]:
+def random_leaves(graph: Graph, seed: int = 0) -> dict[str, Tensor]:
     """The same for any network: each leaf by what it does in the graph. A leaf that does nothing
     that is known keeps its value.
     """
@@ -95,17 +95,19 @@ def moves(
     found: dict[str, Move] = {}
     stuck: dict[str, str] = {}
     for r, c in alignment.pairs.items():
-        mine, theirs = alignment.reference[r], alignment.candidate[c]
-        if theirs.leaf in found:
+        mine, of_candidate = alignment.reference[r], alignment.candidate[c]
+        if of_candidate.leaf in found:
             continue  # shared: it keeps the first layer's
-        if not mine.leaf or not theirs.leaf:
-            stuck[theirs.leaf or theirs.name] = "its kernel is computed from several weights"
+        if not mine.leaf or not of_candidate.leaf:
+            stuck[of_candidate.leaf or of_candidate.name] = (
+                "its kernel is computed from several weights"
+            )
             continue
-        made = _kernel_move(mine, theirs, reference, candidate, usual)
+        made = _kernel_move(mine, of_candidate, reference, candidate, usual)
         if isinstance(made, str):
-            stuck[theirs.leaf] = made
+            stuck[of_candidate.leaf] = made
         else:
-            found[theirs.leaf] = made
+            found[of_candidate.leaf] = made
     for a, b in paired_affines(alignment, reference, candidate):
         for move in _affine_moves(a, b, reference, candidate):
             found.setdefault(move.target, move)
@@ -113,16 +115,16 @@ def moves(
 
 
 def _kernel_move(
-    mine: Any, theirs: Any, reference: Graph, candidate: Graph, usual: Layouts
+    mine: Any, of_candidate: Any, reference: Graph, candidate: Graph, usual: Layouts
 ) -> Move | str:
-    source, target = reference.leaves[mine.leaf], candidate.leaves[theirs.leaf]
-    if mine.shape != theirs.shape:
-        one, other = ("×".join(map(str, unit.shape)) for unit in (theirs, mine))
+    source, target = reference.leaves[mine.leaf], candidate.leaves[of_candidate.leaf]
+    if mine.shape != of_candidate.shape:
+        one, other = ("×".join(map(str, unit.shape)) for unit in (of_candidate, mine))
         return f"its kernel is {one}, the reference's {other}"
     # Where each number of the source goes, found by moving the numbers 0, 1, 2, …
     marked = torch.arange(source.numel(), dtype=torch.float64).reshape(source.shape)
     kernel = mine.node.attrs["kernel"].under({mine.leaf: marked})
-    placed = into_leaf(kernel, target, theirs.leaf, theirs.node.attrs["kernel"], usual)
+    placed = into_leaf(kernel, target, of_candidate.leaf, of_candidate.node.attrs["kernel"], usual)
     if placed is None:
         return "its kernel is no plain rearrangement of its weight"
     for through in _shapes(source, mine.shape):
@@ -133,7 +135,7 @@ def _kernel_move(
             if torch.equal(turned.reshape(placed.shape), placed):
                 own = through == tuple(source.shape)
                 return Move(
-                    theirs.leaf, mine.leaf, tuple(target.shape), axes, () if own else through
+                    of_candidate.leaf, mine.leaf, tuple(target.shape), axes, () if own else through
                 )
     return "no order of axes makes its weight of the reference's"
 
@@ -157,9 +159,9 @@ def _affine_moves(a: Node, b: Node, reference: Graph, candidate: Graph) -> list[
             for x, y in pairs
             if reference.leaves[x].numel() == candidate.leaves[y].numel()
         ]
-    mine, theirs = roles_of(a, reference.leaves), roles_of(b, candidate.leaves)
+    mine, of_candidate = roles_of(a, reference.leaves), roles_of(b, candidate.leaves)
     found = []
-    for role, name in theirs.leaves.items():
+    for role, name in of_candidate.leaves.items():
         shape = tuple(candidate.leaves[name].shape)
         source = mine.leaves.get(role, "")
         fits = source and reference.leaves[source].numel() == candidate.leaves[name].numel()

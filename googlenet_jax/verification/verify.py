@@ -26,14 +26,14 @@ from googlenet_jax.verification.sides import JaxSide, Side, TorchSide, as_side, 
 from googlenet_jax.verification.transfer import (
     Move,
     code_of,
-    draw_leaves,
-    draw_variables,
     moved,
     moves,
+    random_leaves,
+    random_variables,
 )
 
 DTYPES = ("float64", "float32", "bfloat16")
-WEIGHTS = ("drawn", "reference", "candidate", "own")
+WEIGHTS = ("random", "reference", "candidate", "own")
 EQUAL, ROUNDING, DIFFERENT = "equal", "equal to rounding", "different"
 
 
@@ -43,7 +43,7 @@ class Report:
 
     Attributes:
       verdict: "equal" to the last bit; "equal to rounding"; "different". It goes by the outputs.
-      outputs: theirs end to end. rows: each segment given what the candidate recorded before it.
+      outputs: of both, end to end. rows: each segment given what the candidate recorded before it.
       findings: what explains rows that part, each tested. unexplained: (row, place) for the rest.
       after: the outputs with all findings applied to the reference.
       tried: how many sets of rewrites were applied. training: losses, gradients, and after the
@@ -105,9 +105,9 @@ def reference_of(model: Network) -> nn.Module:
     defaults = model_options(type(model)(**_of_flavour(model, flavour)))
     given = {}
     for option, value in options.items():
-        theirs = names.get(option, option)
-        if theirs in takes:
-            given[theirs] = value
+        of_candidate = names.get(option, option)
+        if of_candidate in takes:
+            given[of_candidate] = value
         elif value != defaults[option] and "dtype" not in option and "dropout" not in option:
             raise UserError(
                 f"--against torch: the reference of {name} has no {option}; leave {option} at "
@@ -144,14 +144,14 @@ def verify(
     candidate: Any,
     inputs: Any,
     *,
-    weights: str = "drawn",
+    weights: str = "random",
     pairs: Mapping[str, str] | None = None,
     steps: int = 0,
     dtype: str = "float64",
     seed: int = 0,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Puts a candidate (a port, say) beside a reference.
+    """Compares a candidate (a port, say) with a reference.
 
     Args:
       reference, candidate: each a `torch.nn.Module`, (function, parameters), (linen module,
@@ -159,7 +159,7 @@ def verify(
         inputs). A torch module's weights are overwritten unless `weights` is "own".
       inputs: floats [N, H, W, C], or [N, …] of another rank as both sides take them; at least two,
         and such that faults show: noise, not zeros.
-      weights: "drawn": the reference gets random ones, the candidate the same; "reference": the
+      weights: "random": the reference gets random ones, the candidate the same; "reference": the
         candidate gets the reference's; "candidate": the other way round; "own": each keeps its own.
       pairs: {the reference's kernel: the candidate's}, not to be questioned; see `transfer`.
       steps: of SGD beside each other, 0 for none.
@@ -178,7 +178,7 @@ def verify(
         )
     with in_float64():
         sides = as_side(reference, dtype), as_side(candidate, dtype)
-        return _Verification(*sides, images, weights, dict(pairs or {}), dtype, seed, say).run(
+        return _Verification(*sides, images, weights, dict(pairs or {}), dtype, seed, log).run(
             steps
         )
 
@@ -195,37 +195,37 @@ class _Verification:
         pairs: dict[str, str],
         dtype: str,
         seed: int,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
         self.reference, self.candidate, self.images = reference, candidate, images
         self.weights, self.pairs, self.dtype, self.seed = weights, pairs, dtype, seed
-        self.say = say
+        self.log = log
         self.precision = max((reference.precision, candidate.precision), key=EPSILON.__getitem__)
         self.moves: list[Move] = []
         self.stuck: dict[str, str] = {}
 
     def run(self, steps: int) -> Report:
         """See `verify`."""
-        self.say("reading both sides' operations")
-        one, ours = self.reference.trace(self.images)
-        other, theirs = self.candidate.trace(self.images)
-        if self.weights == "drawn" and not getattr(self.reference, "drawn", False):
-            self.reference.assign(draw_leaves(one, self.seed))
-            one, ours = self.reference.trace(self.images)
+        self.log("reading both sides' operations")
+        one, of_reference = self.reference.trace(self.images)
+        other, of_candidate = self.candidate.trace(self.images)
+        if self.weights == "random" and not getattr(self.reference, "random", False):
+            self.reference.assign(random_leaves(one, self.seed))
+            one, of_reference = self.reference.trace(self.images)
         alignment = self._align(one, other)
         if self.weights == "candidate":
             flipped = _flipped(alignment)
             self.moves, self.stuck = moves(flipped, other, one, self.reference.layouts)
             self.reference.assign(moved(self.moves, other.leaves, one.leaves))
-            one, ours = self.reference.trace(self.images)
+            one, of_reference = self.reference.trace(self.images)
             alignment = dataclasses.replace(alignment, reference=units_of(one))
         elif self.weights != "own":
             self.moves, self.stuck = moves(alignment, one, other, self.candidate.layouts)
             self.candidate.assign(moved(self.moves, one.leaves, other.leaves))
-            other, theirs = self.candidate.trace(self.images)
+            other, of_candidate = self.candidate.trace(self.images)
             alignment = self._again(alignment, one, other)
-        self.say("comparing outputs, then segment by segment")
-        return self._report(one, ours, other, theirs, alignment, steps)
+        self.log("comparing outputs, then segment by segment")
+        return self._report(one, of_reference, other, of_candidate, alignment, steps)
 
     def _align(self, one: Graph, other: Graph) -> Alignment:
         names = getattr(self.reference, "names", {})
@@ -253,32 +253,32 @@ class _Verification:
     def _report(
         self,
         one: Graph,
-        ours: dict[str, Tensor],
+        of_reference: dict[str, Tensor],
         other: Graph,
-        theirs: dict[str, Tensor],
+        of_candidate: dict[str, Tensor],
         alignment: Alignment,
         steps: int,
     ) -> Report:
-        outputs = matched_outputs(ours, theirs)
+        outputs = matched_outputs(of_reference, of_candidate)
         pairing = Pairing(one, other, alignment, self.precision, outputs)
         pairing.compare()
-        rows = _output_rows(ours, theirs, outputs, pairing.bound)
-        faithful = _faithful(one, ours, pairing.bound)
+        rows = _output_rows(of_reference, of_candidate, outputs, pairing.bound)
+        faithful = _faithful(one, of_reference, pairing.bound)
         found = Explanation([], [], [], 0)
         parted = any(row.parted for row in rows)
         after: list[Row] = []
         if parted:
-            self.say("they part; applying what differs to the reference, piece by piece")
+            self.log("they part; applying what differs to the reference, piece by piece")
             explainer = Explainer(pairing, {})
             found = explainer.run()
-            after = self._after(explainer, found, theirs, outputs, pairing.bound)
+            after = self._after(explainer, found, of_candidate, outputs, pairing.bound)
         trained, why = self._trained(one, alignment, outputs, steps if not parted else 0)
         parted = parted or any(row.parted for row in trained)
         verdict = DIFFERENT if parted else ROUNDING
         if not any(row.largest for row in rows) and not any(row.largest for row in trained):
             verdict = EQUAL
-        alone = [f"the reference's output {n}" for n in ours if n not in outputs]
-        alone += [f"the candidate's output {n}" for n in theirs if n not in outputs.values()]
+        alone = [f"the reference's output {n}" for n in of_reference if n not in outputs]
+        alone += [f"the candidate's output {n}" for n in of_candidate if n not in outputs.values()]
         alone += faithful
         alone += [] if trained else ["training"]
         if still := training.frozen_in(self.candidate):
@@ -307,7 +307,7 @@ class _Verification:
         table = self.moves
         if self.weights in ("own", "candidate") or not steps or not table:
             return [], []
-        self.say(f"training both sides, {steps} step{'s' if steps > 1 else ''}")
+        self.log(f"training both sides, {steps} step{'s' if steps > 1 else ''}")
         classes = [one.outputs[name].shape[-1] for name in outputs]
         generator = np.random.default_rng(self.seed)
         count = max(len(self.images), 8)
@@ -319,7 +319,7 @@ class _Verification:
         still = frozenset(m.source for m in table if m.target in frozen)
         before = {name: value.double() for name, value in one.leaves.items()}
         mine = training.train(self.reference, images, labels, list(outputs), whole, still)
-        theirs, *controls = (
+        of_candidate, *controls = (
             training.train(side, images, labels, list(outputs.values()), whole)
             for side in (
                 self.candidate,
@@ -329,7 +329,7 @@ class _Verification:
         means = _running(one)
         statistics = frozenset([*means, *means.values()]) if whole else frozenset()
         forward = rounding(alignment.reference, self.precision)
-        rows = training.compare_training(mine, theirs, controls, table, forward, statistics)
+        rows = training.compare_training(mine, of_candidate, controls, table, forward, statistics)
         if not any(row.parted for row in rows) or not whole:
             return rows, []
         momentum = _momentum(self.reference)
@@ -337,14 +337,14 @@ class _Verification:
             return rows, []
         bound = training.MARGIN**3 * forward
         return rows, training.statistics_findings(
-            before, mine, theirs, table, means, momentum, bound
+            before, mine, of_candidate, table, means, momentum, bound
         )
 
     def _after(
         self,
         explainer: Explainer,
         found: Explanation,
-        theirs: Mapping[str, Tensor],
+        of_candidate: Mapping[str, Tensor],
         outputs: Mapping[str, str],
         bound: float,
     ) -> list[Row]:
@@ -358,7 +358,7 @@ class _Verification:
                 made = evaluate([graph.outputs[name]], given)[0]
             except (RuntimeError, ValueError, IndexError):
                 made = None
-            value = theirs[other]
+            value = of_candidate[other]
             flat = (
                 None if made is None or made.numel() != value.numel() else made.reshape(value.shape)
             )
@@ -409,24 +409,26 @@ def _momentum(side: Side) -> float | None:
     return None
 
 
-def matched_outputs(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, str]:
+def matched_outputs(
+    of_reference: Mapping[str, Tensor], of_candidate: Mapping[str, Tensor]
+) -> dict[str, str]:
     """The reference's outputs → the candidate's, by name, then by place."""
-    found = {name: name for name in ours if name in theirs}
-    rest = [n for n in ours if n not in found], [n for n in theirs if n not in found]
+    found = {name: name for name in of_reference if name in of_candidate}
+    rest = [n for n in of_reference if n not in found], [n for n in of_candidate if n not in found]
     if not found or (len(rest[0]) == len(rest[1]) == 1):
         found |= dict(zip(*rest, strict=False))
     return found
 
 
 def _output_rows(
-    ours: Mapping[str, Tensor],
-    theirs: Mapping[str, Tensor],
+    of_reference: Mapping[str, Tensor],
+    of_candidate: Mapping[str, Tensor],
     outputs: Mapping[str, str],
     bound: float,
 ) -> list[Row]:
     rows = []
     for name, other in outputs.items():
-        one, two = ours[name], theirs[other]
+        one, two = of_reference[name], of_candidate[other]
         shapes = tuple(one.shape), tuple(two.shape)
         if one.ndim == two.ndim == 4 and shapes[0] != shapes[1]:
             two = two.permute(0, 2, 3, 1) if one.shape == two.permute(0, 2, 3, 1).shape else two
@@ -508,11 +510,11 @@ def _norms_in(pairing: Pairing) -> int:
 def own_network(
     model: Network, variables: Mapping[str, Any] | None, size: int, dtype: str, seed: int
 ) -> JaxSide:
-    """A network of ours as a side; with random weights where `variables` is None."""
+    """One of this package's networks as a side; with random weights where `variables` is None."""
     if dtype not in DTYPES:
         raise UserError(f"--dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
-    drawn = variables is None
-    given = draw_variables(model, size, "float64", seed) if drawn else variables
+    random = variables is None
+    given = random_variables(model, size, "float64", seed) if random else variables
     side = network_side(model, given, dtype)  # type: ignore[arg-type]
-    side.drawn = drawn  # type: ignore[attr-defined]
+    side.random = random  # type: ignore[attr-defined]
     return side

@@ -276,7 +276,7 @@ class Checkpoints:
             )
 
     def _refuse_other_data(self, step: int, content: Mapping[str, Any]) -> None:
-        """Refuses to go on with another data set under the same name; older checkpoints don't say
+        """Refuses to resume with another data set under the same name; older checkpoints don't say
         what they were trained on.
         """
         ours, theirs = self._description.to_json()["data"], content.get("data")

@@ -193,7 +193,7 @@ def pretrained_file(name: str) -> Path:
 
 
 def download(public: Public, goal: Path) -> None:
-    """Downloads a file, beside `goal` until it is whole and checked; goes on with what an earlier
+    """Downloads a file, beside `goal` until it is whole and checked; resumes what an earlier
     try left there.
     """
     part = goal.with_name(goal.name + ".part")
@@ -204,7 +204,7 @@ def download(public: Public, goal: Path) -> None:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         short = " ".join(str(reason).split()) or type(error).__name__
         raise UserError(
-            f"{public.url}: the download failed ({short}); the next try goes on from there; "
+            f"{public.url}: the download failed ({short}); the next try resumes there; "
             f"without a network, put the file at {goal}"
         ) from None
     _check(public, part)

@@ -73,7 +73,7 @@ def children() -> list[int]:
 
 
 def test_defaults_give_the_bits_they_always_gave(digits_dir):
-    """Crops, order and pixels of a recipe that sets nothing new: the checksums were taken before
+    """Crops, order and pixels of a config that sets nothing new: the checksums were taken before
     there was anything new."""
     source = load_source("digits", "train", digits_dir)
     for seed, start, size, images, order in (

@@ -108,13 +108,13 @@ def run(shapes_dir, tmp_path_factory):
 def test_a_run_is_trained_and_proposes(run, shapes_dir, capsys):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"loss_locations", "loss_confidences"} <= lines[0].keys()
-    assert 0 <= lines[-1]["coverage"] <= 1 and lines[-1]["examples"] == 8
+    assert 0 <= lines[-1]["recall"] <= 1 and lines[-1]["examples"] == 8
     command = ["proposals", "shapes", "--split", "test", "--methods", "multibox"]
     place = ["--multibox", str(run), "--data-dir", str(shapes_dir), "--json"]
     assert main([*command, *place]) == 0
     row = json.loads(capsys.readouterr().out)["table"][0]
     assert row["boxes"] == 4
-    assert row["coverage"] == pytest.approx(lines[-1]["coverage"])
+    assert row["recall"] == pytest.approx(lines[-1]["recall"])
 
 
 def test_a_run_of_another_kind_is_refused(run, capsys):

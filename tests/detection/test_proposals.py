@@ -149,8 +149,8 @@ def test_the_command_makes_what_is_missing_and_prints_coverage(shapes_dir, capsy
     command = ["proposals", "shapes", "--split", "train", "--methods", methods, "--workers", "1"]
     assert main([*command, "--data-dir", str(shapes_dir), "--json"]) == 0
     kept, made, both = json.loads(capsys.readouterr().out)["table"]
-    assert kept["boxes"] == 12 and kept["coverage"] > 0.9  # the fixture's, not computed again
-    assert made["coverage"] == 1
+    assert kept["boxes"] == 12 and kept["recall"] > 0.9  # the fixture's, not computed again
+    assert made["recall"] == 1
     assert both["boxes"] == kept["boxes"] + made["boxes"]
     assert main([*command, "--data-dir", str(shapes_dir)]) == 0
     assert "8 images, 8 objects" in capsys.readouterr().out

@@ -89,6 +89,6 @@ if __name__ == "__main__":
     cluster.SILENCE = args.silence
     register_model("small", Small)
     register_task("slowed", slowed(args.fails, args.stands_still, args.slow, args.workdir))
-    recipe = str(Path(__file__).with_name("recipe.py"))
-    more = [f"--config={recipe}", f"--workdir={args.workdir}", f"--config.data.dir={args.data_dir}"]
+    config = str(Path(__file__).with_name("config.py"))
+    more = [f"--config={config}", f"--workdir={args.workdir}", f"--config.data.dir={args.data_dir}"]
     sys.exit(main(["train", *more, *rest]))

@@ -69,7 +69,7 @@ def test_a_signal_to_one_process_stops_all_in_an_evaluation_and_another_layout_g
     assert lines(run.workdir)[-1] == (10, "train")
     on_three = start("moved", 1, 3, *fields)
     assert on_three.wait() == [0]
-    assert "going on after step 10" in on_three.said(0)
+    assert "resuming after step 10" in on_three.said(0)
     assert largest_difference(final_state(run.workdir, 20), final_state(whole, 20)) < 1e-10
     assert lines(run.workdir) == lines(whole)
     assert ids_by_step(run.workdir) == ids_by_step(whole)

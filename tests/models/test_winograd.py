@@ -1,4 +1,4 @@
-"""3×3 convolutions by Winograd's tiles beside the sum over the kernel."""
+"""3×3 convolutions by Winograd's tiles compared with direct convolution."""
 
 import functools
 

@@ -33,7 +33,7 @@ from googlenet_jax.verification import reference
 
 TOLERANCE = 1e-9
 # Training amplifies rounding, the more the higher the rate. At this one it stays far below the tolerance, so that what exceeds it is logic;
-# at the recipes' own rates `drift` compares with a control in place of a fixed tolerance.
+# at the configs' own rates `drift` compares with a control in place of a fixed tolerance.
 LEARNING_RATE, BATCH_SIZE = 1e-4, 12
 # The control at higher rates: PyTorch beside itself, every weight moved by one unit in the last place. Our distance from PyTorch may be
 # this many times the largest of so many such distances, over the steps where that says something: where it is below the limit. Beyond,
@@ -153,10 +153,10 @@ def endpoint_errors(name: str, size: int, **options: Any) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------------------------ training
 
 
-def recipe(
+def make_config(
     name: str, size: int, options: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> ConfigDict:
-    """A recipe for ten steps whose every ingredient acts: decay, momentum, a stepped rate, an average that starts late."""
+    """A config for ten steps whose every ingredient acts: decay, momentum, a stepped rate, an average that starts late."""
     config = default_config()
     config.dtype = "float64"
     config.model.name = name
@@ -362,12 +362,12 @@ class Theirs:
 def _training_pair(
     name: str, size: int, changes: Mapping[str, Any]
 ) -> tuple[nn.Module, Network, dict[str, Any], ConfigDict]:
-    """A reference, ours, the variables and the recipe; `changes` are the model's options and, by dotted names, fields of the recipe."""
+    """A reference, ours, the variables and the config; `changes` are the model's options and, by dotted names, fields of the config."""
     options = {option: value for option, value in changes.items() if "." not in option}
     fields = {field: value for field, value in changes.items() if "." in field}
     options |= {"dropout": 0.0} | ({"aux_dropout": 0.0} if name in WITH_AUX_DROPOUT else {})
     network, model, variables = make_pair(name, num_classes=10, **options)
-    config = recipe(name, size, options, fields)
+    config = make_config(name, size, options, fields)
     assert build_model(config, 10) == model
     return network, model, variables, config
 
@@ -385,7 +385,7 @@ def _batches(pictures: np.ndarray, batch_size: int, steps: int) -> list[dict[str
 def training_errors(
     name: str, size: int, batch_size: int = BATCH_SIZE, steps: int = 10, **changes: Any
 ) -> dict[str, float]:
-    """Trains both sides on the same batches; `changes` are the model's options and, by dotted names, fields of the recipe.
+    """Trains both sides on the same batches; `changes` are the model's options and, by dotted names, fields of the config.
 
     Returns relative errors by name: "loss_main step 3", … of every step; "gradient conv1.conv.weight", … of the first; "value …",
     "momentum …" and "average …" after the last.

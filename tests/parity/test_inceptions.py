@@ -22,7 +22,7 @@ from tests.parity.harness import (
 NARROW = {"width": 0.125, "num_classes": 7}
 WITHOUT_AUX = {"aux_heads": False}
 # Through this many batch norms rounding grows tenfold with a step at the rate of the other networks' proof (1e-4), until after ten
-# steps nothing is left to compare; at this one it stays. `proofs/parity_inception.py` goes to the recipes' rates, with a control.
+# steps nothing is left to compare; at this one it stays. `proofs/parity_inception.py` goes to the configs' rates, with a control.
 RATE = {"schedule.learning_rate": 1e-6}
 
 
@@ -147,7 +147,7 @@ class TensorFlowsRMSProp:
 
 @pytest.mark.proof
 def test_ten_rmsprop_steps_equal_tensorflows() -> None:
-    """The project's own optimizer, clipped to a global norm as the recipe of Inception-v3 does."""
+    """The project's own optimizer, clipped to a global norm as the config of Inception-v3 does."""
     from googlenet_jax.training.optimizer import create_optimizer
 
     network, model, variables = make_pair("inception_v3", flavour="keras", **NARROW)

@@ -6,8 +6,8 @@ import pytest
 
 from tests.parity.harness import DRIFT_FACTOR, TOLERANCE, drift, training_errors
 
-# Each recipe variant that changes the arithmetic stands with one of the networks.
-RECIPES = {
+# Each config variant that changes the arithmetic stands with one of the networks.
+CONFIGS = {
     "googlenet": {"optimizer.bias_rate_multiplier": 2.0},
     "googlenet_bn": {"optimizer.nesterov": True, "loss.label_smoothing": 0.1},
     "googlenet_naive": {},
@@ -29,9 +29,9 @@ def check(errors: dict[str, float]) -> None:
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize("name", [further(name) if name in FURTHER else name for name in RECIPES])
+@pytest.mark.parametrize("name", [further(name) if name in FURTHER else name for name in CONFIGS])
 def test_ten_steps_equal_pytorchs(name: str) -> None:
-    errors = training_errors(name, 64, width=0.25, **RECIPES[name])
+    errors = training_errors(name, 64, width=0.25, **CONFIGS[name])
     kinds = {error.split()[0] for error in errors}
     assert kinds >= {
         "loss",
@@ -62,8 +62,8 @@ def test_steps_with_the_separable_stem_and_without_aux_heads_equal_pytorchs() ->
 
 
 @pytest.mark.proof
-def test_at_a_recipes_rate_we_are_no_farther_from_pytorch_than_it_is_from_itself() -> None:
-    """At 0.1, the rate of two recipes, rounding is amplified with every step: the control says what that comes to."""
+def test_at_a_configs_rate_we_are_no_farther_from_pytorch_than_it_is_from_itself() -> None:
+    """At 0.1, the rate of two configs, rounding is amplified with every step: the control says what that comes to."""
     settings = {
         "width": 0.125,
         "stem": "small",

@@ -46,7 +46,7 @@ def test_the_report_in_words():
     assert as_text(less).endswith(" GB\n  no collectives")
 
 
-def recipe(**model):
+def make_config(**model):
     config = default_config()
     config.model.options.update(stem="small", width=0.25, **model)
     config.preprocessing.update(size=32, resize=32)
@@ -56,21 +56,21 @@ def recipe(**model):
 
 def test_a_topology_that_is_none_is_named():
     with pytest.raises(UserError, match=r"^--topology: can.t describe .v99:2x2."):
-        compile_step(recipe(), "v99:2x2", classes=10, examples=1000)
+        compile_step(make_config(), "v99:2x2", classes=10, examples=1000)
 
 
 @pytest.mark.parametrize("chips", [0, 5])
 def test_chips_that_the_slice_lacks_are_refused(monkeypatch, chips):
     monkeypatch.setattr(ahead, "_devices", lambda topology: jax.devices()[:1] * 4)
     with pytest.raises(UserError, match=rf"^--chips: .* from 1 to 4, found {chips}$"):
-        compile_step(recipe(), "v5e:2x2", chips=chips, classes=10, examples=1000)
+        compile_step(make_config(), "v5e:2x2", chips=chips, classes=10, examples=1000)
 
 
 @pytest.mark.proof
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]")
 def test_batch_norm_over_groups_that_lie_on_one_chip_needs_fewer_collectives():
     whole, groups = (
-        compile_step(recipe(bn_groups=groups), "v5e:2x2", classes=10, examples=1000)
+        compile_step(make_config(bn_groups=groups), "v5e:2x2", classes=10, examples=1000)
         for groups in (1, 4)
     )
     assert (whole.chips, whole.hosts, whole.batch_size) == (4, 1, 64)

@@ -54,7 +54,7 @@ def whole(tmp_path_factory, data_dir, compiled_dir):
 
 
 def disturbed(data_dir, name, *, before_batch=None, before_evaluation=None, signum):
-    """A recipe whose task sends this process a signal: before batch k, or before evaluation k. It is told once."""
+    """A config whose task sends this process a signal: before batch k, or before evaluation k. It is told once."""
     sent = []
 
     def send(moment, number):
@@ -117,7 +117,7 @@ def test_a_signal_stops_the_run_saved_and_it_goes_on_exactly(
     assert signal.getsignal(signum) == handler
     name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
     assert (
-        f"stopped by {name} after step {step} of 24, which is saved; the same command goes on"
+        f"stopped by {name} after step {step} of 24, which is saved; the same command resumes it"
         in capsys.readouterr().err
     )
     assert load(tmp_path).step == step

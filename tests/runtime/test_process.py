@@ -33,11 +33,11 @@ import os, sys
 from googlenet_jax.runtime import process
 {change}
 process.prepare()
-process.say_settings()
+process.log_settings()
 import logging
 logging.getLogger("googlenet_jax").setLevel(logging.INFO)  # as --verbose does
-process.say_settings()
-process.say_settings()
+process.log_settings()
+process.log_settings()
 import jax
 jax.numpy.ones(3).sum()
 print(os.environ.get("XLA_FLAGS", ""))

@@ -126,7 +126,7 @@ def test_killed_stopped_and_damaged_a_run_on_a_store_ends_as_a_local_one(
             train(config_of(data_dir), url)
     said = capfd.readouterr().err
     assert f"{unfinished} is a checkpoint that was never finished; it is removed" in said
-    assert f"{url}: going on after step 4" in said and "waiting" not in said
+    assert f"{url}: resuming after step 4" in said and "waiting" not in said
     assert "stopped by SIGTERM after step 8 of 12, which is saved" in said
 
     # The evaluation is made up for, and its checkpoint replaced.

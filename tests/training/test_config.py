@@ -20,7 +20,7 @@ DEFAULTS = default_config().to_dict()
 
 
 def changed(**fields):
-    """The default recipe with some fields changed; "__" stands for the dot."""
+    """The default config with some fields changed; "__" stands for the dot."""
     config = default_config()
     for name, value in fields.items():
         *groups, field = name.split("__")
@@ -31,7 +31,7 @@ def changed(**fields):
     return config
 
 
-def test_default_recipe_is_valid():
+def test_default_config_is_valid():
     resolve(default_config())
 
 
@@ -123,7 +123,7 @@ def test_error_names_the_field(fields, error):
     assert "\n" not in str(caught.value)
 
 
-def test_a_field_that_an_older_recipe_lacks_has_its_default():
+def test_a_field_that_an_older_config_lacks_has_its_default():
     old = json.loads(json.dumps(default_config().to_dict()))
     del (
         old["task"],
@@ -177,7 +177,7 @@ def test_duration_that_does_not_parse(duration):
         steps(duration, steps_per_epoch=10)
 
 
-def test_built_model_has_the_recipes_types():
+def test_built_model_has_the_configs_types():
     model = build_model(changed(dtype="bfloat16", model__options={"width": 0.5}), num_classes=7)
     assert (model.num_classes, model.width, model.dtype, model.param_dtype) == (
         7,

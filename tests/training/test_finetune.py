@@ -55,15 +55,15 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def config(data_dir: Path, given: Path, **fields: Any) -> ConfigDict:
+def make_config(data_dir: Path, given: Path, **fields: Any) -> ConfigDict:
     """Six steps on the ten digits."""
-    recipe = tiny_config(data_dir)
-    recipe.model.name = "trunk"
-    recipe.init_from = str(given)
-    recipe.duration, recipe.eval_every, recipe.checkpoint_every = "6 steps", "6 steps", "6 steps"
-    recipe.data.eval_splits = ("test[:50]",)
-    recipe.update(**fields)
-    return recipe
+    config = tiny_config(data_dir)
+    config.model.name = "trunk"
+    config.init_from = str(given)
+    config.duration, config.eval_every, config.checkpoint_every = "6 steps", "6 steps", "6 steps"
+    config.data.eval_splits = ("test[:50]",)
+    config.update(**fields)
+    return config
 
 
 def variables_of(workdir: Path, weights: str) -> dict[str, np.ndarray]:
@@ -78,7 +78,7 @@ def test_what_is_frozen_stays_bit_for_bit(
     statistics: bool, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(
-        config(tmp_path / "d", given, freeze=("conv1",), freeze_statistics=statistics),
+        make_config(tmp_path / "d", given, freeze=("conv1",), freeze_statistics=statistics),
         tmp_path / "run",
     )
     before = {k: np.asarray(v) for k, v in flatten_dict(load_weights(given)[1], sep="/").items()}
@@ -113,40 +113,40 @@ def test_frozen_batch_norms_normalize_with_their_running_statistics(given: Path)
 
 
 def test_weights_of_another_network_are_refused(given: Path, tmp_path: Path) -> None:
-    recipe = config(tmp_path / "d", given)
-    recipe.model.name = "googlenet_bn"
-    recipe.model.options = ConfigDict(
+    config = make_config(tmp_path / "d", given)
+    config.model.name = "googlenet_bn"
+    config.model.options = ConfigDict(
         {"width": 0.05, "stem": "small", "aux_heads": False}, type_safe=False
     )
     with pytest.raises(
         UserError, match=r"of this network.s .* have their names and shapes in .*Trunk"
     ):
-        train(recipe, tmp_path / "run")
+        train(config, tmp_path / "run")
 
 
 def test_a_frozen_part_that_would_stay_random_is_refused(given: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"freeze: 'head' would keep head/.* at random"):
-        train(config(tmp_path / "d", given, freeze=("head",)), tmp_path / "run")
+        train(make_config(tmp_path / "d", given, freeze=("head",)), tmp_path / "run")
 
 
 def test_the_config_takes_network_and_preprocessing_from_the_weights(
     given: Path, tmp_path: Path
 ) -> None:
-    recipe = config(tmp_path / "d", given)
-    recipe.model.name, recipe.preprocessing.size = "", 0
-    found = resolve(recipe).config
+    config = make_config(tmp_path / "d", given)
+    config.model.name, config.preprocessing.size = "", 0
+    found = resolve(config).config
     assert (found.model.name, found.preprocessing.size, found.preprocessing.resize) == (
         "trunk",
         8,
         8,
     )
-    recipe.init_from = "inception_v3_keras"  # public weights are not downloaded for it
-    found = resolve(recipe).config
+    config.init_from = "inception_v3_keras"  # public weights are not downloaded for it
+    found = resolve(config).config
     assert (found.model.name, found.model.options.flavour) == ("inception_v3", "keras")
     assert tuple(found.preprocessing.mean) == (127.5,) * 3 and found.preprocessing.crop == "squash"
-    recipe.init_from = ""
+    config.init_from = ""
     with pytest.raises(UserError, match=r"model\.name: not set"):
-        resolve(recipe)
+        resolve(config)
 
 
 def test_all_but_the_last_modules_are_frozen() -> None:
@@ -179,7 +179,7 @@ def test_impossible_fields_are_named(
     fields: dict[str, Any], says: str, given: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=says):
-        train(config(tmp_path / "d", given, **fields), tmp_path / "run")
+        train(make_config(tmp_path / "d", given, **fields), tmp_path / "run")
 
 
 def test_patterns() -> None:

@@ -1,4 +1,4 @@
-"""The recipe's fields of the input: what they do to the batches and the step, and what they
+"""The config's fields of the input: what they do to the batches and the step, and what they
 refuse."""
 
 import functools

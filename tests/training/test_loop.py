@@ -245,7 +245,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     shutil.rmtree(copy / "checkpoints" / "24" / "state" / "d")
     train(tiny_config(data_dir), copy)
     messages = capsys.readouterr().err
-    assert "checkpoints/24 is damaged" in messages and "going on after step 20" in messages
+    assert "checkpoints/24 is damaged" in messages and "resuming after step 20" in messages
     assert without_speed(metrics_of(copy)) == without_speed(metrics_of(finished))
     assert bits(load(copy).variables) == bits(load(finished).variables)
 
@@ -282,7 +282,7 @@ def test_checkpoints_without_a_config_are_refused(copy, data_dir):
 
 def test_a_broken_config_file_is_named(copy, data_dir):
     (copy / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json: expected a recipe as JSON"):
+    with pytest.raises(UserError, match=r"config\.json: expected a config as JSON"):
         train(tiny_config(data_dir), copy)
 
 
@@ -394,12 +394,12 @@ def test_a_run_of_an_older_version_goes_on_and_ends_in_the_same_bits(finished, c
         *groups, field = path.split(".")
         del (config[groups[0]] if groups else config)[field]
     (copy / "config.json").write_text(json.dumps(config))
-    train(config, copy)  # a recipe may be plain dictionaries, and lack the same fields
+    train(config, copy)  # a config may be plain dictionaries, and lack the same fields
     assert bits(load(copy).variables) == bits(load(finished).variables)
     assert json.loads((copy / "config.json").read_text())["task"] == "classification"
 
 
-def test_the_metric_that_decides_which_is_best_is_the_recipes(tmp_path, data_dir):
+def test_the_metric_that_decides_which_is_best_is_the_configs(tmp_path, data_dir):
     config = tiny_config(data_dir)
     config.checkpoint.update(keep=1, best="loss", best_mode="min")
     config.metrics = ("top1",)

@@ -276,7 +276,7 @@ def test_what_an_optimizer_does_not_take_is_refused_by_name(name, fields, error)
         create_optimizer(lambda step: 0.1, name, **fields)
 
 
-def test_the_fields_defaults_are_the_recipes():
+def test_the_fields_defaults_are_the_configs():
     group = default_config().optimizer.to_dict()
     parameters = inspect.signature(create_optimizer).parameters
     for name in (

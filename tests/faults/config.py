@@ -1,4 +1,4 @@
-"""The recipe of tests/faults/process.py: 20 steps of 24 digits in float64."""
+"""The config of tests/faults/process.py: 20 steps of 24 digits in float64."""
 
 from googlenet_jax.training.config import default_config
 

@@ -1,4 +1,4 @@
-"""The recipes of the Inception family: each change of the papers, and `:smoke` run with a resume in between."""
+"""The configs of the Inception family: each change of the papers, and `:smoke` run with a resume in between."""
 
 import json
 from pathlib import Path
@@ -14,19 +14,19 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 FAMILY = ("imagenet_bn_inception", "imagenet_inception_v2", "imagenet_inception_v3")
 
 
-def recipe(name, arg=""):
+def make_config(name, arg=""):
     return get_config(CONFIGS / f"{name}.py", arg)
 
 
 @pytest.mark.parametrize("arg", ["", "digits", "smoke"])
 @pytest.mark.parametrize("name", FAMILY)
-def test_recipe_is_valid(name, arg):
-    resolve(recipe(name, arg))
+def test_config_is_valid(name, arg):
+    resolve(make_config(name, arg))
 
 
 @pytest.mark.parametrize("name", FAMILY[1:])
 def test_the_paper_of_v3s_settings(name):
-    config = recipe(name)
+    config = make_config(name)
     assert (
         config.optimizer.name,
         config.optimizer.options.decay,
@@ -42,7 +42,7 @@ def test_the_paper_of_v3s_settings(name):
 
 @pytest.mark.parametrize("field", ["preprocessing.size", "augment.size"])
 def test_training_v3s_auxiliary_head_below_299_is_refused_by_name(field):
-    config = recipe("imagenet_inception_v3")
+    config = make_config("imagenet_inception_v3")
     config.update_from_flattened_dict({field: 224})
     with pytest.raises(UserError, match=f"{field}: inception_v3: .*at least 299.*aux_heads=False"):
         resolve(config)
@@ -51,7 +51,9 @@ def test_training_v3s_auxiliary_head_below_299_is_refused_by_name(field):
 
 
 def test_x5_and_x30_make_the_papers_list_of_changes():
-    baseline, x5, x30 = (recipe("imagenet_bn_inception", arg) for arg in ("baseline", "x5", "x30"))
+    baseline, x5, x30 = (
+        make_config("imagenet_bn_inception", arg) for arg in ("baseline", "x5", "x30")
+    )
     assert [config.schedule.learning_rate for config in (baseline, x5, x30)] == pytest.approx(
         [0.0015, 0.0075, 0.045]
     )
@@ -64,14 +66,14 @@ def test_x5_and_x30_make_the_papers_list_of_changes():
             accelerated.schedule.every.split()[0]
         ) == pytest.approx(6, rel=1e-3)
     assert (baseline.model.options.dropout, baseline.model.options.lrn) == (0.4, True)
-    assert recipe("imagenet_bn_inception") == baseline
+    assert make_config("imagenet_bn_inception") == baseline
 
 
 @pytest.mark.proof
 def test_smoke_resumes_in_between(tmp_path):
-    """Of the recipe that compiles fastest; test_configs.py takes a step of each."""
+    """Of the config that compiles fastest; test_configs.py takes a step of each."""
     for duration in ("2 steps", "4 steps"):
-        config = recipe("imagenet_bn_inception", "smoke")
+        config = make_config("imagenet_bn_inception", "smoke")
         config.update(duration=duration, eval_every="4 steps", log_every="1 steps")
         gj.train(config, str(tmp_path))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
