@@ -23,7 +23,9 @@ def add_parser(subparsers: Any) -> None:
     add_weights(parser, one=True)
     parser.add_argument("--train-split", default="train", metavar="S", help="(default: train)")
     parser.add_argument("--split", default="test", metavar="S", help="tested on (default: test)")
-    parser.add_argument("--data-dir", metavar="D", help="where prepared data sets lie")
+    parser.add_argument(
+        "--data-dir", metavar="D", help="where prepared data sets lie (default: the run's)"
+    )
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
@@ -41,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_members(args)
     if len(loaded) > 1:
         raise UserError(f"--weights: expected one, found {len(loaded)}")
-    train, test = (
-        load_source(args.data, split, args.data_dir) for split in (args.train_split, args.split)
-    )
+    data = loaded[0].config.get("data", {})
+    folder = args.data_dir or (args.data == data.get("name") and data["dir"]) or None
+    train, test = (load_source(args.data, s, folder) for s in (args.train_split, args.split))
     log_settings()
     found = probe(loaded[0], train, test, mesh=create_mesh(), batch_size=args.batch_size)
     splits = {"train_split": args.train_split, "split": args.split}
