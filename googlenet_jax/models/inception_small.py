@@ -6,8 +6,8 @@ one that whitens, and most of the work at half the image's size and below.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -49,7 +49,7 @@ class Whitening:
 
 
 class SmallInception(nn.Module):
-    """1×1 beside 1×1 → 3×3, concatenated."""
+    """1×1 beside 1×1 → 3×3, concatenated; with a reduction of 0 the 3×3 reads the module's input."""
 
     layers: Layers
     conv_1x1: int
@@ -66,14 +66,40 @@ class SmallInception(nn.Module):
         return sow(self, "output", jnp.concatenate([branch_1x1, branch_3x3], axis=-1))
 
 
-class InceptionSmall(NormedNetwork):
-    """Five modules behind a whitening convolution; no auxiliary heads."""
+MODULES = ("3a", "3b", "4a", "4b", "5a", "5b")
+UNITS = ("conv_1x1", "conv_3x3_reduce", "conv_3x3")
+TORCH_NAMES = {
+    "conv1": "conv1",
+    "conv2": "conv2",
+    **{
+        f"inception_{module}/{unit}": f"inception_{module}.{unit}"
+        for module in MODULES
+        for unit in UNITS
+        if (module, unit) != ("3a", "conv_3x3_reduce")
+    },
+    "head": "head",
+}
 
+
+class InceptionSmall(NormedNetwork):
+    """Six modules behind a convolution that whitens and one more; no auxiliary heads.
+
+    `freeze = ("conv1",)` keeps the first convolution as it begins, which saves its gradient and loses nothing that was measured.
+    """
+
+    num_classes: int = 10
     aux_heads: bool = False
     dropout: float = 0.0
-    kind: str = "a"
 
+    input_size = 32
+    choices: ClassVar[Mapping[str, tuple]] = {"aux_heads": (False,)}
+    torch_names: ClassVar[Mapping[str, str]] = TORCH_NAMES
     style = Style(kernel_init=he_fan_out, dense_init=he_fan_out, pool=0)
+
+    @property
+    def min_size(self) -> int:
+        """The smallest height and width of an image."""
+        return 8
 
     @nn.compact
     def __call__(
@@ -92,28 +118,17 @@ class InceptionSmall(NormedNetwork):
             return SmallInception(layers, *widths, name=name)(x)
 
         # fmt: off
-        if self.kind == "a":
-            x = conv("conv1", x, 24, 3, **whitening)               # 32
-            x = conv("conv2", x, 64, 3)                            # 32
-            x = pool("pool1", x, 2)                                # 16
-            x = inception("inception_3a", x,  32,   0,  96)        # 128
-            x = inception("inception_3b", x,  64,  96, 128)        # 192
-            x = pool("pool2", x, 2)                                # 8
-            x = inception("inception_4a", x,  96, 128, 192)        # 288
-            x = inception("inception_4b", x,  96, 128, 192)        # 288
-            x = pool("pool3", x, 2)                                # 4
-            x = inception("inception_5a", x, 128, 160, 256)        # 384
-            x = inception("inception_5b", x, 128, 160, 256)        # 384
-        else:
-            x = conv("conv1", x, 24, 2, padding=0, **whitening)    # 31
-            x = conv("conv2", x, 64, 3)
-            x = pool("pool1", x, 2)                                # 15
-            x = inception("inception_3a", x,  32,   0,  96)        # 128
-            x = conv("conv3", x, 256, 3)
-            x = pool("pool2", x, 2)                                # 7
-            x = inception("inception_4a", x,  64,   0, 192)        # 256
-            x = conv("conv4", x, 256, 3)
-            x = pool("pool3", x, 2)                                # 3
-            x = inception("inception_5a", x,  64,   0, 192)        # 256
+        x = conv("conv1", x, 24, 3, **whitening)           # 32×32×24
+        x = conv("conv2", x, 64, 3)                        # 32×32×64
+        x = pool("pool1", x, 2)                            # 16×16×64
+        #                                 1×1 3×3r  3×3
+        x = inception("inception_3a", x,  32,   0,  96)    # 16×16×128
+        x = inception("inception_3b", x,  64,  96, 128)    # 16×16×192
+        x = pool("pool2", x, 2)                            # 8×8×192
+        x = inception("inception_4a", x,  96, 128, 192)    # 8×8×288
+        x = inception("inception_4b", x,  96, 128, 192)    # 8×8×288
+        x = pool("pool3", x, 2)                            # 4×4×288
+        x = inception("inception_5a", x, 128, 160, 256)    # 4×4×384
+        x = inception("inception_5b", x, 128, 160, 256)    # 4×4×384
         # fmt: on
         return self.finish(layers, "pool4", x)
