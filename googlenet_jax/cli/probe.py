@@ -9,7 +9,7 @@ from googlenet_jax.cli.members import about, add_weights, load_members
 from googlenet_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from googlenet_jax.evaluation.probe import Probe
+    from googlenet_jax.metrics.probe import Probe
 
 BATCH_SIZE = 128
 
@@ -33,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the result; returns 0."""
     from googlenet_jax.data.sources import load_source
-    from googlenet_jax.evaluation.probe import probe
+    from googlenet_jax.metrics.probe import probe
     from googlenet_jax.runtime.process import log_settings, prepare
     from googlenet_jax.runtime.sharding import create_mesh
 

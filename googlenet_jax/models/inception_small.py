@@ -38,7 +38,7 @@ class Whitening:
     def __call__(self, key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
         """The kernel `[h, w, in, out]`; `key` is not used."""
         height, width, channels, out = shape
-        places = np.stack(np.mgrid[:height, :width], -1).reshape(-1, 2)
+        places = np.indices((height, width)).reshape(2, -1).T
         distances = np.linalg.norm(places[:, None] - places[None], axis=-1)
         mixed = np.full((channels, channels), self.colours) + (1 - self.colours) * np.eye(channels)
         variances, components = np.linalg.eigh(np.kron(self.neighbours**distances, mixed))
@@ -112,7 +112,7 @@ class InceptionSmall(NormedNetwork):
         """Runs the network; see `Network.begin`."""
         layers, x, _ = self.begin(images, train, aux, use_running_average)
         conv, pool = layers.conv, layers.pool
-        whitening = {"kernel_init": Whitening(), "norm": None, "use_bias": False}
+        whitening: dict[str, Any] = {"kernel_init": Whitening(), "norm": None, "use_bias": False}
 
         def inception(name: str, x: Array, *widths: int) -> Array:
             return SmallInception(layers, *widths, name=name)(x)
