@@ -209,7 +209,7 @@ GOOGLENET: dict[str, tuple[Wanted | None, list[Plant]]] = {
     ),
     "momentum": ({("BN momentum", "")}, [norms(lambda n: setattr(n, "momentum", 0.3))]),
     "ReLU before norm": (
-        {("extra activation", "conv1"), ("missing ReLU", "conv1")},
+        {("activation before batch norm", "conv1")},
         [runs("conv1", lambda u, x: u.bn(F.relu(u.conv(x))))],
     ),
     "unknown": (None, [act("inception4b.branch1", odd)]),
@@ -451,7 +451,7 @@ RESNET: dict[str, tuple[Wanted | None, list[Plant]]] = {
 
 def judged(found: Report, wanted: Wanted | None) -> bool:
     """Whether what was planted is what is named; unexplained where it is on no list."""
-    named = {(f.name, f.layer) for f in found.findings}
+    named = {(f.name, f.layer) for f in (*found.findings, *found.training_findings)}
     if wanted is None:
         return not named and bool(found.unexplained)
     if not wanted:
