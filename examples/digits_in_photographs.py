@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
 
-SIDE = 64  # of a picture, in pixels
+SIDE = 128  # of a picture, in pixels
 COUNTS = {"train": 4000, "val": 400}
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -39,11 +39,11 @@ def main(folder: Path, counts: dict[str, int] = COUNTS) -> None:
 
 def draw(digit: np.ndarray, photograph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A digit, [8, 8] from 0 to 16, somewhere on a window of a photograph: uint8 [SIDE, SIDE, 3]."""
-    side = rng.integers(SIDE, 3 * SIDE)
+    side = rng.integers(SIDE, 320)
     top, left = (rng.integers(0, length - side + 1) for length in photograph.shape[:2])
     window = photograph[top : top + side, left : left + side]
     picture = cv2.resize(window, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
-    size = int(rng.integers(24, 41))
+    size = int(rng.integers(48, 81))
     grey = cv2.resize(digit.astype(np.float32) / 16, (size, size), interpolation=cv2.INTER_CUBIC)
     cover = np.clip((grey - 0.3) / 0.2, 0, 1)[..., None]  # strokes with a sharp edge
     top, left = rng.integers(0, SIDE - size + 1, 2)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_digits, load_sample_images
 
 import googlenet_jax as gj
+from googlenet_jax.interpretability.explain import Explanation
 
 Tile = tuple[str, np.ndarray]  # title and picture
 
@@ -46,7 +47,7 @@ def first(found: gj.TrainedModel, pictures: Sequence[Path]) -> list[list[Tile]]:
     return rows
 
 
-def said(each: "gj.Explanation") -> str:  # type: ignore[name-defined]
+def said(each: Explanation) -> str:
     return f"{each.class_name} {100 * each.probability:.1f} %"
 
 
