@@ -31,6 +31,7 @@ from googlenet_jax.cli import (
     plot,
     predict,
     prepare,
+    probe,
     proposals,
     summary,
     train,
@@ -57,6 +58,7 @@ SUBCOMMANDS = {
     "compile": compile,
     "fid": fid,
     "features": features,
+    "probe": probe,
 }
 
 EXAMPLES = {
@@ -77,6 +79,7 @@ EXAMPLES = {
     "compile": "googlenet-jax compile --config=imagenet_googlenet_bn --topology=v5e:4x4",
     "fid": "googlenet-jax fid real generated --metrics fid,kid",
     "features": "googlenet-jax features photos --model inception_v3_fid --output photos.npz",
+    "probe": "googlenet-jax probe pets --weights inception_v3_torchvision --split validation",
 }
 INTERRUPTED = 130  # 128 + SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE
