@@ -120,9 +120,9 @@ def test_onnx_of_every_network(onnx, name, tmp_path):
     from googlenet_jax.verification.to_onnx import check_onnx, write_onnx
 
     rethought = name in ("inception_v2", "inception_v3")
-    options, size = ({}, 75) if rethought else ({"stem": "small"}, 32)
-    if "aux_heads" in option_defaults(name):
-        options["aux_heads"] = False
+    size, known = 75 if rethought else 32, option_defaults(name)
+    options = {"aux_heads": False} | ({} if rethought else {"stem": "small"})
+    options = {n: value for n, value in options.items() if n in known}
     model = gj.create_model(name, width=0.125, num_classes=10, **options)
     key = jax.random.key(0)
     init = jax.jit(functools.partial(model.init, train=False))
