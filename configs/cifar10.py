@@ -31,20 +31,22 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.train_split = "train[:45000]" if arg == "tune" else "train"
     config.data.eval_splits = ("train[45000:]",) if arg == "tune" else ("test",)
     config.data.threads = 1
-    config.preprocessing.size = 32
+    config.preprocessing.size = 28  # of the middle: as good as all 32, and cheaper
     config.preprocessing.resize = 32
     config.preprocessing.mean = (125.3, 123.0, 113.9)  # of the training images
     config.preprocessing.std = (63.0, 62.1, 66.7)
-    config.augment.area = (1.0, 1.0)  # the whole image
+    config.augment.size = 24
+    config.augment.area = (0.5625, 0.5625)  # 24×24 of 32×32 anywhere, not scaled
     config.augment.aspect = (1.0, 1.0)
-    config.augment.transforms = ("translate",)
 
     config.batch_size = 256
     config.eval_batch_size = 500
-    config.duration = "10 epochs"
+    config.duration = "5 epochs"
+    config.eval_every = "5 epochs"
     config.log_every = "20 steps"
 
     config.optimizer.name = "muon"
+    config.optimizer.momentum = 0.95
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4
     config.schedule.name = "polynomial"
