@@ -304,8 +304,8 @@ def _norms(
         if changed and _is(candidate, _norm_of(given, epsilon)):
             return _norm_findings(parts, epsilon, mine, where)
     scale = candidate.attrs["scale"].value.double().reshape(-1)
-    wanted = _norm_of(values, mine.epsilon)[0]
-    if not lacks and torch.allclose(*torch.broadcast_tensors(scale, wanted), 1e-9):
+    scale, wanted = torch.broadcast_tensors(scale, _norm_of(values, mine.epsilon)[0])
+    if not lacks and torch.allclose(scale, wanted, 1e-9):
         return [Finding("extra bias", where)]
     return None
 
