@@ -32,6 +32,8 @@ from googlenet_jax.cli import (
     prepare,
     proposals,
     summary,
+    sweep,
+    table,
     train,
     verify,
 )
@@ -55,6 +57,8 @@ SUBCOMMANDS = {
     "compile": compile,
     "fid": fid,
     "features": features,
+    "sweep": sweep,
+    "table": table,
 }
 
 EXAMPLES = {
@@ -73,6 +77,9 @@ EXAMPLES = {
     "detect": "googlenet-jax detect --weights runs/scenes photo.jpg --output found",
     "compile": "googlenet-jax compile --config=imagenet_googlenet_bn --topology=v5e:4x4",
     "fid": "googlenet-jax fid real generated --metrics fid,kid",
+    "sweep": "googlenet-jax sweep digits --workdir runs/rates --grid "
+    "schedule.learning_rate=0.05,0.1 --seeds 0,1,2",
+    "table": "googlenet-jax table runs/rates --format latex",
     "features": "googlenet-jax features photos --model inception_v3_fid --output photos.npz",
 }
 INTERRUPTED = 130  # 128 + SIGINT

@@ -33,7 +33,7 @@ def make_eval_step(
 ) -> Callable[[dict[str, Any], Batch], Sums]:
     """Returns the compiled step (variables, batch) -> sums over the batch's examples.
 
-    batch: image uint8 [B, S, S, 3], label int32 [B], weight float32 [B] (1 an example, 0 padding)
+    batch: image [B, S, S, C] in the preprocessing's dtype, label int32 [B] or float32 [B, K], weight float32 [B] (1 an example, 0 padding)
     and whatever else the metrics use, split over the mesh. The sums are scalars: loss, each of
     `metrics` (top1 and top5 by default; top5 is absent below five classes) and examples; counts are
     int32. Add up batches in Python's numbers: float32 loses counts above 2^24.
@@ -96,6 +96,7 @@ def evaluate_source(
     threads: int = DEFAULT_THREADS,
     workers: int = 0,
     bad_images: BadImages | None = None,
+    channels: int = 3,
     progress: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
@@ -109,7 +110,7 @@ def evaluate_source(
         devices.
       threads, workers: that decode images: threads, or processes where there are any.
       bad_images: where images that can't be read are counted, and not evaluated; None is for an
-        error. progress: whether a bar with the time left stands on standard
+        error. channels: of the network's images. progress: whether a bar with the time left stands on standard
         error.
       should_stop: asked before each batch.
     Returns:
@@ -131,6 +132,7 @@ def evaluate_source(
         bad_images=bad_images,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        channels=channels,
     )
     hidden = not progress or jax.process_index() > 0
     count = -(-len(source) // padded)

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from googlenet_jax.data.bad_images import POLICIES
-from googlenet_jax.data.pipeline import MOST_THREADS
+from googlenet_jax.data.pipeline import MOST_THREADS, SAMPLINGS
 from googlenet_jax.data.preprocessing import LARGEST
 from googlenet_jax.data.resampling import INTERPOLATIONS
 from googlenet_jax.errors import UserError, nearest
@@ -78,10 +78,18 @@ def default_config() -> ConfigDict:
     config.freeze_statistics = True
 
     config.data = ConfigDict(type_safe=False)
-    config.data.name = "imagenet2012"  # a TFDS classification set, or "digits"
+    # A TFDS classification set, "digits", "huggingface:NAME_OR_FOLDER" or "tar:PATTERN".
+    config.data.name = "imagenet2012"
     config.data.dir = ""  # where prepared data sets lie; "" is TFDS's own place
     config.data.train_split = "train"  # slices too: "train[:90%]"
     config.data.eval_splits = ("validation",)  # the first decides which checkpoint is the best
+    # "shuffle", or "balanced": every class as often as another, by seed and step.
+    config.data.sampling = "shuffle"
+    # Of the training split, drawn by subset_seed: so many examples a class (0 is all), and all but a
+    # fold ("2/5": the second of five), which is evaluated first, as the split "fold".
+    config.data.per_class = 0
+    config.data.fold = ""
+    config.data.subset_seed = 0
     config.data.threads = 16  # that decode and crop images; not used where there are workers
     config.data.workers = 0  # processes that decode and crop images; 0 is none
     # Whether training decodes every image whole. False is faster: JPEGs at half their size where
@@ -96,7 +104,7 @@ def default_config() -> ConfigDict:
     config.preprocessing.size = 224
     # Short side before the centre crop of an evaluation, in pixels.
     config.preprocessing.resize = 256
-    # By channel in channel_order, in units of 0–255.
+    # By channel in channel_order, or one for all; in the images' units, 0–255 for uint8.
     config.preprocessing.mean = (123.675, 116.28, 103.53)
     config.preprocessing.std = (58.395, 57.12, 57.375)
     config.preprocessing.channel_order = "rgb"  # what the network sees: "rgb", or "bgr" as Caffe's
@@ -328,6 +336,9 @@ _CHECKS: dict[str, tuple[Check, str]] = {
         lambda splits: len(splits) > 0 and all(splits),
         "at least one split, such as ('test',)",
     ),
+    "data.sampling": _one_of(SAMPLINGS),
+    "data.per_class": _from_to(0, LARGEST_STEPS),
+    "data.subset_seed": _from_to(0, LARGEST_STEPS),
     "data.threads": _from_to(1, MOST_THREADS),
     "data.workers": _from_to(0, MOST_THREADS),
     "data.on_bad_image": _one_of(POLICIES),
@@ -380,6 +391,8 @@ def resolve(
     UserError for an unknown field, a wrong type, an impossible value, two fields that contradict
     each other, and whatever the kind of task refuses.
     """
+    import googlenet_jax.training.classification  # noqa: F401  # registers the default task
+
     given = _fields(config.to_dict() if isinstance(config, ConfigDict) else config)
     try:
         kind = TASKS[given.get("task", "classification")]

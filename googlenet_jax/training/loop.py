@@ -14,7 +14,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-import googlenet_jax.training.classification  # noqa: F401  # registers the default task
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import CutShort
 from googlenet_jax.runtime.distributed import PEER_TIMEOUT, Agreement, Peers, telling, watching
@@ -30,7 +29,7 @@ from googlenet_jax.training.plan import make_plan
 from googlenet_jax.training.profile import FOLDER as PROFILE_FOLDER
 from googlenet_jax.training.profile import Profile
 from googlenet_jax.training.state import TrainState, eval_variables, is_finite
-from googlenet_jax.training.task import Task
+from googlenet_jax.training.task import Given, Task, with_given
 from googlenet_jax.training.writers import (
     CURVES_FILE,
     METRICS_FILE,
@@ -49,6 +48,8 @@ def train(
     config: ConfigDict | Mapping[str, Any],
     workdir: str | Path,
     *,
+    train: Any = None,
+    eval: Mapping[str, Any] | None = None,
     peer_timeout: float = PEER_TIMEOUT,
     profile: bool = False,
 ) -> None:
@@ -59,6 +60,14 @@ def train(
     the same folder. One that stands still for `peer_timeout` seconds ends the others. `profile`
     writes a trace of a few steps to `workdir`/profile.
 
+    Args:
+      train: the data to train on, in place of the config's: arrays (images, labels) or
+        `data.examples.Examples`. Images are [N, H, W, C] or [N, H, W] of uint8, uint16 or floats,
+        with mean and std in their units; labels int [N], or for each class whether it is there,
+        [N, K].
+      eval: likewise by the name of the split, the first of which decides the best checkpoint; None
+        evaluates the training data. A run is resumed with the same data.
+
     Raises UserError for a config that is impossible or not the run's, data or checkpoints that
     can't be read, a loss that is not finite, a store that can't be reached.
     """
@@ -67,19 +76,24 @@ def train(
     with watching(peer_timeout) as peers:
         folder = run_folder(workdir)
         with reaching(folder):
-            _train(config, folder, peers, profile)
+            data = None if train is None else (train, eval)
+            _train(config, folder, peers, profile, data)
 
 
 def _train(
-    config: ConfigDict | Mapping[str, Any], workdir: Path, peers: Peers | None, profile: bool
+    config: ConfigDict | Mapping[str, Any],
+    workdir: Path,
+    peers: Peers | None,
+    profile: bool,
+    data: Given | None,
 ) -> None:
     # The config, checked, and what it describes, built: once.
-    resolved = resolve(config, kept=read_config(workdir))
+    resolved = resolve(with_given(config, data), kept=read_config(workdir))
     config, fields = resolved.config, resolved.config.to_dict()
 
     # What is trained, on which devices, and when what happens.
     mesh = create_mesh()
-    task = resolved.open(mesh)
+    task = resolved.open(mesh, data)
     plan = make_plan(resolved, task, mesh)
     when, shapes = plan.when, plan.shapes
     step_key = replicate(plan.step_key, mesh)
