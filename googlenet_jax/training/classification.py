@@ -20,9 +20,10 @@ from googlenet_jax.data.examples import as_sources, fold, per_class
 from googlenet_jax.data.pipeline import RandomCrop, train_batches
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.data.sources import Source, load_source
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, nearest
 from googlenet_jax.evaluation.evaluate import evaluate_source, make_eval_step
 from googlenet_jax.evaluation.metrics import METRICS, Metric
+from googlenet_jax.evaluation.set_metrics import SET_METRICS, SetMetric
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model, model_options
 from googlenet_jax.runtime.process import shows_progress
@@ -70,6 +71,7 @@ class Parts:
     transforms: Callable[[int], Any]
     loss: Loss
     metrics: dict[str, Metric]
+    set_metrics: dict[str, SetMetric]
 
 
 def build(config: ConfigDict) -> Parts:
@@ -100,15 +102,15 @@ def build(config: ConfigDict) -> Parts:
             f"batch_size: expected a multiple of model.options.bn_groups, {groups}{where}, found {config.batch_size}"
         )
     loss = create_loss(**config.loss.to_dict())
-    metrics = _metrics(config.metrics)
-    if config.checkpoint.best not in ("loss", *metrics):
-        names = ", ".join(map(repr, ("loss", *metrics)))
+    metrics, set_metrics = _metrics(config.metrics)
+    if config.checkpoint.best.split("/")[0] not in ("loss", *metrics, *set_metrics):
+        names = ", ".join(map(repr, ("loss", *metrics, *set_metrics)))
         raise UserError(
             f"checkpoint.best: expected one of {names}, found {config.checkpoint.best!r}"
         )
     transforms = functools.partial(_transforms, config, preprocessing)
     transforms(1000)
-    return Parts(model, preprocessing, crop, transforms, loss, metrics)
+    return Parts(model, preprocessing, crop, transforms, loss, metrics, set_metrics)
 
 
 def evaluated_loss(config: ConfigDict, loss: Loss) -> Callable[[Any, Any], Any] | None:
@@ -214,8 +216,16 @@ def make_task(
         loss=loss,
         metrics=metrics,
         evaluations=_evaluations(
-            make_eval_step(model, preprocessing, mesh, metrics, evaluated_loss(config, loss)),
+            make_eval_step(
+                model,
+                preprocessing,
+                mesh,
+                metrics,
+                evaluated_loss(config, loss),
+                keeps_outputs=bool(parts.set_metrics),
+            ),
             eval_sources,
+            set_metrics=parts.set_metrics,
             batch_size=config.eval_batch_size,
             preprocessing=preprocessing,
             mesh=mesh,
@@ -300,11 +310,18 @@ def _check_labels(config: ConfigDict, source: Source) -> None:
         )
 
 
-def _metrics(names: Sequence[str]) -> dict[str, Metric]:
-    try:
-        return {name: METRICS[name] for name in names}
-    except UserError as error:
-        raise UserError(f"metrics: {error}") from error
+def _metrics(names: Sequence[str]) -> tuple[dict[str, Metric], dict[str, SetMetric]]:
+    """The metrics that are means over examples, and those of a whole set."""
+    of_examples = {name: METRICS[name] for name in names if name in METRICS}
+    of_sets = {name: SET_METRICS[name] for name in names if name in SET_METRICS}
+    for name in names:
+        if name not in {**of_examples, **of_sets}:
+            known = [*METRICS, *SET_METRICS]
+            raise UserError(
+                f"metrics: expected some of {', '.join(map(repr, known))}, found {name!r}"
+                f"{nearest(name, known)}; --import MODULE imports your own registrations"
+            )
+    return of_examples, of_sets
 
 
 def _transforms(config: ConfigDict, preprocessing: Preprocessing, num_classes: int) -> Any:
@@ -318,11 +335,13 @@ def _transforms(config: ConfigDict, preprocessing: Preprocessing, num_classes: i
             jitter={name: augment[name] for name in _COLOURS},
             lighting_std=augment.lighting,
             names=augment.transforms,
+            options=augment.options.to_dict(),
             mixup=augment.mixup,
             cutmix=augment.cutmix,
         )
     except UserError as error:
-        raise UserError(f"augment.transforms: {error}") from error
+        group = "augment." if str(error).startswith("options.") else "augment.transforms: "
+        raise UserError(f"{group}{error}") from error
 
 
 def _batches(source: Source, start_step: int, **options: Any) -> Any:

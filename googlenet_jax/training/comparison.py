@@ -53,6 +53,12 @@ class Group:
     runs: Sequence[Run]
 
     @property
+    def has_spread(self) -> bool:
+        """Whether it is several runs, no two of the same seeds."""
+        seeds = {tuple(run.fields.get(name) for name in SEEDS) for run in self.runs}
+        return len(self.runs) == len(seeds) > 1
+
+    @property
     def name(self) -> str:
         """The values in words; the folder's name where there is one group alone."""
         if not self.values:
@@ -87,7 +93,9 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     groups: dict[str, Group] = {}
     for run in runs:
         values = {name: run.fields.get(name) for name in differ}
-        group = groups.setdefault(json.dumps(values, sort_keys=True), Group(values, []))
+        # A folder without a config is a group of its own.
+        key = json.dumps(values, sort_keys=True) if run.fields else run.folder
+        group = groups.setdefault(key, Group(values, []))
         assert isinstance(group.runs, list)
         group.runs.append(run)
     return list(groups.values())
@@ -259,3 +267,24 @@ def _latex(titles: list[str], rows: list[list[str]], left: int) -> str:
         f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{row(titles)}\\midrule\n{body}"
         "\\bottomrule\n\\end{tabular}\n"
     )
+
+
+def mean_lines(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The lines of several runs as one's: each figure's mean over the runs that have the step, and
+    its standard deviation as NAME_sd.
+    """
+    together: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        for line in run.lines:
+            key = line["step"], line["split"], line.get("weights")
+            together.setdefault(key, []).append(line)
+    means = []
+    for lines in together.values():
+        whole: dict[str, Any] = dict(lines[0])
+        for name in lines[0].keys() - {"step", "split", "weights", "epoch", "examples"}:
+            values = [line[name] for line in lines if name in line]
+            whole[name] = statistics.fmean(values)
+            if len(values) > 1:
+                whole[f"{name}_sd"] = statistics.stdev(values)
+        means.append(whole)
+    return sorted(means, key=lambda line: line["step"])

@@ -39,8 +39,12 @@ MAY_CHANGE = frozenset(
         "log_every",
         "checkpoint.keep",
         "skip_not_finite",
+        "writers.names",
+        "writers.options",
         # To rounding, as another number of devices does.
         "devices.rematerialize",
+        "devices.mesh",
+        "devices.shard",
         "devices.shard_optimizer",
     }
 )
@@ -133,6 +137,8 @@ def default_config() -> ConfigDict:
     # Standard deviation of AlexNet's lighting noise, in those of ImageNet's colours; AlexNet's 0.1.
     config.augment.lighting = 0.0
     config.augment.transforms = ()  # registered ones, on the device after the flip, in this order
+    # Of these transforms, by name: {"invert": {"share": 0.3}}
+    config.augment.options = ConfigDict(type_safe=False)
     # Α of MixUp's Beta distribution (arXiv 1710.09412: 0.1–0.4 on ImageNet).
     config.augment.mixup = 0.0
     # Α of CutMix's (arXiv 1905.04899: 1); with both, a fair coin a batch.
@@ -187,6 +193,11 @@ def default_config() -> ConfigDict:
     config.devices.accumulate = 1
     # Compute anew in the backward pass what lies within Inception modules: less memory, more time.
     config.devices.rematerialize = False
+    # The mesh's axes and lengths, such as "data=4,model=2"; "" is "data" with all devices. Batches
+    # are split over "data".
+    config.devices.mesh = ""
+    # What is split over an axis, "PATTERN=AXIS" each: ("*/kernel=model",), or ("*=data",), FSDP.
+    config.devices.shard = ()
     config.devices.shard_optimizer = False  # split the optimizer's arrays over the devices
 
     config.ema = ConfigDict(type_safe=False)  # Polyak averaging of parameters and batch statistics
@@ -200,6 +211,16 @@ def default_config() -> ConfigDict:
     config.checkpoint.best = "top1"
     # … and whether the highest value is the best or the lowest, "min".
     config.checkpoint.best_mode = "max"
+
+    # Registered callbacks, such as ("early_stopping",), and their options by name:
+    # {"early_stopping": {"metric": "top1", "patience": 3}}
+    config.callbacks = ConfigDict(type_safe=False)
+    config.callbacks.names = ()
+    config.callbacks.options = ConfigDict(type_safe=False)
+    # Further writers of the lines, "wandb", "mlflow" or registered ones, and their options by name.
+    config.writers = ConfigDict(type_safe=False)
+    config.writers.names = ()
+    config.writers.options = ConfigDict(type_safe=False)
 
     return config
 
@@ -494,10 +515,6 @@ def _check_together(config: ConfigDict) -> None:
     """Checks fields against each other."""
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise UserError("optimizer.nesterov: needs optimizer.momentum above 0, found 0")
-    if config.batch_size % config.devices.accumulate:
-        raise UserError(
-            f"batch_size: expected a multiple of devices.accumulate, {config.devices.accumulate}, found {config.batch_size}"
-        )
     warmup, warmup_is_epochs = _parse_duration(config.schedule.warmup)
     duration, duration_is_epochs = _parse_duration(config.duration)
     if warmup_is_epochs == duration_is_epochs and warmup >= duration:

@@ -2,10 +2,12 @@
 
 A loss returns `(total, parts)`, scalars; `parts` is a dictionary of what else should stand in the
 training lines. Its further arguments are options of the config: `loss.aux_weight` and
-`loss.label_smoothing` where it takes them, and those in `loss.options`.
+`loss.label_smoothing` where it takes them, and those in `loss.options`. One that takes `step` gets
+the number of the step, from 0, in training; in evaluation its default holds.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -118,6 +120,9 @@ def create_loss(
         raise UserError(f"loss.name: {error}") from error
     fields = {"aux_weight": (aux_weight, 0.3), "label_smoothing": (label_smoothing, 0.0)}
     taken = arguments(
-        loss, f"loss {name!r}", "loss", fields, options or {}, own=("output", "batch")
+        loss, f"loss {name!r}", "loss", fields, options or {}, own=("output", "batch", "step")
     )
+    step = inspect.signature(loss).parameters.get("step")
+    if step is not None and step.default is step.empty:
+        raise UserError(f"loss {name!r}: give its `step` a default, which evaluation takes")
     return functools.partial(loss, **taken)
