@@ -21,7 +21,11 @@ from googlenet_jax.training.step import make_train_step
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 ENSEMBLE = tuple(f"ensemble{number}" for number in range(7))
-ARGUMENTS = {"cifar10": ("", "tune"), "imagenet_googlenet": ("", *ENSEMBLE)}
+ARGUMENTS = {
+    "imagenet_googlenet_bn": ("", "lars", "lamb"),
+    "cifar10": ("", "tune"),
+    "imagenet_googlenet": ("", *ENSEMBLE),
+}
 ARGUMENTS |= {name: ("", "multibox") for name in ("detection_digits", "detection_voc")}
 CASES = [(path, arg) for path in CONFIGS for arg in ARGUMENTS.get(path.stem, ("",))]
 

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import json
 import re
 import shlex
 import sys
@@ -39,6 +40,11 @@ def add_parser(subparsers: Any) -> None:
         "--print",
         action="store_true",
         help="print the commands, a line each, such as for a SLURM array, and train nothing",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print JSON alone: each run's folder and what became of it",
     )
     parser.set_defaults(takes_fields=True)
 
@@ -84,19 +90,22 @@ def _train_all(args: argparse.Namespace, runs: list[tuple[str, list[str]]]) -> i
 
         for _, config in configs:  # before the first is trained
             resolve(config)
-        failed = []
+        failed: dict[str, str] = {}
         for number, (name, config) in enumerate(configs, start=1):
             print(f"sweep: {number} of {len(configs)}, {name}", file=sys.stderr)
             try:
                 train(config, f"{args.workdir.rstrip('/')}/{name}")
             except UserError as error:  # the others are worth having
-                failed.append(name)
+                failed[name] = str(error)
                 print(f"googlenet-jax: {name}: {error}", file=sys.stderr)
     if failed:
         print(
             f"googlenet-jax: {len(failed)} of {len(configs)} failed: {'; '.join(failed)}",
             file=sys.stderr,
         )
+    if args.json:
+        told = [{"run": name, "error": failed.get(name)} for name, _ in configs]
+        print(json.dumps({"workdir": args.workdir, "runs": told}))
     return 1 if failed else 0
 
 

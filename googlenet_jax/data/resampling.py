@@ -66,6 +66,7 @@ def scale_part(image: np.ndarray, edges: Sequence[float], height: int, width: in
     target = cykooz_resizer.ImageData(width, height, pixels)
     options = cykooz_resizer.ResizeOptions(
         cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.bilinear),
+        use_alpha=False,  # of four channels, as of two, the last is one as the others
         crop_box=cykooz_resizer.CropBox(
             left - math.floor(left), top - math.floor(top), right - left, bottom - top
         ),

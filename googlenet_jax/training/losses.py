@@ -40,7 +40,7 @@ def weighted_cross_entropy(
     """
     labels = batch["label"]
     batch = _weighted_by_class(batch, output.logits.shape[-1], class_weights)
-    return _with_aux_heads(
+    return with_aux_heads(
         lambda logits: cross_entropy(logits, labels, label_smoothing), output, batch, aux_weight
     )
 
@@ -68,10 +68,10 @@ def binary_cross_entropy(
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return (weights * optax.sigmoid_binary_cross_entropy(logits, targets)).mean(-1)
 
-    return _with_aux_heads(each, output, batch, aux_weight)
+    return with_aux_heads(each, output, batch, aux_weight)
 
 
-def _with_aux_heads(
+def with_aux_heads(
     each: Callable[[jax.Array], jax.Array], output: Output, batch: Batch, aux_weight: float
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of `each` head's logits [N, K] -> [N], the auxiliary ones' with their weight."""
