@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from googlenet_jax.data.preprocessing import DTYPES
-from googlenet_jax.data.sources import Record, Source
+from googlenet_jax.data.sources import GIVEN, Record, Source
 from googlenet_jax.errors import UserError, check_whole
 
 
@@ -182,7 +182,7 @@ def as_sources(
     if names is None:
         names = tuple(map(str, range(max(_classes(each) for each in examples.values()))))
     sources = {
-        split: each if isinstance(each, Source) else ItemSource(each, "given", split, names)
+        split: each if isinstance(each, Source) else ItemSource(each, GIVEN, split, names)
         for split, each in examples.items()
     }
     first = sources["train"]

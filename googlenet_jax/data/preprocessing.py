@@ -63,6 +63,10 @@ class Preprocessing:
             )
         for field in ("mean", "std"):
             object.__setattr__(self, field, _numbers(field, getattr(self, field)))
+        if 1 not in (len(self.mean), len(self.std)) and len(self.mean) != len(self.std):
+            raise UserError(
+                f"preprocessing.mean: expected as many numbers as preprocessing.std has, {len(self.std)}, or one for all, found {self.mean}"
+            )
         if self.resize < self.size:
             raise UserError(
                 f"preprocessing.resize: the short side before the crop must be at least size = {self.size}, found {self.resize}; "

@@ -20,6 +20,7 @@ from googlenet_jax.data.decoding import BadImage, decode
 from googlenet_jax.data.digits import prepare_digits
 from googlenet_jax.errors import UserError, nearest
 
+GIVEN = "given"  # the name of data that a user has handed over
 FILE_FORMAT = "array_record"
 FILE_NAME = "file_name"  # the feature that names an example's file, in the sets that have one
 # The feature by which a picture is turned upright (EXIF's numbers), in sets made from a folder.
@@ -238,6 +239,11 @@ def load_source(name: str, split: str, data_dir: str | os.PathLike[str] | None =
         UserError: if the data set isn't prepared or has no image and label, or the split is
             unknown, malformed or empty.
     """
+    if name == GIVEN:
+        raise UserError(
+            "data.name: these data were handed to gj.train, and have no name to open them by; hand "
+            "them over again: gj.train(config, workdir, train=…, eval=…)"
+        )
     if name.startswith(("huggingface:", "tar:")):
         from googlenet_jax.data.foreign import open_foreign
 

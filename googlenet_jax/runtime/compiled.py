@@ -1,5 +1,6 @@
 """Compiled functions shared within the process: a second run of the same shapes compiles nothing."""
 
+import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -21,13 +22,20 @@ class Shared:
     def __init__(self, jitted: Any) -> None:
         self._jitted = jitted
         self._by_shapes: dict[Hashable, Callable[..., Any]] = {}
+        self._last: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
+        if self._last is not None:
+            with contextlib.suppress(
+                TypeError
+            ):  # of other shapes; it is raised before anything runs
+                return self._last(*args)
         leaves, tree = jax.tree.flatten(args)
         shapes = tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         if shapes not in self._by_shapes:
             self._by_shapes[shapes] = _compile(self._jitted, args, leaves)
-        return self._by_shapes[shapes](*args)
+        self._last = self._by_shapes[shapes]
+        return self._last(*args)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._jitted, name)

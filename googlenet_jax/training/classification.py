@@ -29,7 +29,7 @@ from googlenet_jax.models.registry import create_model, model_options
 from googlenet_jax.runtime.process import shows_progress
 from googlenet_jax.training.config import default_config
 from googlenet_jax.training.losses import Loss, create_loss
-from googlenet_jax.training.task import GIVEN, TASKS, Evaluate, Resolved, Task, TaskKind
+from googlenet_jax.training.task import TASKS, Evaluate, Resolved, Task, TaskKind
 
 _COLOURS = ("brightness", "contrast", "saturation", "hue")
 
@@ -141,11 +141,6 @@ def open_task(resolved: Resolved, mesh: Mesh) -> Task:
     Raises UserError where there is no such data or split.
     """
     data = resolved.config.data
-    if data.name == GIVEN:
-        raise UserError(
-            "data.name: this run's data were handed to gj.train; hand them over again: "
-            "gj.train(config, workdir, train=…, eval=…)"
-        )
     splits = (data.train_split, *data.eval_splits)
     source, *eval_sources = (load_source(data.name, split, data.dir or None) for split in splits)
     return make_task(resolved, mesh, *_parts(data, source, eval_sources))

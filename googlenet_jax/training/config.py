@@ -40,7 +40,6 @@ MAY_CHANGE = frozenset(
         "checkpoint.keep",
         "skip_not_finite",
         "writers.names",
-        "writers.options",
         # To rounding, as another number of devices does.
         "devices.rematerialize",
         "devices.mesh",
@@ -530,7 +529,7 @@ def changed_fields(
     "schedule.power: 0.5 → 1.0"; empty if nothing does.
 
     All are nested dictionaries, as `ConfigDict.to_dict` or a config.json gives them; a field that
-    `old` or `new` lacks has its default. The fields of MAY_CHANGE are passed over, and so is
+    `old` or `new` lacks has its default. The fields of MAY_CHANGE and the writers' options are passed over, and so is
     `duration` where both use the "step" schedule.
     """
     before, after = (
@@ -542,6 +541,8 @@ def changed_fields(
     absent = object()
     changed = []
     for name in sorted((before.keys() | after.keys()) - passed):
+        if name.startswith("writers.options."):
+            continue
         a, b = (
             list(value) if isinstance(value, tuple) else value
             for value in (before.get(name, absent), after.get(name, absent))

@@ -15,10 +15,10 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from googlenet_jax.data.sources import GIVEN
 from googlenet_jax.errors import UserError
 from googlenet_jax.registry import Registry
 
-GIVEN = "given"  # the name of data that a user hands over
 # The training examples, and the evaluations' by split.
 Given = tuple[Any, Mapping[str, Any] | None]
 Array = jax.Array
