@@ -1,6 +1,7 @@
 """Writers to experiment trackers: Weights & Biases and MLflow, which are extras."""
 
 import json
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class WandbWriter(Writer):
         self._run = wandb.init(
             project=project,
             name=name or folder.name,
-            id=_kept(folder, "wandb.json", lambda: wandb.util.generate_id()),
+            id=_kept(folder, "wandb.json", lambda: secrets.token_hex(4)),
             resume="allow",
             dir=str(folder),
             config=dict(config),
