@@ -22,7 +22,7 @@ RUNS: dict[str, tuple[str, bool]] = {
     ),
     "training googlenet": ("train googlenet --peer torch --no-compile --steps 6", True),
     "layers": ("train googlenet_bn --layers", True),
-    "training beside torch.compile": (
+    "training, torch.compile too": (
         "train googlenet_bn --peer torch --steps 4 --rounds 1",
         True,
     ),
@@ -83,7 +83,7 @@ def _draw_ratios(axes: Any, compared: dict[str, Any]) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("times as fast as PyTorch channels_last")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
 
 
 def _draw_layers(axes: Any, layers: list[dict[str, Any]]) -> None:

@@ -3,12 +3,13 @@
     googlenet-jax prepare voc/2007
     googlenet-jax proposals voc/2007 --split train+validation --methods selective_search_x2_w500
     googlenet-jax proposals voc/2007 --split test --methods selective_search_x2_w500
-    python train.py --config=configs/detection_voc.py --workdir=runs/detection_voc --config.init_from=WEIGHTS
+    python train.py --config=configs/detection_voc.py --workdir=runs/detection_voc
 
-WEIGHTS is a network pretrained on ImageNet's classification set: a run's folder or a weight file.
+It begins with torchvision's GoogLeNet for ImageNet. `--config.init_from=X` begins with whatever `gj.load` opens, of any network of the
+family, and takes network, size and preprocessing from it.
 `:multibox` trains MultiBox; with its 200 boxes besides, as the entry had them:
 
-    python train.py --config=configs/detection_voc.py:multibox --workdir=runs/voc_multibox --config.init_from=WEIGHTS
+    python train.py --config=configs/detection_voc.py:multibox --workdir=runs/voc_multibox
     googlenet-jax proposals voc/2007 --split test --methods multibox --multibox runs/voc_multibox
 
 and the same for train+validation, then `proposals.names = ("selective_search_x2_w500", "multibox")`.
@@ -35,7 +36,9 @@ def get_config(arg: str = "") -> ConfigDict:
         raise UserError(f"configs/detection_voc.py takes no argument but 'multibox', found {arg!r}")
     config = multibox() if arg else rcnn()
 
-    config.model.name = "googlenet_bn"
+    config.init_from = "googlenet_torchvision"
+    config.model.name = ""  # init_from's
+    config.preprocessing.size = 0  # likewise, with all else of the preprocessing
     config.data.name = "voc/2007"
     config.data.train_split = "train+validation"
     config.data.eval_splits = ("test",)
@@ -48,7 +51,6 @@ def get_config(arg: str = "") -> ConfigDict:
 def rcnn() -> ConfigDict:
     """What is the region classifier's own."""
     config = default_rcnn_config()
-    config.model.options = {"aux_heads": False}
     config.proposals.names = ("selective_search_x2_w500",)
     config.regions.measure = "voc2007"
     config.batch_size = 32  # object windows, and 96 of background
@@ -66,7 +68,6 @@ def rcnn() -> ConfigDict:
 def multibox() -> ConfigDict:
     """What is MultiBox's own."""
     config = default_multibox_config()
-    config.model.options = {"aux_heads": False}
     config.multibox.boxes = 200
     config.batch_size = 64
     config.eval_batch_size = 64

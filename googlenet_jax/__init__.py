@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from googlenet_jax.data.examples import Examples
     from googlenet_jax.evaluation.metrics import register_metric
     from googlenet_jax.evaluation.set_metrics import register_set_metric
+    from googlenet_jax.interpretability.explain import explain
     from googlenet_jax.models.endpoints import endpoints
     from googlenet_jax.models.folding import fold_batch_norm
     from googlenet_jax.models.network import Network, Output
@@ -42,6 +43,7 @@ _HOMES = {
     "list_models": "googlenet_jax.models.registry",
     "register_model": "googlenet_jax.models.registry",
     "endpoints": "googlenet_jax.models.endpoints",
+    "explain": "googlenet_jax.interpretability.explain",
     "fold_batch_norm": "googlenet_jax.models.folding",
     "save_weights": "googlenet_jax.weights.safetensors",
     "register_augmentation": "googlenet_jax.data.augment",
@@ -64,6 +66,7 @@ __all__ = [
     "TrainedModel",
     "create_model",
     "endpoints",
+    "explain",
     "find_learning_rate",
     "fold_batch_norm",
     "list_models",

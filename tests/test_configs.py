@@ -151,3 +151,20 @@ def test_one_step_at_the_smallest_size(path):
     assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats))} == {
         jnp.dtype("float32")
     }
+
+
+@pytest.mark.parametrize("examples", [1, 8, 150, 10_000])
+def test_fine_tuning_scales_with_the_number_of_images(examples):
+    module_path = next(path for path in CONFIGS if path.stem == "finetune_folder")
+    spec = importlib.util.spec_from_file_location(module_path.stem, module_path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    module.scale(config, examples)
+    when = in_steps(config, examples)
+    assert when.total >= max(300, 20 * examples // config.batch_size)
+    assert config.batch_size in (8, 16, 32)
+    assert config.batch_size == 32 or config.batch_size >= examples // 4
+    # The average is over the last steps alone, in which the cosine's rate is under a hundredth.
+    window = 1 / (1 - config.ema.decay)
+    assert window <= 0.06 * when.total

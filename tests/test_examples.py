@@ -109,3 +109,19 @@ def test_distillation_learns_what_the_teacher_answers(tmp_path, data_dir, monkey
 
     at, off = gradient(logits), gradient(logits + jnp.array([[0.5, 0]]))
     assert abs(at).max() < 1e-6 < abs(off).max()
+
+
+def test_the_tour_runs(tmp_path):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(EXAMPLES / "tour.ipynb", 4)
+    nbclient.NotebookClient(
+        notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+
+
+def test_digits_in_photographs(tmp_path):
+    load("digits_in_photographs").main(tmp_path, {"train": 30, "val": 6})
+    pictures = list(tmp_path.glob("*/*/*.png"))
+    assert len(pictures) == 36 and len({picture.read_bytes() for picture in pictures}) == 36
+    assert {picture.parts[-3] for picture in pictures} == {"train", "val"}

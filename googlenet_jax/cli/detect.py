@@ -45,7 +45,8 @@ def add_parser(subparsers: Any) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="write pictures with boxes, names and scores here",
+        help="write pictures with boxes, names and scores here; with --split also all detections in "
+        "COCO's form and in VOC's",
     )
     parser.add_argument(
         "--data-dir", metavar="D", help="where prepared data sets lie (default: the run's)"
@@ -104,23 +105,30 @@ def _pictures(args: argparse.Namespace, ensemble: "Ensemble") -> int:
 
 def _measure(args: argparse.Namespace, ensemble: "Ensemble") -> int:
     from googlenet_jax.detection.detector import measure_split
+    from googlenet_jax.detection.exchange import write_detections
     from googlenet_jax.detection.sources import load_detection_source
 
     data = ensemble.config["data"]
     source = load_detection_source(data["name"], args.split, args.data_dir or data["dir"] or None)
     if source.class_names != ensemble.class_names:
         raise UserError(f"{source.name}: its classes are not the run's")
-    result, found = measure_split(
+    result, split, found = measure_split(
         ensemble, source, box_regression=args.box_regression, data_dir=args.data_dir
     )
+    files: list[Path] = []
     if args.output:
         _draw_sheet(args, ensemble, source, found)
+        names = source.names()
+        about = (args.split, source.class_names, names, split.sizes)
+        files = write_detections(args.output, *about, split.truth, found)
     if args.json:
         print(json.dumps(result))
     else:
         print(_for_people(result))
         if args.output:
             print(f"\nwrote {args.output / 'sheet.png'}")
+            for file in files:
+                print(f"wrote {file}")
     return 0
 
 

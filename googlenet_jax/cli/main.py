@@ -24,12 +24,14 @@ from googlenet_jax.cli import (
     convert,
     detect,
     evaluate,
+    explain,
     export,
     features,
     fid,
     plot,
     predict,
     prepare,
+    probe,
     proposals,
     summary,
     sweep,
@@ -47,6 +49,7 @@ SUBCOMMANDS = {
     "prepare": prepare,
     "evaluate": evaluate,
     "predict": predict,
+    "explain": explain,
     "convert": convert,
     "plot": plot,
     "verify": verify,
@@ -59,6 +62,7 @@ SUBCOMMANDS = {
     "features": features,
     "sweep": sweep,
     "table": table,
+    "probe": probe,
 }
 
 EXAMPLES = {
@@ -67,6 +71,7 @@ EXAMPLES = {
     "prepare": "googlenet-jax prepare folder photos --name pets",
     "evaluate": "googlenet-jax evaluate --weights runs/digits --output report",
     "predict": "googlenet-jax predict --weights runs/digits photos/*.jpg",
+    "explain": "googlenet-jax explain --weights runs/digits photos/*.jpg --method gradcam,occlusion",
     "convert": "googlenet-jax convert googlenet.pth googlenet.safetensors --model "
     "googlenet_torchvision",
     "plot": "googlenet-jax plot runs/a runs/b --output both.png",
@@ -81,6 +86,7 @@ EXAMPLES = {
     "schedule.learning_rate=0.05,0.1 --seeds 0,1,2",
     "table": "googlenet-jax table runs/rates --format latex",
     "features": "googlenet-jax features photos --model inception_v3_fid --output photos.npz",
+    "probe": "googlenet-jax probe pets --weights inception_v3_torchvision --split validation",
 }
 INTERRUPTED = 130  # 128 + SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE

@@ -36,6 +36,13 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--stem", help="dense, separable (googlenet alone) or small")
     parser.add_argument("--no-aux", action="store_true", help="without the auxiliary heads")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the network, such as width=0.25 or flavour=slim; repeatable",
+    )
     parser.add_argument("--compare", metavar="OTHER", help="another model, side by side")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
@@ -73,6 +80,7 @@ def _print_json(value: Any) -> None:
 
 
 def _create(name: str, args: argparse.Namespace) -> "Network":
+    from googlenet_jax.cli.members import fields
     from googlenet_jax.models.registry import create_model
 
     given = {
@@ -81,7 +89,8 @@ def _create(name: str, args: argparse.Namespace) -> "Network":
         "stem": args.stem,
         "aux_heads": False if args.no_aux else None,
     }
-    return create_model(name, **{key: value for key, value in given.items() if value is not None})
+    flags = {key: value for key, value in given.items() if value is not None}
+    return create_model(name, **fields("--option", args.option) | flags)
 
 
 def _printed(model: "Network", size: int) -> "PrintedTable | None":

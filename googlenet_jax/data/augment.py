@@ -33,6 +33,20 @@ def flip(batch: Batch, key: Array) -> Batch:
     }
 
 
+def translate(batch: Batch, key: Array, *, by: int = 2) -> Batch:
+    """Moves each image by up to `by` pixels along both axes, independently; what comes in at the edges is a mirror image. image
+    [N, H, W, C], any dtype.
+    """
+    images = batch["image"]
+    padded = jnp.pad(images, ((0, 0), (by, by), (by, by), (0, 0)), mode="reflect")
+    starts = jax.random.randint(key, (images.shape[0], 2), 0, 2 * by + 1)
+
+    def moved(image: Array, start: Array) -> Array:
+        return jax.lax.dynamic_slice(image, (start[0], start[1], 0), images.shape[1:])
+
+    return batch | {"image": jax.vmap(moved)(padded, starts)}
+
+
 def mix(batch: Batch, key: Array, *, num_classes: int, mixup: float, cutmix: float) -> Batch:
     """MixUp (arXiv 1710.09412) and CutMix (arXiv 1905.04899): each image becomes part the next one
     of the batch, and so do its labels.
@@ -84,7 +98,7 @@ def soft_targets(labels: Array, num_classes: int, dtype: jnp.dtype | type = jnp.
     )
 
 
-AUGMENTATIONS: Registry[Transform] = Registry("augmentation", {})
+AUGMENTATIONS: Registry[Transform] = Registry("augmentation", {"translate": translate})
 register_augmentation = AUGMENTATIONS.register
 
 

@@ -124,13 +124,13 @@ def measure_split(
     *,
     box_regression: bool = False,
     data_dir: str | None = None,
-) -> tuple[dict[str, Any], list[Detections]]:
+) -> tuple[dict[str, Any], Split, list[Detections]]:
     """Measures an ensemble over a split, in one pass over its proposals.
 
     Returns:
       Plain JSON values: "table", a row for each network alone and for the first 1 … N together,
       with mAP in VOC2007's, VOC2010's, ILSVRC's and COCO's way; "classes", the AP of all
-      together; and COCO's figures. Then the detections of all together.
+      together; and COCO's figures. Then the split, and the detections of all together.
     """
     mesh, config = create_mesh(), ensemble.config
     split = open_split(source, config["proposals"]["names"], config["proposals"]["most"])
@@ -163,7 +163,7 @@ def measure_split(
         "classes": classes,
         "coco": {k: _json(v) for k, v in measures.coco(split.truth, everyone, count).items()},
     }
-    return result, everyone
+    return result, split, everyone
 
 
 def _row(

@@ -20,6 +20,7 @@ from googlenet_jax.errors import UserError
 # How TFDS's sets call their lists of objects; the last has no labels, and its one class this name.
 OBJECTS = ("objects", "bobjects", "faces")
 ONE_CLASS = {"faces": "face"}
+FILE_NAME = "image/filename"  # of the sets that have it
 DIFFICULT, CROWD = ("is_difficult",), ("is_crowd", "is_group_of")
 
 
@@ -104,6 +105,16 @@ class DetectionSource:
                 f"{self.name} {self.split}: {dropped} boxes without area in their image left out",
                 file=sys.stderr,
             )
+        return found
+
+    def names(self) -> list[str]:
+        """Returns each image's name: its file's where the set has it (`image/filename`), else its
+        place, from 1, in six digits.
+        """
+        found = []
+        for index, features in enumerate(self._features(range(len(self)))):
+            values = features[FILE_NAME].bytes_list.value
+            found.append(values[0].decode() if len(values) else f"{index + 1:06d}")
         return found
 
     def _features(self, indices: Sequence[int]) -> list[Any]:

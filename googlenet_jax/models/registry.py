@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from googlenet_jax.errors import UserError, nearest
-from googlenet_jax.models import bn_inception, googlenet, inception_v2, inception_v3
+from googlenet_jax.models import (
+    bn_inception,
+    googlenet,
+    inception_small,
+    inception_v2,
+    inception_v3,
+)
 from googlenet_jax.models.layers import ACTIVATIONS, NORMALIZATIONS
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.ops import FORMS
@@ -177,5 +183,6 @@ register_model("googlenet_naive", googlenet.GoogLeNetNaive)
 register_model("googlenet_plain", googlenet.GoogLeNetPlain)
 register_model("googlenet_slim", googlenet.GoogLeNetSlim)
 register_model("googlenet_torchvision", googlenet.GoogLeNetTorchvision)
+register_model("inception_small", inception_small.InceptionSmall)
 register_model("inception_v2", inception_v2.InceptionV2)
 register_model("inception_v3", inception_v3.InceptionV3)

@@ -151,7 +151,8 @@ def default_config() -> ConfigDict:
     config.log_every = "100 steps"
 
     config.optimizer = ConfigDict(type_safe=False)
-    # "sgd" as PyTorch's, "rmsprop" as TensorFlow's, "adamw", "lamb", "lion", or a registered one
+    # "sgd" as PyTorch's, "rmsprop" as TensorFlow's, "adamw", "lamb", "lion", "muon", or a registered
+    # one
     config.optimizer.name = "sgd"
     config.optimizer.options = ConfigDict(type_safe=False)  # as Optax names them: {"b2": 0.95}
     config.optimizer.momentum = 0.9

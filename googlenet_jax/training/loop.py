@@ -288,10 +288,11 @@ def _warn_of_statistics(model: Any, steps: int) -> None:
     """
     momentum = getattr(model, "bn_momentum", 0.0)
     if getattr(model, "normalization", "batch") == "batch" and momentum**steps > 0.1:
+        settling = min(0.9, int(100 * 0.01 ** (1 / steps)) / 100)  # 1 % is left at the end
         log(
             f"batch norm: after all {steps} steps its running statistics still hold "
             f"{100 * momentum**steps:.0f} % of their first values (model.options.bn_momentum "
-            f"{momentum:g}); evaluation will be wrong: lower it, such as to 0.9, or train longer"
+            f"{momentum:g}); evaluation will be wrong: lower it, such as to {settling:g}, or train longer"
         )
 
 

@@ -88,6 +88,22 @@ def test_compare_marks_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "norm1" in result["different"] and "head" not in result["different"]
 
 
+def test_options_are_given_as_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    run(
+        "inception_v3",
+        "--json",
+        "--size",
+        "75",
+        "--no-aux",
+        "--option",
+        "flavour=slim",
+        "--option",
+        "width=0.5",
+    )
+    given = json.loads(capsys.readouterr().out)["model"]
+    assert (given["flavour"], given["width"]) == ("slim", 0.5)
+
+
 def test_errors_name_what_is_wrong() -> None:
     with pytest.raises(UserError, match="at least 31"):
         run("googlenet", "--size", "8")

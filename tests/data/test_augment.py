@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from googlenet_jax.data.augment import AUGMENTATIONS, apply_transforms, device_transforms, flip, mix
+from googlenet_jax.data.augment import (
+    AUGMENTATIONS,
+    apply_transforms,
+    device_transforms,
+    flip,
+    mix,
+    translate,
+)
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.errors import UserError
 
@@ -130,3 +137,21 @@ def test_the_flip_draws_from_the_key_itself_and_the_others_from_one_of_their_nam
 def test_an_unknown_augmentation_is_named():
     with pytest.raises(UserError, match=r"found 'jiter'"):
         device_transforms(PREPROCESSING, dtype=jnp.float32, num_classes=5, names=("jiter",))
+
+
+def test_translate_moves_each_image_by_itself_and_mirrors_at_the_edges():
+    images = np.random.default_rng(0).integers(0, 256, (60, 6, 7, 3), np.uint8)
+    moved = np.asarray(jax.jit(translate)({"image": jnp.asarray(images)}, KEY)["image"])
+    assert moved.dtype == np.uint8
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+    places = [
+        [
+            (y, x)
+            for y in range(5)
+            for x in range(5)
+            if (padded[i, y : y + 6, x : x + 7] == moved[i]).all()
+        ]
+        for i in range(60)
+    ]
+    assert all(len(each) == 1 for each in places)
+    assert {y for ((y, _),) in places} == {x for ((_, x),) in places} == set(range(5))

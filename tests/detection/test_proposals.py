@@ -16,9 +16,11 @@ from googlenet_jax.detection.proposals import (
     save_proposals,
     search_split,
 )
+from googlenet_jax.detection.report import coverage_table, format_coverage
 from googlenet_jax.detection.selective_search import selective_search
 from googlenet_jax.detection.sources import load_detection_source
 from googlenet_jax.errors import UserError
+from tests.detection.test_measures import objects
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +146,26 @@ def test_joined_proposals_take_turns():
     assert interleave([made(1, 2, 3), made(11, 12)], most=1)[0][:, 0].tolist() == [1, 11]
 
 
+def test_small_objects_have_a_recall_of_their_own():
+    small, large = [0, 0, 20, 20], [0, 0, 32, 32]
+    truth = [objects([small, large], difficult=[False, False]), objects([small, large])]
+    truth.append(objects([small], difficult=[True]))
+    boxes = [np.array([small, large]), np.array([large]), np.zeros((0, 4))]
+    found = Proposals([each.astype(np.float32) for each in boxes], np.full((3, 2), 40), {})
+    (row,) = coverage_table(truth, {"a": found}, ["a"])
+    assert (row["boxes"], row["recall"], row["small"]) == (1, 0.75, 0.5)
+    (row,) = coverage_table([objects([large])] * 3, {"a": found}, ["a"])
+    assert row["small"] is None
+    assert "small" in format_coverage([row])
+
+
 def test_the_command_makes_what_is_missing_and_prints_coverage(shapes_dir, capsys):
     methods = "selective_search,selective_search_s4,selective_search+selective_search_s4"
     command = ["proposals", "shapes", "--split", "train", "--methods", methods, "--workers", "1"]
     assert main([*command, "--data-dir", str(shapes_dir), "--json"]) == 0
     kept, made, both = json.loads(capsys.readouterr().out)["table"]
     assert kept["boxes"] == 12 and kept["recall"] > 0.9  # the fixture's, not computed again
-    assert made["recall"] == 1
+    assert made["recall"] == made["small"] == 1
     assert both["boxes"] == kept["boxes"] + made["boxes"]
     assert main([*command, "--data-dir", str(shapes_dir)]) == 0
     assert "8 images, 8 objects" in capsys.readouterr().out

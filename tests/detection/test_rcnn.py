@@ -9,12 +9,17 @@ import pytest
 from PIL import Image
 
 from googlenet_jax.cli.main import main
+from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.detection.box_regression import load_regression
+from googlenet_jax.detection.exchange import FOUND, TRUTH
 from googlenet_jax.detection.rcnn import RCNN, default_rcnn_config
 from googlenet_jax.errors import UserError
+from googlenet_jax.models.network import variable_shapes
+from googlenet_jax.models.registry import create_model
 from googlenet_jax.runtime.sharding import create_mesh
 from googlenet_jax.training.config import resolve
 from googlenet_jax.training.loop import train
+from googlenet_jax.weights.safetensors import save_weights
 from tests.detection.conftest import shapes
 
 
@@ -73,6 +78,47 @@ def test_a_run_is_trained_and_measured(run, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["table"][0]["voc2010"] == pytest.approx(evaluation["map"], abs=1e-6)
     assert set(result["classes"]) == {"square", "bar"}
+
+
+def test_a_splits_detections_are_written_for_other_programs(run, tmp_path, capsys):
+    coco = pytest.importorskip("pycocotools.coco")
+    from pycocotools.cocoeval import COCOeval
+
+    command = ["detect", "--weights", str(run), "--split", "test", "--output", str(tmp_path)]
+    assert main([*command, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["coco"]
+    data = coco.COCO(str(tmp_path / TRUTH))
+    evaluation = COCOeval(data, data.loadRes(str(tmp_path / FOUND)), "bbox")
+    for stage in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
+        stage()
+    ours = [-1 if value is None else value for value in figures.values()]
+    np.testing.assert_allclose(evaluation.stats, ours, atol=1e-6)
+    assert {image["file_name"] for image in data.dataset["images"]} >= {"000001", "000002"}
+    for name in ("square", "bar"):
+        assert (tmp_path / f"comp4_det_test_{name}.txt").stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ["googlenet_torchvision", "inception_v3"])
+def test_the_trunk_is_any_network_with_its_preprocessing(tmp_path, shapes_dir, name):
+    model = create_model(name, num_classes=7, width=0.03, aux_heads=False)
+    size = max(model.min_size, 40)
+    shapes_of = variable_shapes(model, size)
+    variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.01, leaf.dtype), shapes_of)
+    mean = (1.0, 2.0, 3.0)
+    preprocessing = Preprocessing(size=size, resize=size + 8, mean=mean, channel_order="bgr")
+    save_weights(
+        tmp_path / "trunk.safetensors", model, variables, preprocessing=preprocessing.to_dict()
+    )
+    config = tiny_config(shapes_dir)
+    config.init_from, config.model.name = str(tmp_path / "trunk.safetensors"), ""
+    config.preprocessing.size = 0
+    resolved = resolve(config)
+    assert (resolved.config.model.name, resolved.config.model.options.width) == (name, 0.03)
+    assert resolved.parts.preprocessing == preprocessing
+    task = resolved.open(create_mesh())
+    batch = task.prepare(next(task.batches(0)), jax.random.key(0))
+    assert batch["image"].shape == (16, size, size, 3)
+    assert task.model.num_classes == 3
 
 
 def test_an_ensemble_of_one_network_twice_is_that_network(run, capsys):

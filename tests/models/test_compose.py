@@ -17,6 +17,7 @@ from tests.models.compose import AS_IT_IS, JITTED, transform
 NAMES = (*JITTED, *AS_IT_IS)
 QUICK = ("grad of grad", "hvp", "vmap of grad", "remat", "grad of shard_map")
 SMALL = {name: ({"stem": "small"}, 16) for name in gj.list_models()}
+SMALL["inception_small"] = ({}, 16)
 SMALL |= dict.fromkeys(("inception_v2", "inception_v3"), ({"aux_heads": False}, 75))
 
 

@@ -26,6 +26,7 @@ TREES = Path(__file__).with_name("parameter_trees.json")
 
 # What makes a network take images of 16×16, or nearly so.
 SMALL = {name: ({"stem": "small"}, 16) for name in gj.list_models()}
+SMALL["inception_small"] = ({}, 16)
 SMALL |= dict.fromkeys(("inception_v2", "inception_v3"), ({"aux_heads": False}, 75))
 
 

@@ -95,7 +95,7 @@ def read_events(folder):
     return scalars
 
 
-@pytest.mark.parametrize(("seconds", "random"), [(0, [2, 3, 5, 5]), (3600, [2, 5])])
+@pytest.mark.parametrize(("seconds", "drawn"), [(0, [2, 3, 5, 5]), (3600, [2, 5])])
 def test_curves_are_drawn_at_evaluations_and_at_the_end(tmp_path, monkeypatch, seconds, drawn):
     lengths = []
     monkeypatch.setattr(

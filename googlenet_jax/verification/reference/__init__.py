@@ -8,6 +8,7 @@ our public endpoint names.
 
 from googlenet_jax.verification.reference.bn_inception import BNInception
 from googlenet_jax.verification.reference.endpoints import endpoints
+from googlenet_jax.verification.reference.inception_small import InceptionSmall
 from googlenet_jax.verification.reference.inception_v3 import InceptionV2, InceptionV3
 from googlenet_jax.verification.reference.networks import (
     Googlenet,
@@ -27,6 +28,11 @@ NETWORKS = {
     "googlenet_torchvision": GooglenetTorchvision,
 }
 # Their smallest sizes and flavours differ too much to be looped over with those above.
-INCEPTIONS = {"bn_inception": BNInception, "inception_v2": InceptionV2, "inception_v3": InceptionV3}
+INCEPTIONS = {
+    "bn_inception": BNInception,
+    "inception_small": InceptionSmall,
+    "inception_v2": InceptionV2,
+    "inception_v3": InceptionV3,
+}
 
 __all__ = ["INCEPTIONS", "NETWORKS", "endpoints"]
