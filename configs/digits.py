@@ -2,7 +2,7 @@
 
     python train.py --config=configs/digits.py --workdir=runs/digits
 
-Hardware: 2 cores of an AMD EPYC (Zen 4). Result: 98.3 % top-1 on the held-out images after 84 s, nothing compiled before.
+Hardware: 2 cores of an AMD EPYC (Zen 4). Result: 98.6 % top-1 on the held-out images after 84 s, nothing compiled before.
 """
 
 from ml_collections import ConfigDict

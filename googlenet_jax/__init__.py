@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from googlenet_jax import metrics, weights
     from googlenet_jax.data.augment import register_augmentation
     from googlenet_jax.evaluation.metrics import register_metric
+    from googlenet_jax.interpretability.explain import explain
     from googlenet_jax.models.endpoints import endpoints
     from googlenet_jax.models.folding import fold_batch_norm
     from googlenet_jax.models.network import Network, Output
@@ -31,6 +32,7 @@ _HOMES = {
     "list_models": "googlenet_jax.models.registry",
     "register_model": "googlenet_jax.models.registry",
     "endpoints": "googlenet_jax.models.endpoints",
+    "explain": "googlenet_jax.interpretability.explain",
     "fold_batch_norm": "googlenet_jax.models.folding",
     "save_weights": "googlenet_jax.weights.safetensors",
     "register_augmentation": "googlenet_jax.data.augment",
@@ -51,6 +53,7 @@ __all__ = [
     "TrainedModel",
     "create_model",
     "endpoints",
+    "explain",
     "fold_batch_norm",
     "list_models",
     "load",

@@ -58,3 +58,19 @@ def test_an_fsdp_step_is_the_same_on_one_device_and_on_two():
         found.append([float(word) for word in done.stdout.splitlines()[-1].split()])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-3)
     assert found[0][1] < found[0][0]
+
+
+def test_the_tour_runs(tmp_path):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(EXAMPLES / "tour.ipynb", 4)
+    nbclient.NotebookClient(
+        notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+
+
+def test_digits_in_photographs(tmp_path):
+    load("digits_in_photographs").main(tmp_path, {"train": 30, "val": 6})
+    pictures = list(tmp_path.glob("*/*/*.png"))
+    assert len(pictures) == 36 and len({picture.read_bytes() for picture in pictures}) == 36
+    assert {picture.parts[-3] for picture in pictures} == {"train", "val"}

@@ -24,6 +24,7 @@ from googlenet_jax.cli import (
     convert,
     detect,
     evaluate,
+    explain,
     export,
     features,
     fid,
@@ -46,6 +47,7 @@ SUBCOMMANDS = {
     "prepare": prepare,
     "evaluate": evaluate,
     "predict": predict,
+    "explain": explain,
     "convert": convert,
     "plot": plot,
     "verify": verify,
@@ -65,6 +67,7 @@ EXAMPLES = {
     "prepare": "googlenet-jax prepare folder photos --name pets",
     "evaluate": "googlenet-jax evaluate --weights runs/digits --output report",
     "predict": "googlenet-jax predict --weights runs/digits photos/*.jpg",
+    "explain": "googlenet-jax explain --weights runs/digits photos/*.jpg --method gradcam,occlusion",
     "convert": "googlenet-jax convert googlenet.pth googlenet.safetensors --model "
     "googlenet_torchvision",
     "plot": "googlenet-jax plot runs/a runs/b --output both.png",

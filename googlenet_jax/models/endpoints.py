@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import traverse_util
 
 from googlenet_jax.errors import UserError, nearest
@@ -77,3 +79,45 @@ def _run(
                 "endpoints(model, variables, images) without names gives every one"
             )
     return _Names(tuple(named)), [named[name] for name in names]
+
+
+def endpoint_and_gradient(
+    model: Network,
+    variables: Mapping[str, Any],
+    images: Array,
+    name: str,
+    score: Callable[[Array], Array],
+) -> tuple[Array, Array]:
+    """Returns an endpoint's activation in evaluation and the gradient of a score by it.
+
+    Args:
+      images: floats `[N, H, W, C]`.
+      name: an endpoint that a layer or a module gives, as `endpoints` names it.
+      score: of the logits `[N, num_classes]`, one number an image, `[N]`.
+    Returns:
+      Two arrays of the endpoint's shape.
+    Raises:
+      UserError: a name that the network doesn't have, or one of no layer's output.
+    """
+    path, found = tuple(name.split("/")), []
+
+    def total(shift: Array | float) -> tuple[Array, Array]:
+        def add(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            result = call(*args, **kwargs)
+            if context.method_name != "__call__" or context.module.path != path:
+                return result
+            found.append(result)
+            return result + jnp.asarray(shift, result.dtype)
+
+        with nn.intercept_methods(add):
+            output: Any = model.apply(variables, images, train=False)
+        if not found:
+            raise UserError(
+                f"{type(model).__name__} has no layer {name!r}; endpoints(model, variables, images) "
+                "gives every one"
+            )
+        return score(output.logits).sum(), found[-1]
+
+    shape = jax.eval_shape(total, 0.0)[1]
+    gradient, activation = jax.grad(total, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))
+    return activation, gradient

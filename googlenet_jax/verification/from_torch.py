@@ -43,6 +43,10 @@ MAKING = {
     "full_like",
     "rand_like",
     "new_zeros",
+    "new_full",
+    "new_empty",
+    "new_empty_strided",
+    "empty_permuted",
     "new_ones",
 }
 RANDOM = {"bernoulli", "bernoulli_", "uniform_", "rand", "rand_like", "normal_", "randn"}

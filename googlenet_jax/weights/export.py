@@ -1,10 +1,11 @@
 """A network as a file that runs without this project: StableHLO, by `jax.export`."""
 
+import functools
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,27 @@ def _function(model: Network, variables: Mapping[str, Any], preprocessing: Prepr
 def check_artifact(
     artifact: Path, model: Network, variables: Mapping[str, Any], preprocessing: Preprocessing
 ) -> float:
-    """Runs the artifact on random images, in batches of 1 and 3, in a process that does not import
-    this project; returns the largest difference from the network's logits, as it is unfolded, in
-    units of the logits' root mean square.
+    """`largest_difference` of an artifact in a process that does not import this project.
 
     Raises:
       UserError: the process failed.
+    """
+    run = functools.partial(_run_alone, artifact)
+    return largest_difference(run, model, variables, preprocessing)
+
+
+def largest_difference(
+    run: Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]],
+    model: Network,
+    variables: Mapping[str, Any],
+    preprocessing: Preprocessing,
+) -> float:
+    """Compares what was exported with the network, as it is unfolded, on random images.
+
+    Args:
+      run: batches by name, uint8 `[b, S, S, 3]`, → the exported network's logits by name.
+    Returns:
+      The largest difference over batches of 1 and 3, in units of the logits' root mean square.
     """
     rng = np.random.default_rng(0)
     shape = (preprocessing.size, preprocessing.size, 3)
@@ -90,42 +106,45 @@ def check_artifact(
         )
         return output.logits
 
+    found, worst = run(batches), 0.0
+    for name, batch in batches.items():
+        expected = np.asarray(expect(batch), np.float64)
+        error = np.abs(np.asarray(found[name], np.float64) - expected).max()
+        worst = max(worst, float(error / np.sqrt(np.mean(expected**2))))
+    return worst
+
+
+def _run_alone(artifact: Path, batches: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
         images, logits = Path(folder) / "images.npz", Path(folder) / "logits.npz"
         np.savez(images, **batches)  # type: ignore[arg-type]  # names are not savez's own
-        command = [
-            sys.executable,
-            "-I",
-            "-c",
-            _RUN,
-            str(artifact.resolve()),
-            str(images),
-            str(logits),
-        ]
+        files = [str(artifact.resolve()), str(images), str(logits)]
+        command = [sys.executable, "-I", "-c", _RUN, *files]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(f"{artifact}: does not run by itself: {reason}")
-        found = np.load(logits)
-        worst = 0.0
-        for name, batch in batches.items():
-            expected = np.asarray(expect(batch), np.float64)
-            error = np.abs(np.asarray(found[name], np.float64) - expected).max()
-            worst = max(worst, float(error / np.sqrt(np.mean(expected**2))))
-    return worst
+        with np.load(logits) as found:
+            return dict(found)
 
 
 def describe(
-    model_name: str, preprocessing: Preprocessing, class_names: tuple[str, ...] | None
+    model_name: str,
+    preprocessing: Preprocessing,
+    class_names: tuple[str, ...] | None,
+    form: Mapping[str, Any],
 ) -> str:
-    """What stands beside the artifact, JSON: how images are prepared, what it takes and gives."""
+    """What stands beside what was exported, JSON: how images are prepared, what it takes and gives.
+
+    Args:
+      form: what is to be said of the form.
+    """
     size, resize = preprocessing.size, preprocessing.resize
     sides = "the short side" if preprocessing.crop == "center" else "both sides"
     about = {
         "model": model_name,
         "input": {"dtype": "uint8", "shape": ["b", size, size, 3], "channels": "RGB"},
         "output": {"logits": ["b", "num_classes"]},
-        "platforms": list(PLATFORMS),
         "prepare": (
             f"scale {sides} to {resize} pixels, crop the {size} x {size} centre, keep 0 to 255; "
             "channel order, mean and std are applied inside the artifact; the logit of class i "
@@ -133,7 +152,9 @@ def describe(
         ),
         "preprocessing": preprocessing.to_dict(),
         "class_names": None if class_names is None else list(class_names),
-        "jax": jax.__version__,
-        "loadable": LOADABLE,
+        **form,
     }
     return json.dumps(about, indent=2, ensure_ascii=False)
+
+
+STABLEHLO = {"platforms": list(PLATFORMS), "jax": jax.__version__, "loadable": LOADABLE}

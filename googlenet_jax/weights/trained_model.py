@@ -96,6 +96,15 @@ class TrainedModel:
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return joined if names else joined["features"]
 
+    def crops(self, images: Any) -> np.ndarray:
+        """Returns the images' centre crops, which is what the network sees of them, uint8
+        `[N, S, S, 3]`.
+
+        Raises:
+          UserError: an image that can't be read, or a source that doesn't say how they are prepared.
+        """
+        return np.concatenate(list(self._batches(images)))
+
     def predict(self, images: Any, top: int = 5, crops: int = 1) -> list[list["Prediction"]]:
         """Returns each image's `top` most probable classes, (name, probability), the first most.
 

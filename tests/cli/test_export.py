@@ -1,5 +1,6 @@
 """`export`: what is written runs without this project."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 import googlenet_jax as gj
 from googlenet_jax.cli.main import main
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
+from googlenet_jax.errors import UserError
+from googlenet_jax.models.registry import option_defaults
 from googlenet_jax.weights.safetensors import load_weights
 
 PREPROCESSING = Preprocessing(
@@ -82,6 +85,65 @@ def test_the_artifact_gives_the_networks_logits_without_this_project(weights, tm
     assert about["class_names"] == CLASSES and about["input"]["shape"] == ["b", 16, 16, 3]
     assert Preprocessing.from_dict(about["preprocessing"]) == PREPROCESSING
     assert "up to 6 months newer" in about["loadable"]
+
+
+@pytest.fixture(scope="module")
+def onnx() -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+
+
+def test_onnx_gives_the_networks_logits(onnx, weights, tmp_path, capsys):
+    import onnxruntime
+
+    out = tmp_path / "bn.onnx"
+    command = ["export", "googlenet_bn", "--weights", str(weights), "--format", "onnx", "--json"]
+    assert main([*command, "--output", str(out)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["largest_difference"] < 1e-5 and report["bytes"] == out.stat().st_size
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    model, variables = load_weights(weights)
+    images = np.random.default_rng(1).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    expected = jax.jit(functools.partial(model.apply, train=False))(
+        variables, normalize(images, PREPROCESSING)
+    ).logits
+    (found,) = session.run(None, {"images": images})  # a batch of any size
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    about = json.loads(out.with_suffix(".json").read_text())
+    assert about["class_names"] == CLASSES and "platforms" not in about
+    assert Preprocessing.from_dict(about["preprocessing"]) == PREPROCESSING
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("name", gj.list_models())
+def test_onnx_of_every_network(onnx, name, tmp_path):
+    from googlenet_jax.verification.to_onnx import check_onnx, write_onnx
+
+    rethought = name in ("inception_v2", "inception_v3")
+    size, known = 75 if rethought else 32, option_defaults(name)
+    options = {"aux_heads": False} | ({} if rethought else {"stem": "small"})
+    options = {n: value for n, value in options.items() if n in known}
+    model = gj.create_model(name, width=0.125, num_classes=10, **options)
+    key = jax.random.key(0)
+    init = jax.jit(functools.partial(model.init, train=False))
+    variables = init({"params": key, "dropout": key}, jnp.zeros((1, size, size, 3)))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(  # no scale is one, no variance either
+        lambda leaf: leaf * rng.uniform(0.7, 1.3, leaf.shape).astype(leaf.dtype), variables
+    )
+    network = (model, variables, dataclasses.replace(PREPROCESSING, size=size, resize=size))
+    write_onnx(tmp_path / "net.onnx", *network)
+    assert check_onnx(tmp_path / "net.onnx", *network) < 1e-5
+
+
+def test_onnx_of_a_network_without_a_reference_is_refused(onnx, tmp_path):
+    from googlenet_jax.verification.to_onnx import write_onnx
+
+    model = gj.create_model("googlenet_bn", activation="silu")
+    with pytest.raises(
+        UserError, match=r"goes through PyTorch, and the reference .* no activation"
+    ):
+        write_onnx(tmp_path / "net.onnx", model, {}, PREPROCESSING)
 
 
 def test_an_artifact_that_differs_is_not_written(weights, tmp_path, capsys, monkeypatch):
