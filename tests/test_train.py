@@ -112,7 +112,7 @@ def test_what_a_config_does_not_allow_is_one_line(command, tmp_path, arguments, 
         ),
         (
             "digit",
-            "--config: there is no config 'digit' (did you mean 'digits'?): one of cifar10, detection_digits, ",
+            "--config: there is no config 'digit' (did you mean 'digits'?): one of cifar10, cifar10_fast, detection_digits, ",
         ),
         ("configs/digits.py:big", "configs/digits.py takes no argument, found 'big'"),
         ("{tmp}/broken.py", "--config: the config does not load: ZeroDivisionError"),
@@ -151,7 +151,7 @@ def test_what_follows_a_field_is_named(command, tmp_path):
 @pytest.mark.parametrize("name", ["digits", "cifar10:tune"])
 def test_configs_are_found_by_name_from_anywhere(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
-    config = read_config(name, ["--config.batch_size", "32", "--config.model.options.width=0.5"])
+    config = read_config(name, ["--config.batch_size=32", "--config.model.options.width", "0.5"])
     assert (config.data.name, config.batch_size, config.model.options.width) == (
         name.split(":")[0],
         32,

@@ -61,6 +61,7 @@ def rewind(workdir, step):
 def test_the_folder_of_a_run(finished, data_dir):
     assert {path.name for path in finished.iterdir()} == {
         "config.json",
+        "run.json",
         "metrics.jsonl",
         "checkpoints",
         "tensorboard",
