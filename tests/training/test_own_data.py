@@ -250,6 +250,10 @@ def test_tar_shards(tmp_path: Path) -> None:
     source = load_source(f"tar:{tmp_path}/{{split}}-*.tar", "train")
     assert source.class_names == ("dark", "bright") and source.labels().tolist() == labels.tolist()
     assert (centres(source) == centres(as_sources((images, labels), None)[0])).all()
+    half = load_source(f"tar:{tmp_path}/{{split}}-*.tar", "train[50%:]")
+    assert len(half) == 4 and (centres(half)[:4] == centres(source)[4:]).all()
+    with pytest.raises(UserError, match="expected a slice such as"):
+        load_source(f"tar:{tmp_path}/{{split}}-*.tar", "train[50%]")
     with pytest.raises(UserError, match="no such file"):
         load_source(f"tar:{tmp_path}/none-*.tar", "train")
     (tmp_path / "bad-0.tar").write_bytes(b"no archive")
