@@ -184,6 +184,17 @@ def test_a_fold_is_held_out_and_evaluated_first(tmp_path: Path) -> None:
     assert gj.load(tmp_path / "run").data["examples"] == 12
 
 
+def test_evaluations_stand_beside_the_training_examples() -> None:
+    images, labels = arrays(8)
+    train, (few, other) = as_sources(
+        (images, labels), {"train": (images[:3], labels[:3]), "test": (images[:4], labels[:4])}
+    )
+    assert [len(each) for each in (train, few, other)] == [8, 3, 4]
+    assert [each.split for each in (few, other)] == ["train", "test"]
+    with pytest.raises(UserError, match="test: expected the classes, kind of labels, channels"):
+        as_sources((images, labels), {"test": (images[..., :2], labels)})
+
+
 class Pairs:
     """Pillow's images of two modes, and names of the classes."""
 
