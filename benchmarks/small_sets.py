@@ -2,7 +2,7 @@
 
     python -m benchmarks small_sets --cifar-dir DATA_DIR --folder runs/small_sets
 
-DATA_DIR holds CIFAR-10, as TFDS writes it. A trunk, half as wide as the network of `configs/cifar10.py`, learns five of
+DATA_DIR holds CIFAR-10, as TFDS writes it. A trunk, half as wide as the network of `configs/cifar10_fast.py`, learns five of
 its classes, from 25,000 images. The small sets are of the other five, which it has never seen: 30, 10
 and 5 training pictures a class, and 5 of two classes; 200 test images a class for all. On each:
 `googlenet-jax probe`, and `configs/finetune_folder.py` as it is, raw and averaged. What is done is not
@@ -49,7 +49,7 @@ def main() -> int:
         shorter = [f"--config.duration={args.trunk_epochs} epochs", "--config.eval_every=1 epoch"]
         shorter.append("--config.model.options.width=0.5")
         data = ["--config.data.name=trunk", "--config.data.eval_splits=('validation',)"]
-        _command("train", "--config=configs/cifar10.py", f"--workdir={trunk}", *data, *shorter)
+        _command("train", "--config=configs/cifar10_fast.py", f"--workdir={trunk}", *data, *shorter)
     for name in SETS:
         print(json.dumps(_measure(name, trunk, folder)), flush=True)
     return 0

@@ -21,7 +21,8 @@ from googlenet_jax.training.step import make_train_step
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 ENSEMBLE = tuple(f"ensemble{number}" for number in range(7))
-ARGUMENTS = {"cifar10": ("", "tune"), "imagenet_googlenet": ("", *ENSEMBLE)}
+ARGUMENTS = {name: ("", "tune") for name in ("cifar10", "cifar10_fast")}
+ARGUMENTS |= {"imagenet_googlenet": ("", *ENSEMBLE), "imagenet_googlenet_bn": ("", "lars", "lamb")}
 ARGUMENTS |= {name: ("", "multibox") for name in ("detection_digits", "detection_voc")}
 CASES = [(path, arg) for path in CONFIGS for arg in ARGUMENTS.get(path.stem, ("",))]
 
@@ -64,8 +65,9 @@ def test_unknown_argument_is_named(path):
         get_config(path, "tine")
 
 
-def test_tuning_never_sees_the_test_set():
-    data = get_config(next(path for path in CONFIGS if path.stem == "cifar10"), "tune").data
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_fast"])
+def test_tuning_never_sees_the_test_set(name):
+    data = get_config(next(path for path in CONFIGS if path.stem == name), "tune").data
     assert (data.train_split, data.eval_splits) == ("train[:45000]", ("train[45000:]",))
 
 

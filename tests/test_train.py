@@ -112,7 +112,7 @@ def test_what_a_config_does_not_allow_is_one_line(command, tmp_path, arguments, 
         ),
         (
             "digit",
-            "--config: there is no config 'digit' (did you mean 'digits'?): one of cifar10, detection_digits, ",
+            "--config: there is no config 'digit' (did you mean 'digits'?): one of cifar10, cifar10_fast, detection_digits, ",
         ),
         ("configs/digits.py:big", "configs/digits.py takes no argument, found 'big'"),
         ("{tmp}/broken.py", "--config: the config does not load: ZeroDivisionError"),
@@ -148,16 +148,16 @@ def test_what_follows_a_field_is_named(command, tmp_path):
     assert status == 1 and "'more' is no field" in message
 
 
-@pytest.mark.parametrize("config", ["digits", "cifar10:tune"])
-def test_configs_are_found_by_name_from_anywhere(monkeypatch, tmp_path, config):
+@pytest.mark.parametrize("name", ["digits", "cifar10:tune"])
+def test_configs_are_found_by_name_from_anywhere(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
-    config = read_config(config, ["--config.batch_size=32", "--config.model.options.width", "0.5"])
+    config = read_config(name, ["--config.batch_size=32", "--config.model.options.width", "0.5"])
     assert (config.data.name, config.batch_size, config.model.options.width) == (
-        config.split(":")[0],
+        name.split(":")[0],
         32,
         0.5,
     )
-    assert config.data.train_split == ("train[:45000]" if ":" in config else "train")
+    assert config.data.train_split == ("train[:45000]" if ":" in name else "train")
 
 
 def test_a_users_module_is_imported_from_the_current_folder(command, monkeypatch, tmp_path):

@@ -66,7 +66,7 @@ class Explainer:
                     equal.append(row)
                     continue
             unexplained.append((row, self._where(row)))
-        return Explanation(findings, self._nearest(unexplained), self.edits, self.tried)
+        return Explanation(_moved(findings), self._nearest(unexplained), self.edits, self.tried)
 
     def _nearest(self, unexplained: list[tuple[Row, str]]) -> list[tuple[Row, str]]:
         """A segment that holds another unexplained one has its place."""
@@ -262,6 +262,18 @@ class Explainer:
     def _label(self, node: Node) -> str:
         originals = {n.order: n for n in self.pairing.reference.nodes()}
         return self.pairing.place_of(originals.get(node.order, node))
+
+
+def _moved(found: list[Finding]) -> list[Finding]:
+    """A norm that a layer lacks and has behind its activation has moved; each reader of the layer
+    shows it.
+    """
+    at = lambda name: {f.layer for f in found if f.name == name}  # noqa: E731
+    moved = at("activation before batch norm")
+    moved |= at("missing batch norm") & at("extra batch norm")
+    parts = ("missing batch norm", "extra batch norm", "activation before batch norm")
+    kept = [f for f in found if f.layer not in moved or f.name not in parts]
+    return [*kept, *(Finding("activation before batch norm", layer) for layer in sorted(moved))]
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:

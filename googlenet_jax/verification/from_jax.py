@@ -346,7 +346,7 @@ class _Reader:
         if const.value.ndim != 2 or len(inner) != 1:
             return self._whole_map(x, const, inner, outer, flipped)
         matrix = const if outer[0] == 0 else Const.apply(torch.t, const)  # [in, out]
-        group = x.axes[inner[0]]
+        group = x.axes[inner[0]] or (() if const.leaves else _place_of_one(x, inner[0]))
         kept = [i for i in range(x.ndim) if i != inner[0]]
         if group in ((1,), (2,)) and len(x.node.shape) == 4:
             windows = windows_of(matrix.value.t())
@@ -354,7 +354,8 @@ class _Reader:
                 x.node, *(windows if group == (axis,) else None for axis in (1, 2))
             )
             axes = [x.axes[i] for i in kept]
-            axes = [group, *axes] if flipped else [*axes, group]
+            made = group if node.shape[group[0]] > 1 else ()
+            axes = [made, *axes] if flipped else [*axes, made]
             return Ref(node, tuple(axes))
         moved = self.builder.permute(x, [*kept, inner[0]])
         made = self.builder.product(moved, matrix)
@@ -456,6 +457,15 @@ class _Reader:
         factor = Const(torch.tensor(float(math.prod(window)), dtype=torch.float64))
         node = self.builder.affine(node, factor, Const(torch.zeros((), dtype=torch.float64)))
         return self.builder.back(node, order)
+
+
+def _place_of_one(x: Ref, dimension: int) -> tuple[int, ...]:
+    """Which axis of a map of one row or column a dimension is; () where that can't be told."""
+    ones = [a for a in (1, 2) if len(x.node.shape) == 4 and x.node.shape[a] == 1]
+    empty = [i for i, group in enumerate(x.axes) if not group]
+    if len(ones) != len(empty):
+        return ()
+    return (ones[empty.index(dimension)],)
 
 
 def _wide(value: Any) -> Any:

@@ -57,9 +57,22 @@ def names_of(
         return _affine(edit, where, reference, candidate)
     given = (edit.reference, edit.candidate) if edit.kind == "replace" else (edit.reference, None)
     if edit.kind == "insert":
+        if _follows_size(edit):
+            return []
         given = (None, edit.candidate)
     made = _operation(*given, where)
     return None if made is None else [made]
+
+
+def _follows_size(edit: Edit) -> bool:
+    """Whether an inserted pool is adaptive, to the size that the reference's map has anyway: there it
+    was the identity, and the candidate's map has another size for a reason that is found elsewhere.
+    """
+    assert edit.candidate is not None and edit.below is not None
+    return edit.candidate.op == "average" and all(
+        edit.candidate.attrs[name].rule == ("adaptive", size)
+        for name, size in zip(("rows", "columns"), edit.below.shape[1:3], strict=True)
+    )
 
 
 def _operation(reference: Node | None, candidate: Node | None, where: str) -> Finding | None:
@@ -212,7 +225,30 @@ def _affine(
         return None
     assert edit.candidate is not None
     other = roles_of(edit.candidate, candidate)
+    if shared := _shared(mine, other, where, reference, candidate):
+        return shared
     return _norms(edit.reference, edit.candidate, mine, other, where, reference)
+
+
+def _shared(
+    mine: Roles,
+    other: Roles,
+    where: str,
+    reference: Mapping[str, Tensor],
+    candidate: Mapping[str, Tensor],
+) -> list[Finding]:
+    """The parts for which the candidate reads the weights of another layer."""
+    found = []
+    for role in mine.leaves.keys() & other.leaves.keys():
+        made = candidate[other.leaves[role]].double().reshape(-1)
+        of = [n for n, leaf in reference.items() if _equals(leaf.double().reshape(-1), made)]
+        if of and mine.leaves[role] not in of:
+            found.append(Finding("weight shared", where, f"its {role} is {of[0]}"))
+    return found
+
+
+def _equals(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, 1e-9, 1e-12)
 
 
 def _extra_affine(node: Node, where: str, leaves: Mapping[str, Tensor]) -> list[Finding] | None:
@@ -267,6 +303,10 @@ def _norms(
         changed = bool(parts) or epsilon != mine.epsilon
         if changed and _is(candidate, _norm_of(given, epsilon)):
             return _norm_findings(parts, epsilon, mine, where)
+    scale = candidate.attrs["scale"].value.double().reshape(-1)
+    scale, wanted = torch.broadcast_tensors(scale, _norm_of(values, mine.epsilon)[0])
+    if not lacks and torch.allclose(scale, wanted, 1e-9):
+        return [Finding("extra bias", where)]
     return None
 
 
@@ -337,9 +377,8 @@ def kernel_names(
     made = candidate.attrs["kernel"].value.double()
     where = unit.name
     equal = lambda v: v.shape == made.shape and torch.allclose(v, made, 1e-6, 1e-12)  # noqa: E731
-    square = reference.shape[0] == reference.shape[1] > 1
     tries = [
-        ("transposed kernel", "height and width", reference.transpose(0, 1) if square else None),
+        ("transposed kernel", "height and width", reference.transpose(0, 1)),
         ("transposed kernel", "inputs and outputs", reference.transpose(2, 3)),
         ("flipped kernel", "height and width", reference.flip(0, 1)),
         ("flipped kernel", "height", reference.flip(0)),
@@ -348,7 +387,7 @@ def kernel_names(
         ("channel order", "outputs reversed", reference.flip(3)),
     ]
     for name, detail, value in tries:
-        if value is not None and equal(value):
+        if equal(value):
             if name == "transposed kernel" and reference.shape[:2] == (1, 1):
                 name, detail = (
                     "transposed classifier" if not candidate.attrs.get("x") else name,

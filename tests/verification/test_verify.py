@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import googlenet_jax as gj
 from googlenet_jax.errors import UserError
+from googlenet_jax.models.layers import avg_pool
 from googlenet_jax.verification import report as reports
 from googlenet_jax.verification.sides import JaxSide
 from googlenet_jax.verification.verify import (
@@ -94,6 +96,16 @@ def as_function(norm: nn.BatchNorm2d, scale: bool = True) -> None:
     )
 
 
+def in_mode_of(made: Twin) -> Callable[[nn.BatchNorm2d], None]:
+    def change(norm: nn.BatchNorm2d) -> None:
+        norm.forward = lambda x: F.batch_norm(
+            *(x, norm.running_mean, norm.running_var, norm.weight, norm.bias),
+            *(made.training, norm.momentum, norm.eps),
+        )
+
+    return change
+
+
 def after_concat(made: Twin) -> None:
     for branch in ("b1", "b2b", "b3c", "b4"):
         act(f"mixed.{branch}", lambda x: x)(made)
@@ -159,6 +171,7 @@ EQUAL: dict[str, Plant] = {
     "in place": act("conv2", F.relu_),
     "after the concatenation": after_concat,
     "batch norm as a function": norms(as_function),
+    "batch norm in the network's mode": lambda made: norms(in_mode_of(made))(made),
     "batch norm by hand": norms(by_hand),
     "frozen": lambda made: made.requires_grad_(False),
 }
@@ -310,6 +323,49 @@ def test_own_weights_that_differ_are_seen_and_a_transposed_one_is_named(ours: Ja
         port.conv2.conv.weight.normal_()
     found = verify(ours, port, IMAGES, weights="own")
     assert not found.findings and {where for _, where in found.unexplained} == {"conv2"}
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 5, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(F.avg_pool2d(F.relu(self.one(x)), 3, 1, 1)).mean((2, 3))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (4, 1), (4, 4)])
+def test_a_pool_over_a_map_of_one_place_is_a_pool(height: int, width: int):
+    rng = np.random.default_rng(0)
+    weights = {"one": rng.normal(size=(3, 4)), "two": rng.normal(size=(4, 5))}
+
+    def function(weights: Any, x: Any) -> Any:
+        x = avg_pool(jax.nn.relu(x @ weights["one"]), 3, 1, 1, count_padding=True)
+        return (x @ weights["two"]).mean((1, 2))
+
+    found = verify((function, weights), Pooled(), rng.normal(size=(4, height, width, 3)))
+    assert found.equal and found.alignment.left() == ([], []), found
+
+
+def test_an_adaptive_pool_on_a_map_of_another_size_is_no_finding(ours: JaxSide):
+    found = verify(ours, twin(conv2(padding=0)), IMAGES)
+    assert {f.name for f in found.findings} == {"padding"} and not found.unexplained, found
+
+
+@pytest.mark.parametrize(
+    ("name", "forward"),
+    [
+        ("extra bias", lambda u, x: F.relu(u.bn(u.conv(x) + x.new_full((1,), 0.4)))),
+        ("activation", lambda u, x: F.prelu(u.bn(u.conv(x)), x.new_full((1,), 0.3))),
+        ("activation before batch norm", lambda u, x: u.bn(F.relu(u.conv(x)))),
+    ],
+)
+def test_a_unit_in_another_order_or_with_constants_of_its_own(
+    name: str, forward: Callable[[Any, Tensor], Tensor], ours: JaxSide
+):
+    found = verify(ours, twin(runs("conv2", forward)), IMAGES)
+    assert [(f.name, f.layer) for f in found.findings] == [(name, "conv2")], found
+    assert not found.unexplained
 
 
 def test_what_could_not_be_paired_is_listed(ours: JaxSide):
