@@ -175,25 +175,24 @@ def as_sources(
     Raises:
       UserError: what is no data, has no examples, or has other classes than the rest.
     """
-    given = {"train": train} | dict(evaluations or {})
-    examples = {split: _examples(data, split) for split, data in given.items()}
-    named = (getattr(each, "class_names", None) for each in examples.values())
+    given = [("train", train), *(evaluations or {"train": train}).items()]
+    examples = [(split, _examples(data, split)) for split, data in given]
+    named = (getattr(each, "class_names", None) for _, each in examples)
     names = class_names or next((each for each in named if each is not None), None)
     if names is None:
-        names = tuple(map(str, range(max(_classes(each) for each in examples.values()))))
-    sources = {
-        split: each if isinstance(each, Source) else ItemSource(each, GIVEN, split, names)
-        for split, each in examples.items()
-    }
-    first = sources["train"]
-    for split, source in sources.items():
+        names = tuple(map(str, range(max(_classes(each) for _, each in examples))))
+    first, *others = (
+        each if isinstance(each, Source) else ItemSource(each, GIVEN, split, names)
+        for split, each in examples
+    )
+    for source in others:
         ours = (source.class_names, source.multi_label, source.channels, source.dtype)
         if ours != (first.class_names, first.multi_label, first.channels, first.dtype):
             raise UserError(
-                f"{split}: expected the classes, kind of labels, channels and dtype of the training "
-                f"examples, found {len(ours[0])} classes, {ours[2]} channels of {ours[3]}"
+                f"{source.split}: expected the classes, kind of labels, channels and dtype of the "
+                f"training examples, found {len(ours[0])} classes, {ours[2]} channels of {ours[3]}"
             )
-    return first, [sources[split] for split in (evaluations or given)]
+    return first, others
 
 
 def _examples(data: Any, split: str) -> Any:

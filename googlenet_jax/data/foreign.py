@@ -13,26 +13,52 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from googlenet_jax.data.examples import ItemSource, as_sources
+import numpy as np
+
+from googlenet_jax.data.examples import ItemSource, Part, as_sources
 from googlenet_jax.data.picture_files import ENDINGS
 from googlenet_jax.data.sources import Source
 from googlenet_jax.errors import UserError, nearest
 
 
 def open_foreign(name: str, split: str) -> Source:
-    """Opens a split of "huggingface:NAME_OR_FOLDER[:CONFIG]" or "tar:PATTERN".
+    """Opens a split of "huggingface:NAME_OR_FOLDER[:CONFIG]" or "tar:PATTERN"; slices too, such as
+    "train[:10%]".
 
     Raises UserError where it can't be read.
     """
     kind, _, place = name.partition(":")
+    whole, bracket, limits = split.partition("[")
     if kind == "tar":
-        examples: Any = TarShards(sorted(glob.glob(place.replace("{split}", split))), place)
+        examples: Any = TarShards(sorted(glob.glob(place.replace("{split}", whole))), place)
     else:
-        examples = _hugging_face(place, split)
+        examples = _hugging_face(place, whole)
     source, _ = as_sources(examples, None)
     assert isinstance(source, ItemSource)
     source.name, source.split = name, split
-    return source
+    return _slice(source, limits, split) if bracket else source
+
+
+def _slice(source: Source, limits: str, split: str) -> Source:
+    """The examples from a number or a percentage to another: "a:b]"."""
+    match = re.fullmatch(r"(\d+%?)?:(\d+%?)?\]", limits)
+    if match is None:
+        raise UserError(
+            f"split {split!r}: expected a slice such as 'train[:10%]' or 'train[50:90]'"
+        )
+    count = len(source)
+    ends = [
+        default
+        if text is None
+        else round(count * int(text[:-1]) / 100)
+        if "%" in text
+        else int(text)
+        for text, default in ((match[1], 0), (match[2], count))
+    ]
+    places = np.arange(count)[ends[0] : ends[1]]
+    if not len(places):
+        raise UserError(f"split {split!r}: has no examples; there are {count}")
+    return Part(source, places, split)
 
 
 class HuggingFaceExamples:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 import shlex
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from googlenet_jax.cli.main import main
@@ -34,6 +36,25 @@ def get_config(arg=""):
 
 
 @pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of four runs, two rates and two seeds, as training leaves them."""
+    folder = tmp_path_factory.mktemp("written")
+    rng = np.random.default_rng(0)
+    for rate, seed in itertools.product((0.05, 0.1), (0, 1)):
+        run = folder / "runs" / f"learning_rate={rate},seed={seed}"
+        run.mkdir(parents=True)
+        config = {"seed": seed, "schedule": {"learning_rate": rate}, "data": {"threads": seed}}
+        (run / "config.json").write_text(json.dumps(config))
+        lines = [{"step": 1, "epoch": 1, "split": "train", "loss": 2.0, "learning_rate": rate}]
+        for step, weights in itertools.product((1, 2), ("raw", "ema")):
+            figures = {"loss": rng.random(), "top1": rng.random(), "examples": 20}
+            line = {"step": step, "epoch": step, "split": "test", "weights": weights, **figures}
+            lines.append(line)
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
     """A sweep of two rates and two seeds."""
     folder = tmp_path_factory.mktemp("sweep")
@@ -55,6 +76,7 @@ def last(run: Path) -> dict[str, Any]:
     return next(line for line in reversed(lines) if line.get("weights") == "ema")
 
 
+@pytest.mark.proof
 def test_a_sweep_trains_the_grid(swept: Path) -> None:
     names = {path.name for path in (swept / "runs").iterdir()}
     assert names == {
@@ -66,6 +88,7 @@ def test_a_sweep_trains_the_grid(swept: Path) -> None:
         assert config["optimizer"]["momentum"] == 0.8
 
 
+@pytest.mark.proof
 def test_the_same_command_leaves_finished_runs(
     swept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +99,7 @@ def test_the_same_command_leaves_finished_runs(
     assert before == {path: path.stat().st_mtime_ns for path in (swept / "runs").glob("*/*.json*")}
 
 
+@pytest.mark.proof
 def test_commands_for_an_array(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(swept, "--print")) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -86,6 +110,7 @@ def test_commands_for_an_array(swept: Path, capsys: pytest.CaptureFixture[str]) 
     assert f"--workdir={swept / 'runs'}/learning_rate=0.05,seed=1" in words
 
 
+@pytest.mark.proof
 def test_a_second_run_of_the_same_shapes_compiles_nothing(swept: Path) -> None:
     starts = {
         path.parent.name: json.loads(path.read_text())["starts"]
@@ -99,6 +124,7 @@ def test_a_second_run_of_the_same_shapes_compiles_nothing(swept: Path) -> None:
     )  # the rate is in the program
 
 
+@pytest.mark.proof
 def test_what_a_run_was_made_with(swept: Path) -> None:
     path = swept / "runs" / "learning_rate=0.05,seed=0" / "run.json"
     (entry,) = json.loads(path.read_text())["starts"]
@@ -110,8 +136,8 @@ def test_what_a_run_was_made_with(swept: Path) -> None:
     assert set(entry["package"]) == {"version", "commit", "clean"}
 
 
-def test_the_table_is_mean_and_deviation(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = swept / "runs"
+def test_the_table_is_mean_and_deviation(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = written / "runs"
     losses = [last(runs / f"learning_rate=0.1,seed={seed}")["loss"] for seed in (0, 1)]
     mean, deviation = statistics.mean(losses), statistics.stdev(losses)
     assert main(["table", str(runs), "--metrics", "top1,loss", "--format", "csv"]) == 0
@@ -134,17 +160,18 @@ def test_the_table_is_mean_and_deviation(swept: Path, capsys: pytest.CaptureFixt
     assert "did you mean 'top" in capsys.readouterr().err
 
 
-def test_the_plot_shades_the_spread(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plot_shades_the_spread(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: dict[str, Any] = {}
     monkeypatch.setattr(
         "googlenet_jax.training.curves.draw_curves",
         lambda runs, path: drawn.update(runs) or draw_curves(runs, path),
     )
-    runs = sorted(map(str, (swept / "runs").iterdir()))
-    assert main(["plot", *runs, "--output", str(swept / "spread.svg")]) == 0
+    runs = sorted(map(str, (written / "runs").iterdir()))
+    assert main(["plot", *runs, "--output", str(written / "spread.svg")]) == 0
     assert list(drawn) == ["learning_rate=0.05", "learning_rate=0.1"]
-    line = next(line for line in drawn["learning_rate=0.1"] if line.get("weights") == "ema")
-    losses = [last(swept / "runs" / f"learning_rate=0.1,seed={seed}")["loss"] for seed in (0, 1)]
+    ours = reversed(drawn["learning_rate=0.1"])
+    line = next(line for line in ours if line.get("weights") == "ema")
+    losses = [last(written / "runs" / f"learning_rate=0.1,seed={seed}")["loss"] for seed in (0, 1)]
     assert line["loss"] == pytest.approx(statistics.mean(losses))
     assert line["loss_sd"] == pytest.approx(statistics.stdev(losses))
 
@@ -162,6 +189,7 @@ def test_axes() -> None:
             parse_axis(wrong)
 
 
+@pytest.mark.proof
 def test_a_run_that_fails_is_told_and_the_others_go_on(
     swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

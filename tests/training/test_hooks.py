@@ -163,6 +163,7 @@ def test_callbacks_stand_at_the_loops_places(tmp_path: Path) -> None:
     assert line["balanced_accuracy"] == pytest.approx(np.mean(shares))
 
 
+@pytest.mark.proof
 def test_early_stopping_holds_when_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,6 +192,7 @@ def brighter(batch: Any, key: Any, step: Any, by: float = 1.0) -> Any:
     return batch | {"image": batch["image"] + by * step}
 
 
+@pytest.mark.proof
 def test_losses_and_augmentations_take_the_step_and_options(tmp_path: Path) -> None:
     if "warming" not in LOSSES:
         gj.register_loss("warming", warming)
@@ -215,7 +217,7 @@ def test_losses_and_augmentations_take_the_step_and_options(tmp_path: Path) -> N
         create_loss("stepless")
 
 
-def test_sam_takes_the_gradient_elsewhere(tmp_path: Path) -> None:
+def test_sam_takes_the_gradient_elsewhere() -> None:
     params = {"head": {"kernel": jnp.array([[1.0, -2.0]])}}
     gradient = jax.grad(lambda p: (p["head"]["kernel"] ** 4).sum())
     sam = create_optimizer(
@@ -226,6 +228,10 @@ def test_sam_takes_the_gradient_elsewhere(tmp_path: Path) -> None:
     away = jax.tree.map(lambda p, g: p + 0.5 * g / optax.global_norm(grads), params, grads)
     expected = jax.tree.map(lambda g: -0.1 * g, gradient(away))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
+
+
+@pytest.mark.proof
+def test_a_run_with_two_gradients_a_step(tmp_path: Path) -> None:
     config = short(tmp_path / "d")
     config.duration = "2 steps"
     config.optimizer.name, config.optimizer.options = "sam", {"rho": 0.1}
@@ -244,6 +250,7 @@ def test_advice_for_the_batch_size_holds() -> None:
     check_batch_size(32, mesh, 2)
 
 
+@pytest.mark.proof
 def test_the_learning_rates_range(tmp_path: Path) -> None:
     config = short(tmp_path / "d")
     found = gj.find_learning_rate(config, lowest=1e-4, highest=100, steps=25, smoothing=0.5)
@@ -253,6 +260,7 @@ def test_the_learning_rates_range(tmp_path: Path) -> None:
     assert (tmp_path / "rates.png").stat().st_size > 1000
 
 
+@pytest.mark.proof
 def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -263,6 +271,7 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert json.loads((tmp_path / "wandb.json").read_text())["id"]
 
 
+@pytest.mark.proof
 def test_mlflow_in_a_local_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a database needs SQLAlchemy
     tracking = pytest.importorskip("mlflow.tracking")

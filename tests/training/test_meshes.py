@@ -15,7 +15,10 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.runtime.sharding import create_mesh, parse_shards, split_longest
 
 
-@pytest.mark.parametrize("network", ["tiny", pytest.param("googlenet_bn", marks=pytest.mark.proof)])
+@pytest.mark.parametrize(
+    "network", ["tiny", pytest.param("googlenet_bn", marks=pytest.mark.exhaustive)]
+)
+@pytest.mark.proof
 def test_every_layout_trains_alike(tmp_path: Path, data_dir: Path, network: str) -> None:
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.training.meshes", str(tmp_path), str(data_dir), network]

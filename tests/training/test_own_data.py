@@ -45,7 +45,11 @@ def two_steps(folder: Path, **model: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("channels", "dtype", "mean"),
-    [(3, np.uint8, (128.0,)), (5, np.uint16, (128.0,) * 5), (1, np.float64, (0.5,))],
+    [
+        pytest.param(3, np.uint8, (128.0,), marks=pytest.mark.proof),
+        (5, np.uint16, (128.0,) * 5),
+        pytest.param(1, np.float64, (0.5,), marks=pytest.mark.proof),
+    ],
 )
 def test_arrays_are_trained_on(tmp_path: Path, channels: int, dtype: Any, mean: Any) -> None:
     images, labels = arrays(24, channels, dtype)
@@ -68,6 +72,7 @@ def test_arrays_are_trained_on(tmp_path: Path, channels: int, dtype: Any, mean: 
         gj.train(json.loads((tmp_path / "run" / "config.json").read_text()), tmp_path / "run")
 
 
+@pytest.mark.proof
 def test_several_labels_an_image(tmp_path: Path) -> None:
     images, labels = arrays()
     several = np.stack([labels, 1 - labels, np.ones_like(labels)], axis=1)
@@ -167,6 +172,7 @@ def test_subsets_and_folds() -> None:
         fold(source, "6/5", seed=0)
 
 
+@pytest.mark.proof
 def test_a_fold_is_held_out_and_evaluated_first(tmp_path: Path) -> None:
     config = two_steps(tmp_path / "d")
     config.data.update(fold="1/4", per_class=6, sampling="balanced")
@@ -176,6 +182,17 @@ def test_a_fold_is_held_out_and_evaluated_first(tmp_path: Path) -> None:
     raw = {line["split"]: line["examples"] for line in lines if line.get("weights") == "raw"}
     assert list(raw.items()) == [("fold", 10), ("all", 40)]
     assert gj.load(tmp_path / "run").data["examples"] == 12
+
+
+def test_evaluations_stand_beside_the_training_examples() -> None:
+    images, labels = arrays(8)
+    train, (few, other) = as_sources(
+        (images, labels), {"train": (images[:3], labels[:3]), "test": (images[:4], labels[:4])}
+    )
+    assert [len(each) for each in (train, few, other)] == [8, 3, 4]
+    assert [each.split for each in (few, other)] == ["train", "test"]
+    with pytest.raises(UserError, match="test: expected the classes, kind of labels, channels"):
+        as_sources((images, labels), {"test": (images[..., :2], labels)})
 
 
 class Pairs:
@@ -244,6 +261,10 @@ def test_tar_shards(tmp_path: Path) -> None:
     source = load_source(f"tar:{tmp_path}/{{split}}-*.tar", "train")
     assert source.class_names == ("dark", "bright") and source.labels().tolist() == labels.tolist()
     assert (centres(source) == centres(as_sources((images, labels), None)[0])).all()
+    half = load_source(f"tar:{tmp_path}/{{split}}-*.tar", "train[50%:]")
+    assert len(half) == 4 and (centres(half)[:4] == centres(source)[4:]).all()
+    with pytest.raises(UserError, match="expected a slice such as"):
+        load_source(f"tar:{tmp_path}/{{split}}-*.tar", "train[50%]")
     with pytest.raises(UserError, match="no such file"):
         load_source(f"tar:{tmp_path}/none-*.tar", "train")
     (tmp_path / "bad-0.tar").write_bytes(b"no archive")
@@ -251,6 +272,7 @@ def test_tar_shards(tmp_path: Path) -> None:
         load_source(f"tar:{tmp_path}/bad-*.tar", "train")
 
 
+@pytest.mark.proof
 def test_hugging_faces_datasets(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     from datasets.utils import disable_progress_bars
