@@ -2,7 +2,9 @@
 
     python train.py --config=configs/imagenet_googlenet_bn.py --workdir=runs/imagenet_googlenet_bn
 
-The rate follows the linear rule of 1706.02677, 0.1 for a batch of 256: scale both together.
+The rate follows the linear rule of 1706.02677, 0.1 for a batch of 256: scale both together. For batches of 8,192, where that rule
+breaks, `:lars` (1708.03888) and `:lamb` (1904.00962, whose table of ResNet-50 has this rate and warm-up) scale each layer's update
+by its weights' norm; the rates are where to begin, none is measured.
 
 Hardware: one GPU or more. Result: not measured.
 """
@@ -14,10 +16,10 @@ from googlenet_jax.training.config import default_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config. Raises UserError for any `arg`: it takes none."""
-    if arg:
+    """Returns the config; `arg` "lars" or "lamb" is for large batches. Raises UserError for any other."""
+    if arg not in ("", "lars", "lamb"):
         raise UserError(
-            f"configs/imagenet_googlenet_bn.py takes no argument, found {arg!r}; change fields with --config.field=value"
+            f"configs/imagenet_googlenet_bn.py takes 'lars', 'lamb' or no argument, found {arg!r}; change fields with --config.field=value"
         )
     config = default_config()
     config.dtype = "bfloat16"
@@ -50,4 +52,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.loss.label_smoothing = 0.1
     config.ema.decay = 0.9999
     config.ema.start = "5 epochs"
+    if arg:
+        config.batch_size = 8192
+        config.optimizer.name = arg
+    if arg == "lars":
+        config.schedule.name, config.schedule.power = "polynomial", 2.0
+        config.schedule.learning_rate = 10.0
+    if arg == "lamb":
+        config.optimizer.nesterov = False
+        config.schedule.learning_rate = 0.02
     return config

@@ -1,8 +1,6 @@
-"""Draws the pictures of docs/explain.md from two runs, which that page says how to train.
+"""Draws the pictures of docs/explain.md from a run on the digits.
 
-    python examples/explain_gallery.py RUNS/digits RUNS/found PHOTOS docs/explain
-
-PHOTOS is what digits_in_photographs.py wrote.
+python examples/explain_gallery.py runs/digits docs/explain
 """
 
 import dataclasses
@@ -13,50 +11,63 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits, load_sample_images
+from sklearn.model_selection import train_test_split
 
 import googlenet_jax as gj
 from googlenet_jax.interpretability.explain import Explanation
 
 Tile = tuple[str, np.ndarray]  # title and picture
+SHOWN = (0, 2, 3, 5, 8, 9)  # classes
+LAYERS = ("conv1", "inception_3a", "inception_4e")
 
 
-def main(digits_run: str, found_run: str, photos: Path, folder: Path) -> None:
-    digits, found = gj.load(digits_run), gj.load(found_run)
+def main(run: str, folder: Path) -> None:
+    """Draws and writes all of them."""
+    trained = gj.load(run)
     folder.mkdir(parents=True, exist_ok=True)
-    validation = [sorted((photos / "val" / name).iterdir()) for name in found.class_names or ()]
-    chosen = [names[0] for names in validation]  # the first of each class
-    save(folder / "first.png", first(found, chosen[2:8]))
-    save(folder / "photographs.png", [methods(found, chosen[place]) for place in (4, 8)])
-    grey = [np.uint8(each * 15.9)[..., None].repeat(3, -1) for each in load_digits().images]
-    save(folder / "digits.png", [methods(digits, grey[place]) for place in (3, 8)])
-    filters = [
-        (f"{title}, conv1", gj.explain(each, method="filters").picture)
-        for title, each in (("digits", digits), ("digits in photographs", found))
-    ]
-    save(folder / "filters.png", [filters])
-    save(folder / "activations.png", [activations(found, chosen[4])])
-    save(folder / "deepdream.png", dreams(found))
+    digits = held_out()
+    save(folder / "first.png", first(trained, [digits[place] for place in SHOWN]))
+    save(folder / "digits.png", [methods(trained, digits[place]) for place in (3, 8)])
+    filters = gj.explain(trained, method="filters")
+    save(
+        folder / "layers.png", [[("conv1's kernels", filters.picture), *layers(trained, digits[3])]]
+    )
+    save(folder / "deepdream.png", [dreams(trained)])
 
 
-def first(found: gj.TrainedModel, pictures: Sequence[Path]) -> list[list[Tile]]:
+def held_out() -> list[np.ndarray]:
+    """Of each class the first digit that the config sets apart, uint8 [8, 8, 3]."""
+    digits = load_digits()
+    _, test = train_test_split(
+        np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0
+    )
+    places = [next(i for i in sorted(test) if digits.target[i] == label) for label in range(10)]
+    return [np.uint8(digits.images[i] * 15.9)[..., None].repeat(3, -1) for i in places]
+
+
+def first(trained: gj.TrainedModel, images: Sequence[np.ndarray]) -> list[list[Tile]]:
+    """Images with the network's answers, and below each its Grad-CAM."""
     rows: list[list[Tile]] = [[], []]
-    for picture in pictures:
-        each = gj.explain(found, picture, layer="inception_4e")
+    for image in images:
+        each = gj.explain(trained, image, layer="inception_4e")
         rows[0].append((said(each), enlarged(each.image)))
         rows[1].append(("", each.picture))
     return rows
 
 
 def said(each: Explanation) -> str:
-    return f"{each.class_name} {100 * each.probability:.1f} %"
+    """The class and its probability."""
+    return f"{each.class_name} {100 * (each.probability or 0):.1f} %"
 
 
-def enlarged(image: np.ndarray) -> np.ndarray:
+def enlarged(image: np.ndarray | None) -> np.ndarray:
+    """The image, each pixel a square."""
+    assert image is not None  # filters alone have none
     factor = max(1, 256 // len(image))
     return image.repeat(factor, 0).repeat(factor, 1)
 
 
-def methods(trained: gj.TrainedModel, image: object) -> list[Tile]:
+def methods(trained: gj.TrainedModel, image: np.ndarray) -> list[Tile]:
     """An image beside what three methods make of it."""
     gradcam = gj.explain(trained, image, layer="inception_4e")
     tiles = [(said(gradcam), enlarged(gradcam.image)), ("Grad-CAM", gradcam.picture)]
@@ -65,47 +76,43 @@ def methods(trained: gj.TrainedModel, image: object) -> list[Tile]:
     return tiles
 
 
-def activations(trained: gj.TrainedModel, image: object) -> list[Tile]:
+def layers(trained: gj.TrainedModel, image: np.ndarray) -> list[Tile]:
+    """The strongest channels of a few layers."""
     shown = [gj.explain(trained, image, "activations", layer=layer, count=9) for layer in LAYERS]
-    tiles = [("the picture", enlarged(shown[0].image))]
-    return tiles + [(each.layer or "", each.picture) for each in shown]
+    return [(each.layer or "", each.picture) for each in shown]
 
 
-LAYERS = ("conv1", "inception_3a", "inception_4e")
-
-
-def dreams(trained: gj.TrainedModel) -> list[list[Tile]]:
+def dreams(trained: gj.TrainedModel) -> list[Tile]:
+    """scikit-learn's photographs, larger than what the network was trained on, and changed."""
     assert trained.preprocessing is not None
-    larger = dataclasses.replace(trained.preprocessing, size=256, resize=256)
-    trained = dataclasses.replace(trained, preprocessing=larger)
-    rows = []
+    larger = dataclasses.replace(trained.preprocessing, size=192, resize=192)
+    trained, tiles = dataclasses.replace(trained, preprocessing=larger), []
     for photograph in load_sample_images().images:
-        row = [("the photograph", trained.crops(photograph)[0])]
-        for layer in ("conv2", "inception_3b", "inception_4c"):
-            dreamt = gj.explain(trained, photograph, "deepdream", layer=layer, steps=20)
-            row.append((layer, dreamt.picture))
-        rows.append(row)
-    return rows
+        tiles.append(("the photograph", trained.crops(photograph)[0]))
+        options = {"layer": "inception_3b", "octaves": 3, "steps": 20}
+        tiles.append(
+            ("inception_3b", gj.explain(trained, photograph, "deepdream", **options).picture)
+        )
+    return tiles
 
 
 def save(path: Path, rows: list[list[Tile]]) -> None:
     """Draws rows of pictures under their titles."""
     columns = max(map(len, rows))
-    titled = any(title for title, _ in rows[0])
-    figure = Figure(figsize=(2.2 * columns, 2.35 * len(rows)), dpi=96, layout="constrained")
+    figure = Figure(figsize=(2.2 * columns, 2.3 * len(rows)), dpi=96, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for row, line in zip(axes, rows, strict=True):
         for axis, (title, picture) in zip(row, line, strict=False):
             axis.imshow(picture, interpolation="nearest")
-            if titled and title:
+            if title:
                 axis.set_title(title, fontsize=10)
     figure.savefig(path, facecolor="white")
     print(f"wrote {path}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 5:
+    if len(sys.argv) != 3:
         sys.exit(__doc__)
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -8,16 +8,21 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from googlenet_jax import metrics, weights
     from googlenet_jax.data.augment import register_augmentation
+    from googlenet_jax.data.examples import Examples
     from googlenet_jax.evaluation.metrics import register_metric
+    from googlenet_jax.evaluation.set_metrics import register_set_metric
     from googlenet_jax.interpretability.explain import explain
     from googlenet_jax.models.endpoints import endpoints
     from googlenet_jax.models.folding import fold_batch_norm
     from googlenet_jax.models.network import Network, Output
     from googlenet_jax.models.registry import create_model, list_models, register_model
+    from googlenet_jax.training.callbacks import Callback, register_callback
     from googlenet_jax.training.loop import train
     from googlenet_jax.training.losses import register_loss
     from googlenet_jax.training.optimizer import register_optimizer, register_schedule
+    from googlenet_jax.training.rate_finder import find_learning_rate
     from googlenet_jax.training.task import register_task
+    from googlenet_jax.training.trackers import register_writer
     from googlenet_jax.verification.verify import verify
     from googlenet_jax.weights.load import load
     from googlenet_jax.weights.safetensors import save_weights
@@ -26,6 +31,12 @@ if TYPE_CHECKING:
 # Public name -> where it lives: imported on first use, so that `import googlenet_jax` costs
 # nothing.
 _HOMES = {
+    "find_learning_rate": "googlenet_jax.training.rate_finder",
+    "Examples": "googlenet_jax.data.examples",
+    "register_set_metric": "googlenet_jax.evaluation.set_metrics",
+    "register_writer": "googlenet_jax.training.trackers",
+    "register_callback": "googlenet_jax.training.callbacks",
+    "Callback": "googlenet_jax.training.callbacks",
     "Network": "googlenet_jax.models.network",
     "Output": "googlenet_jax.models.network",
     "create_model": "googlenet_jax.models.registry",
@@ -48,23 +59,29 @@ _HOMES = {
 }
 
 __all__ = [
+    "Callback",
+    "Examples",
     "Network",
     "Output",
     "TrainedModel",
     "create_model",
     "endpoints",
     "explain",
+    "find_learning_rate",
     "fold_batch_norm",
     "list_models",
     "load",
     "metrics",
     "register_augmentation",
+    "register_callback",
     "register_loss",
     "register_metric",
     "register_model",
     "register_optimizer",
     "register_schedule",
+    "register_set_metric",
     "register_task",
+    "register_writer",
     "save_weights",
     "train",
     "verify",

@@ -98,3 +98,10 @@ def arguments(
                 f"{group}.options.{name}: {what} has no such option{nearest(name, known)}; its options are {', '.join(known) or 'none'}"
             )
     return {name: value for name, (value, _) in fields.items() if name in takes} | dict(options)
+
+
+def given_step(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `function`, to be called with `step=…`, which it gets where it takes it."""
+    if "step" in inspect.signature(function).parameters:
+        return function
+    return lambda *args, step: function(*args)

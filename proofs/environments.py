@@ -104,9 +104,18 @@ def fetch_uv(folder: Path) -> str:
 
 
 def absent(copy: Path) -> list[Path]:
-    """The test files that import what isn't installed."""
-    files = sorted((copy / "tests").rglob("test_*.py"))
-    return [file for file in files if ABSENT.search(file.read_text(encoding="utf-8"))]
+    """The test files that import what isn't installed, themselves or through each other."""
+    texts = {
+        path: path.read_text(encoding="utf-8")
+        for path in sorted((copy / "tests").rglob("test_*.py"))
+    }
+    found = {path for path, text in texts.items() if ABSENT.search(text)}
+    while True:
+        names = {".".join(path.relative_to(copy).with_suffix("").parts) for path in found}
+        more = {p for p, text in texts.items() if any(f"from {name} " in text for name in names)}
+        if more <= found:
+            return sorted(found)
+        found |= more
 
 
 if __name__ == "__main__":

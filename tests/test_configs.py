@@ -22,7 +22,7 @@ from googlenet_jax.training.step import make_train_step
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 ENSEMBLE = tuple(f"ensemble{number}" for number in range(7))
 ARGUMENTS = {name: ("", "tune") for name in ("cifar10", "cifar10_fast")}
-ARGUMENTS |= {"imagenet_googlenet": ("", *ENSEMBLE)}
+ARGUMENTS |= {"imagenet_googlenet": ("", *ENSEMBLE), "imagenet_googlenet_bn": ("", "lars", "lamb")}
 ARGUMENTS |= {name: ("", "multibox") for name in ("detection_digits", "detection_voc")}
 CASES = [(path, arg) for path in CONFIGS for arg in ARGUMENTS.get(path.stem, ("",))]
 

@@ -1,5 +1,6 @@
 """docs/extending.md: every file and every command in it works, here at a small size."""
 
+import importlib
 import json
 import re
 import shlex
@@ -8,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import googlenet_jax as gj
 from googlenet_jax.cli.main import main
+from googlenet_jax.cli.train import read_config
 from googlenet_jax.models import registry
 from googlenet_jax.runtime import process
+from googlenet_jax.training.config import resolve
 from googlenet_jax.training.writers import read_metrics
 from tests.training.tiny_run import Tiny
 
@@ -59,15 +63,52 @@ def small(data_dir):
 
 def test_the_page_names_its_files_and_commands():
     assert set(FILES) == {
-        "my_network.py", "my_config.py", "from_python.py", "my_loss.py", "my_optimizer.py", "my_augmentation.py",
+        "my_network.py", "my_config.py", "from_python.py", "my_loss.py", "my_set_metric.py", "my_optimizer.py",
+        "my_schedule.py", "my_augmentation.py", "my_callback.py", "my_data.py",
     }  # fmt: skip
     assert {name: len(lines) for name, lines in COMMANDS.items()} == {
         "summary": 1,
-        "train": 5,
+        "train": 8,
         "evaluate": 1,
     }
     network = FILES["my_network.py"].split("\n\n\n")
     assert sum(len(part.splitlines()) for part in network[1:]) <= 30
+
+
+ABLATIONS = re.findall(r"^\| ([^|`]+) \| `([^`]+)` \|$", TEXT, re.MULTILINE)
+MINE = ("my_network", "my_loss", "my_optimizer", "my_schedule", "my_augmentation")
+
+
+def ablated(given):
+    """The config of digits with an ablation's fields."""
+    for module in MINE:
+        importlib.import_module(module)
+    return read_config("digits", [f"--config.{field}" for field in given.split(" ")])
+
+
+def test_every_ablation_is_a_config(folder):
+    assert len(ABLATIONS) >= 30 and len(dict(ABLATIONS)) == len(ABLATIONS)
+    plain = resolve(read_config("digits", [])).config.to_dict()
+    for what, given in ABLATIONS:
+        assert resolve(ablated(given)).config.to_dict() != plain, what
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(("what", "given"), ABLATIONS, ids=[what for what, _ in ABLATIONS])
+def test_every_ablation_trains(folder, data_dir, what, given):
+    config = ablated(given)
+    if config.model.options.get("width") == 0.25:
+        config.model.options.width = 0.0625
+    config.data.update(dir=str(data_dir), eval_splits=("test[:20]",))
+    config.update_from_flattened_dict({**SMALL, "duration": "2 steps", "eval_batch_size": 20})
+    gj.train(config, "runs/ablation")
+    assert [line["step"] for line in read_metrics(Path("runs/ablation/metrics.jsonl"))][-1] == 2
+
+
+@pytest.mark.proof
+def test_data_of_ones_own(folder, capsys):
+    exec(FILES["my_data.py"], {})
+    assert "(2, 3)" in capsys.readouterr().out
 
 
 @pytest.mark.proof

@@ -34,6 +34,8 @@ from googlenet_jax.cli import (
     probe,
     proposals,
     summary,
+    sweep,
+    table,
     train,
     verify,
 )
@@ -58,6 +60,8 @@ SUBCOMMANDS = {
     "compile": compile,
     "fid": fid,
     "features": features,
+    "sweep": sweep,
+    "table": table,
     "probe": probe,
 }
 
@@ -78,6 +82,9 @@ EXAMPLES = {
     "detect": "googlenet-jax detect --weights runs/scenes photo.jpg --output found",
     "compile": "googlenet-jax compile --config=imagenet_googlenet_bn --topology=v5e:4x4",
     "fid": "googlenet-jax fid real generated --metrics fid,kid",
+    "sweep": "googlenet-jax sweep digits --workdir runs/rates --grid "
+    "schedule.learning_rate=0.05,0.1 --seeds 0,1,2",
+    "table": "googlenet-jax table runs/rates --format latex",
     "features": "googlenet-jax features photos --model inception_v3_fid --output photos.npz",
     "probe": "googlenet-jax probe pets --weights inception_v3_torchvision --split validation",
 }

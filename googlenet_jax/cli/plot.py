@@ -12,7 +12,11 @@ def add_parser(subparsers: Any) -> None:
         "plot", help="loss, top-1 and learning rate of one or several runs in one picture"
     )
     parser.add_argument(
-        "runs", nargs="+", metavar="DIR", help="a run's folder (train.py's --workdir)"
+        "runs",
+        nargs="+",
+        metavar="DIR",
+        help="a run's folder (train.py's --workdir), or a folder of runs; of those that differ in "
+        "seeds alone, mean and standard deviation are drawn",
     )
     parser.add_argument(
         "--output",
@@ -28,15 +32,9 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draws the picture and says where it is; returns 0."""
     from googlenet_jax.errors import UserError
-    from googlenet_jax.runtime.storage import (
-        check_output,
-        reaching,
-        run_folder,
-        write_atomically,
-        writing,
-    )
-    from googlenet_jax.training.curves import draw_curves
-    from googlenet_jax.training.writers import METRICS_FILE, read_metrics
+    from googlenet_jax.runtime.storage import check_output, write_atomically, writing
+    from googlenet_jax.training import curves
+    from googlenet_jax.training.comparison import grouped, mean_lines, read_runs
 
     output = Path(args.output)
     if output.suffix.lower() not in (".png", ".pdf", ".svg"):
@@ -44,12 +42,13 @@ def run(args: argparse.Namespace) -> int:
             f"--output: expected a name that ends in .png, .pdf or .svg, found {args.output!r}"
         )
     check_output(output)
-    runs = {}
-    for folder in args.runs:
-        with reaching(folder):
-            runs[folder] = read_metrics(run_folder(folder) / METRICS_FILE)
+    found = read_runs(args.runs)
+    runs = {each.folder: each.lines for each in found}
+    groups = grouped(found)
+    spread = any(group.has_spread for group in groups)
+    drawn = {group.name: mean_lines(group.runs) for group in groups} if spread else runs
     with writing(output):
-        write_atomically(output, lambda path: draw_curves(runs, path))
+        write_atomically(output, lambda path: curves.draw_curves(drawn, path))
     last = {
         folder: list({(line["split"], line.get("weights")): line for line in lines}.values())
         for folder, lines in runs.items()

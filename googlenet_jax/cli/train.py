@@ -1,6 +1,7 @@
 """`googlenet-jax train`: trains as a config says, or resumes the run that is in the folder."""
 
 import argparse
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,9 @@ def read_config(config: str, fields: list[str]) -> Any:
     name, colon, argument = config.partition(":")
     path = f"{_config_path(name)}{colon}{argument}"
     values = flags.FlagValues()
-    arguments = ["train", f"--config={path}", *fields]
+    whole = [match for field in fields if (match := _OPTIONS.fullmatch(field))]
+    plain = [field for field in fields if not _OPTIONS.fullmatch(field)]
+    arguments = ["train", f"--config={path}", *plain]
     # New fields are let through: the check of the whole config names them, and a model's options
     # need not stand in it.
     holder = config_flags.DEFINE_config_file(
@@ -131,7 +134,29 @@ def read_config(config: str, fields: list[str]) -> Any:
         raise UserError(
             f"{rest[1]!r} is no field; fields of the config are set with --config.field=value"
         )
+    for match in whole:
+        _set_options(holder.value, match[1].split("."), match[2])
     return holder.value
+
+
+# Options that config_flags can't set: all of a group, {…}, or those by the name of what they are of.
+_OPTIONS = re.compile(
+    r"--config\.((?:\w+\.)+options(?:\.\w+\.\w+(?==)|(?==\{.*\}$)))=(.*)", re.DOTALL
+)
+
+
+def _set_options(config: Any, path: list[str], text: str) -> None:
+    from ml_collections import ConfigDict
+
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    for name in path[:-1]:
+        if name not in config:
+            config[name] = ConfigDict(type_safe=False)
+        config = config[name]
+    config[path[-1]] = ConfigDict(value, type_safe=False) if isinstance(value, dict) else value
 
 
 def _config_path(name: str) -> Path:

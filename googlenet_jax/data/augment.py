@@ -7,17 +7,19 @@ pixels or labels belongs here.
 import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from googlenet_jax.data.photometric import color_jitter, lighting
 from googlenet_jax.data.preprocessing import Preprocessing, standardize
-from googlenet_jax.registry import Registry
+from googlenet_jax.errors import UserError
+from googlenet_jax.registry import Registry, arguments, given_step
 
 Array = jax.Array
 Batch = dict[str, Array]
-Transform = Callable[[Batch, Array], Batch]
+Transform = Callable[..., Batch]  # (batch, key) and, where it takes it, step=
 
 
 def flip(batch: Batch, key: Array) -> Batch:
@@ -109,6 +111,7 @@ def device_transforms(
     jitter: Mapping[str, float] | None = None,
     lighting_std: float = 0.0,
     names: Sequence[str] = (),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     mixup: float = 0.0,
     cutmix: float = 0.0,
 ) -> list[tuple[str, Transform]]:
@@ -117,15 +120,23 @@ def device_transforms(
 
     First the flip, then `jitter` (the amounts of `photometric.color_jitter`) and lighting noise,
     then the registered augmentations `names` on images in units of 0–255 (uint8, or
-    floats once one has made them so), then normalization to `dtype`, then MixUp and CutMix. Raises
-    UserError for a name that is not registered.
+    floats once one has made them so) with their `options` by name, then normalization to `dtype`,
+    then MixUp and CutMix. Raises UserError for a name that is not registered, or an option that it
+    does not take.
     """
     transforms: list[tuple[str, Transform]] = [("flip", flip)] if mirror else []
     if jitter and any(jitter.values()):
         transforms.append(("color_jitter", lambda batch, key: color_jitter(batch, key, **jitter)))
     if lighting_std:
         transforms.append(("lighting", functools.partial(lighting, std=lighting_std)))
-    transforms += [(name, AUGMENTATIONS[name]) for name in names]
+    for name in options or {}:
+        if name not in names:
+            raise UserError(f"options.{name}: it is none of the transforms {tuple(names)}")
+    for name in names:
+        given, own = (options or {}).get(name, {}), ("batch", "key", "step")
+        function = AUGMENTATIONS[name]
+        taken = arguments(function, f"augmentation {name!r}", "augment", {}, given, own)
+        transforms.append((name, functools.partial(function, **taken) if taken else function))
 
     transforms.append(
         (
@@ -141,15 +152,14 @@ def device_transforms(
 
 
 def apply_transforms(
-    transforms: Sequence[tuple[str, Transform]], batch: Batch, key: Array
+    transforms: Sequence[tuple[str, Transform]], batch: Batch, key: Array, step: Array | int = 0
 ) -> Batch:
-    """Applies the transforms in order. The flip draws from `key` itself, each other one from `key`
-    with its name folded in.
+    """Applies the transforms in order; those that take `step` get the number of the step.
 
-    So an augmentation draws the same whichever others are on.
+    The flip draws from `key` itself, each other one from `key` with its name folded in. So an
+    augmentation draws the same whichever others are on.
     """
     for name, transform in transforms:
-        batch = transform(
-            batch, key if name == "flip" else jax.random.fold_in(key, zlib.crc32(name.encode()))
-        )
+        own = key if name == "flip" else jax.random.fold_in(key, zlib.crc32(name.encode()))
+        batch = given_step(transform)(batch, own, step=step)
     return batch

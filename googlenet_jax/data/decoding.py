@@ -126,7 +126,7 @@ def decode(encoded: bytes, *, grey: bool = False, orientation: int = 1) -> np.nd
 
 
 def decode_crop(
-    encoded: bytes,
+    encoded: bytes | np.ndarray,
     choose: Callable[[int, int], Box],
     output: Callable[[int, int], tuple[int, int]],
     interpolation: str,
@@ -143,18 +143,21 @@ def decode_crop(
     1) pixels.
 
     Args:
-        encoded, grey, orientation: as in `decode`.
+        encoded, grey, orientation: as in `decode`; or pixels [H, W, C], taken as they are.
         choose: (height, width) of the upright picture -> the crop's box.
         output: (height, width) of the upright picture -> height and width of the result.
         interpolation: one of INTERPOLATIONS.
         exact: whether to decode every picture whole, to the pixels of `decode`.
 
     Returns:
-        uint8 [H, W, 3] in RGB order, or [H, W, 1].
+        uint8 [H, W, 3] in RGB order, or [H, W, 1]; of pixels, their dtype and channels.
 
     Raises:
         BadImage: as `decode`.
     """
+    if isinstance(encoded, np.ndarray):
+        cut = _cut(encoded, choose(*encoded.shape[:2]))
+        return scale(np.ascontiguousarray(cut), *output(*encoded.shape[:2]), interpolation)
     if not (exact or grey or orientation != 1) and encoded.startswith(_JPEG):
         image = _decode_jpeg_crop(encoded, choose, output, interpolation)
         if image is not None:

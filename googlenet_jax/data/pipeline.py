@@ -26,6 +26,7 @@ Batch = dict[str, np.ndarray]
 
 DEFAULT_THREADS = min(os.cpu_count() or 1, 8)
 MOST_THREADS = 4096  # and processes: more than any host is helped by
+SAMPLINGS = ("shuffle", "balanced")
 CROP_TRIES = 10  # torchvision's number, before it takes the central fallback
 
 
@@ -63,6 +64,8 @@ def train_batches(
     bad_images: BadImages | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    channels: int = 3,
+    sampling: str = "shuffle",
 ) -> Iterator[Batch]:
     """Endless batches for training, beginning with batch `start_step`.
 
@@ -89,9 +92,12 @@ def train_batches(
         process_index: which share of each global batch is this process's: rows [process_index · B,
             (process_index + 1) · B).
         process_count: how many processes share the global batch; B = batch_size / process_count.
+        channels: C; a grey image's one is repeated.
+        sampling: "shuffle"; or "balanced", which draws each row's class, all equally probable, and
+            then one of its examples, with replacement.
 
     Yields:
-        image uint8 [B, S, S, 3] (RGB), label int32 [B], index int64 [B] (position in the source),
+        image [B, S, S, C] (RGB) in the source's dtype, label int32 [B] or float32 [B, K], index int64 [B] (position in the source),
         and with `bad_images` weight float32 [B]: 0 for a picture that can't be read, whose pixels
         are 0, else 1.
 
@@ -111,11 +117,16 @@ def train_batches(
             f"augment.interpolation: expected one of {known}, found "
             f"{interpolation!r}{nearest(str(interpolation), known)}"
         )
-    crops = _Crops(batch_size, rows, size, augment, seed, interpolation, exact_decoding)
-    make_batches = functools.partial(
-        _train_dataset, _Reader(source, size, keeps_bad=bad_images is not None), crops
-    )
-    shape = (rows.stop - rows.start, size, size, 3)
+    if sampling not in SAMPLINGS:
+        raise UserError(
+            f"data.sampling: expected one of {SAMPLINGS}, found {sampling!r}"
+            f"{nearest(str(sampling), SAMPLINGS)}"
+        )
+    classes = _by_class(source) if sampling == "balanced" else None
+    crops = _Crops(batch_size, rows, size, augment, seed, interpolation, exact_decoding, classes)
+    reader = _Reader(source, size, keeps_bad=bad_images is not None, channels=channels)
+    make_batches = functools.partial(_train_dataset, reader, crops)
+    shape = (rows.stop - rows.start, size, size, channels)
     return _iterate(
         make_batches, shape, range(start_step, sys.maxsize), threads, workers, source, bad_images
     )
@@ -132,6 +143,7 @@ def eval_batches(
     bad_images: BadImages | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    channels: int = 3,
 ) -> Iterator[Batch]:
     """Every example once, in order: the short side scaled to `resize`, then the centre crop of
     `size`.
@@ -141,10 +153,10 @@ def eval_batches(
 
     Args:
         source, batch_size, preprocessing, threads, workers, exact_decoding, bad_images,
-            process_index, process_count: as in `train_batches`.
+            process_index, process_count, channels: as in `train_batches`.
 
     Yields:
-        image uint8 [B, S, S, 3] (RGB), label int32 [B], index int64 [B] (position in the source),
+        image [B, S, S, C] (RGB) in the source's dtype, label int32 [B] or float32 [B, K], index int64 [B] (position in the source),
         weight float32 [B] (1 for an example that could be read).
 
     Raises:
@@ -154,11 +166,12 @@ def eval_batches(
     rows = _share(batch_size, process_index, process_count)
     check_whole("threads", threads, 0, MOST_THREADS)
     check_whole("workers", workers, 0, MOST_THREADS)
-    reader = _Reader(source, preprocessing.size, keeps_bad=bad_images is not None)
+    size, keeps = preprocessing.size, bad_images is not None
+    reader = _Reader(source, size, keeps_bad=keeps, channels=channels)
     make_batches = functools.partial(
         _eval_dataset, reader, preprocessing, batch_size, rows, exact_decoding
     )
-    shape = (rows.stop - rows.start, preprocessing.size, preprocessing.size, 3)
+    shape = (rows.stop - rows.start, size, size, channels)
     return _iterate(
         make_batches,
         shape,
@@ -180,7 +193,7 @@ def _iterate(
     bad_images: BadImages | None,
 ) -> Iterator[Batch]:
     if workers:
-        batches = read_in_workers(make_batches, image_shape, numbers, workers)
+        batches = read_in_workers(make_batches, image_shape, numbers, workers, source.dtype)
     else:
         batches = _read_in_threads(make_batches(), numbers.start, threads)
     with contextlib.closing(batches):
@@ -215,12 +228,16 @@ class _Reader:
     source: Source
     size: int
     keeps_bad: bool
+    channels: int = 3
 
     def __call__(
         self, indices: np.ndarray, transform: Callable[[Record, int], np.ndarray]
     ) -> dict[str, Any]:
-        images = np.zeros((len(indices), self.size, self.size, 3), np.uint8)
-        labels, weights = np.empty(len(indices), np.int32), np.ones(len(indices), np.float32)
+        source, count = self.source, len(indices)
+        images = np.zeros((count, self.size, self.size, self.channels), source.dtype)
+        labels, weights = np.empty(count, np.int32), np.ones(count, np.float32)
+        if source.multi_label:
+            labels = np.empty((count, source.num_classes), np.float32)
         bad: list[tuple[int, str]] = []
         for row, record in enumerate(self.source.records(indices.tolist()) if len(indices) else []):
             labels[row] = record.label
@@ -247,6 +264,18 @@ class _Crops:
     seed: int
     interpolation: str
     exact_decoding: bool
+    classes: Sequence[np.ndarray] | None = None  # each class's examples, to draw them equally
+
+    def balanced(self, number: int) -> np.ndarray:
+        """The examples of global batch `number`, a class as often as another on average; int64
+        [batch_size].
+        """
+        assert self.classes is not None
+        rng = np.random.default_rng([self.seed, zlib.crc32(b"balanced"), number])
+        classes = rng.integers(len(self.classes), size=self.batch_size)
+        places = rng.random(self.batch_size)
+        drawn = zip(classes.tolist(), places.tolist(), strict=True)
+        return np.array([self.classes[c][int(place * len(self.classes[c]))] for c, place in drawn])
 
     def interpolations(self, number: int) -> list[str]:
         """The interpolation of each row of global batch `number`, drawn from a stream of their own:
@@ -276,8 +305,26 @@ def _train_dataset(reader: _Reader, crops: _Crops) -> grain.MapDataset:
             ),
         )
 
-    order = grain.MapDataset.range(len(reader.source)).seed(crops.seed).shuffle().repeat()
-    return order.batch(crops.batch_size, drop_remainder=True).random_map(draw).map_with_index(read)
+    if crops.classes is not None:
+        drawn = grain.MapDataset.range(2**31).seed(crops.seed).map(crops.balanced)
+    else:
+        order = grain.MapDataset.range(len(reader.source)).seed(crops.seed).shuffle().repeat()
+        drawn = order.batch(crops.batch_size, drop_remainder=True)
+    return drawn.random_map(draw).map_with_index(read)
+
+
+def _by_class(source: Source) -> list[np.ndarray]:
+    """The positions of each class's examples, int64 [n] each."""
+    if source.multi_label:
+        raise UserError("data.sampling: 'balanced' takes one label an image; use 'shuffle'")
+    labels = source.labels()
+    places = [np.flatnonzero(labels == label) for label in range(source.num_classes)]
+    if empty := [source.class_names[label] for label, found in enumerate(places) if not len(found)]:
+        raise UserError(
+            f"data.sampling: 'balanced' takes an example of every class, {source.name} "
+            f"{source.split} has none of {', '.join(empty[:5])}; use 'shuffle'"
+        )
+    return places
 
 
 def _train_image(

@@ -15,6 +15,7 @@ from googlenet_jax.errors import UserError, check_whole, nearest
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 LARGEST = 2**15 - 1  # pixels, OpenCV's limit for a side
+DTYPES = ("uint8", "uint16", "float32")
 CROPS = ("center", "squash")
 INTERPOLATIONS = ("auto", "area", "bilinear", "nearest", "bicubic", "bilinear_antialiased")
 
@@ -26,9 +27,9 @@ class Preprocessing:
     Attributes:
         size: height and width of the network's input, in pixels.
         resize: the short side before the centre crop of an evaluation, in pixels; at least `size`.
-        mean: subtracted, a channel each, in units of 0–255 and in the order that `channel_order`
-        names. The default is ImageNet's;
-            Caffe's models take (104, 117, 123) in BGR order, std 1.
+        mean: subtracted, a number for each channel, or one for all; in the images' units (0–255 for
+            uint8) and in the order that `channel_order` names. The default is ImageNet's; Caffe's
+            models take (104, 117, 123) in BGR order, std 1.
         std: divided by afterwards, likewise.
         channel_order: the order in which the network takes its channels, "rgb" or "bgr".
         crop: of an evaluation: "center" brings the short side to `resize` and takes the middle;
@@ -39,6 +40,7 @@ class Preprocessing:
             bilinear, which torchvision evaluates with.
         class_offset: logits before that of label 0: 1 for a network with a background class, as
             TF-slim's.
+        dtype: of the images: "uint8", "uint16" or "float32".
 
     Raises:
         UserError: naming the field, if a value is impossible.
@@ -46,12 +48,13 @@ class Preprocessing:
 
     size: int = 224
     resize: int = 256
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    mean: tuple[float, ...] = (123.675, 116.28, 103.53)
+    std: tuple[float, ...] = (58.395, 57.12, 57.375)
     channel_order: str = "rgb"
     crop: str = "center"
     interpolation: str = "auto"
     class_offset: int = 0
+    dtype: str = "uint8"
 
     def __post_init__(self) -> None:
         for field in ("size", "resize"):
@@ -59,7 +62,11 @@ class Preprocessing:
                 self, field, check_whole(f"preprocessing.{field}", getattr(self, field), 1, LARGEST)
             )
         for field in ("mean", "std"):
-            object.__setattr__(self, field, _three_numbers(field, getattr(self, field)))
+            object.__setattr__(self, field, _numbers(field, getattr(self, field)))
+        if 1 not in (len(self.mean), len(self.std)) and len(self.mean) != len(self.std):
+            raise UserError(
+                f"preprocessing.mean: expected as many numbers as preprocessing.std has, {len(self.std)}, or one for all, found {self.mean}"
+            )
         if self.resize < self.size:
             raise UserError(
                 f"preprocessing.resize: the short side before the crop must be at least size = {self.size}, found {self.resize}; "
@@ -67,12 +74,13 @@ class Preprocessing:
             )
         if np.float32(min(self.std)) <= 0:
             raise UserError(
-                f"preprocessing.std: expected three numbers above 0, found {self.std}; use 1 for a channel that is not scaled"
+                f"preprocessing.std: expected numbers above 0, found {self.std}; use 1 for a channel that is not scaled"
             )
         for field, choices in (
             ("channel_order", CHANNEL_ORDERS),
             ("crop", CROPS),
             ("interpolation", INTERPOLATIONS),
+            ("dtype", DTYPES),
         ):
             value = getattr(self, field)
             if not isinstance(value, str) or value not in choices:
@@ -84,8 +92,13 @@ class Preprocessing:
         object.__setattr__(self, "class_offset", offset)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON values (lists in place of tuples)."""
-        return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        """Returns the fields as JSON values (lists in place of tuples), `dtype` where it is not
+        uint8: files of before have none.
+        """
+        values = {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        if self.dtype == "uint8":
+            del values["dtype"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
@@ -113,19 +126,21 @@ def normalize(
     """Puts the channels in order, subtracts the mean and divides by the standard deviation.
 
     Args:
-        images: uint8 [N, S, S, 3], RGB.
+        images: [N, S, S, C] of the preprocessing's dtype; uint8 [N, S, S, 3] is RGB.
         preprocessing: mean, std and channel order.
         dtype: of the result; the arithmetic runs in this type or float32, whichever is wider.
 
     Returns:
-        [N, S, S, 3] in `dtype`.
+        [N, S, S, C] in `dtype`.
 
     Raises:
-        UserError: if the images are not uint8 or don't have three channels.
+        UserError: if the images have another dtype or other channels than the preprocessing.
     """
-    if images.dtype != jnp.uint8 or images.shape[-1] != 3:
+    channels = len(preprocessing.mean)
+    if images.dtype != preprocessing.dtype or channels not in (1, images.shape[-1]):
         raise UserError(
-            f"normalize: expected uint8 images [N, S, S, 3], found {images.dtype} {list(images.shape)}; pass them undivided"
+            f"normalize: expected {preprocessing.dtype} images [N, S, S, {channels}], "
+            f"found {images.dtype} {list(images.shape)}; pass them undivided"
         )
     return standardize(images, preprocessing, dtype)
 
@@ -133,7 +148,7 @@ def normalize(
 def standardize(
     images: jax.Array, preprocessing: Preprocessing, dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
-    """`normalize` without its check: images [N, S, S, 3] may also be floats, in units of 0–255, as
+    """`normalize` without its check: images [N, S, S, C] may also be floats, in units of 0–255, as
     augmentation leaves them.
     """
     compute = jnp.promote_types(dtype, jnp.float32)
@@ -143,7 +158,7 @@ def standardize(
     return ((images.astype(compute) - mean) / std).astype(dtype)
 
 
-def _three_numbers(field: str, value: Any) -> tuple[float, ...]:
+def _numbers(field: str, value: Any) -> tuple[float, ...]:
     given: list[Any] = (
         list(value)
         if isinstance(value, (tuple, list)) or (isinstance(value, np.ndarray) and value.ndim)
@@ -153,12 +168,12 @@ def _three_numbers(field: str, value: Any) -> tuple[float, ...]:
     # float32.
     largest = float(np.finfo(np.float32).max)
     fine = (
-        len(given) == 3
+        len(given) > 0
         and all(isinstance(number, Real) for number in given)
         and all(abs(number) <= largest for number in given)
     )
     if not fine:
         raise UserError(
-            f"preprocessing.{field}: expected three finite numbers in units of 0–255, found {value!r}"
+            f"preprocessing.{field}: expected finite numbers in the images' units, one a channel, found {value!r}"
         )
     return tuple(float(number) for number in given)

@@ -22,13 +22,15 @@ _OPENCV = {
 ANTIALIASED = "bilinear_antialiased"
 INTERPOLATIONS = ("auto", *_OPENCV, ANTIALIASED)
 PAPER_INTERPOLATIONS = tuple(_OPENCV)
+_KINDS = {"uint8": "U8", "uint16": "U16", "float32": "F32"}  # of the resizer's pixels
+_TIMES = {1: "", 2: "x2", 3: "x3", 4: "x4"}
 MAX_SIDE = 32_767  # pixels of a scaled picture: OpenCV's limit
 
 
 def scale(image: np.ndarray, height: int, width: int, interpolation: str = "auto") -> np.ndarray:
     """Scales [H, W, C] or [H, W] to [height, width, C] with one of INTERPOLATIONS.
 
-    uint8; for OpenCV's interpolations float32 as well. An image of that size comes back as it is.
+    uint8, uint16 or float32, of any number of channels. An image of that size comes back as it is.
     Raises BadImage for a picture so narrow that a side would have more than MAX_SIDE pixels.
     """
     if image.shape[:2] == (height, width):
@@ -37,6 +39,11 @@ def scale(image: np.ndarray, height: int, width: int, interpolation: str = "auto
         raise BadImage(
             f"expected a picture less narrow: {image.shape[1]:,} × {image.shape[0]:,} pixels, scaled "
             f"to {width:,} × {height:,}"
+        )
+    if image.ndim == 3 and image.shape[2] > 4:  # OpenCV's area takes four at most
+        parts = [image[..., first : first + 4] for first in range(0, image.shape[2], 4)]
+        return np.concatenate(
+            [scale(np.ascontiguousarray(part), height, width, interpolation) for part in parts], 2
         )
     if interpolation == ANTIALIASED:
         return scale_part(image, (0, 0, *image.shape[:2]), height, width)
@@ -54,14 +61,16 @@ def scale_part(image: np.ndarray, edges: Sequence[float], height: int, width: in
     """
     top, left, bottom, right = edges
     image = image[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)]
-    pixels = cykooz_resizer.PixelType.U8x3 if image.shape[2] == 3 else cykooz_resizer.PixelType.U8
+    pixels = getattr(cykooz_resizer.PixelType, _KINDS[image.dtype.name] + _TIMES[image.shape[2]])
     source = cykooz_resizer.ImageData(image.shape[1], image.shape[0], pixels, image.tobytes())
     target = cykooz_resizer.ImageData(width, height, pixels)
     options = cykooz_resizer.ResizeOptions(
         cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.bilinear),
+        use_alpha=False,  # of four channels, as of two, the last is one as the others
         crop_box=cykooz_resizer.CropBox(
             left - math.floor(left), top - math.floor(top), right - left, bottom - top
         ),
     )
     cykooz_resizer.Resizer().resize(source, target, options)
-    return np.frombuffer(target.get_buffer(), np.uint8).reshape(height, width, image.shape[2])
+    scaled = np.frombuffer(target.get_buffer(), image.dtype)
+    return scaled.reshape(height, width, image.shape[2])

@@ -1,4 +1,7 @@
-"""Random access to the examples of a prepared TFDS data set, without TensorFlow."""
+"""What the pipeline knows of data, and prepared TFDS data sets read without TensorFlow.
+
+Data of a user's own come in by `data/examples.py`.
+"""
 
 import collections
 import dataclasses
@@ -17,55 +20,66 @@ from googlenet_jax.data.decoding import BadImage, decode
 from googlenet_jax.data.digits import prepare_digits
 from googlenet_jax.errors import UserError, nearest
 
+GIVEN = "given"  # the name of data that a user has handed over
 FILE_FORMAT = "array_record"
 FILE_NAME = "file_name"  # the feature that names an example's file, in the sets that have one
 # The feature by which a picture is turned upright (EXIF's numbers), in sets made from a folder.
 ORIENTATION = "exif_orientation"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-    """One example as it is stored: an image file's bytes, the label, EXIF's orientation, and the
-    file's name ("" where unknown)."""
+    """One example as it is stored: an image file's bytes, or pixels [H, W, C]; the label, or one
+    for each class [K]; EXIF's orientation; and the file's name ("" where unknown)."""
 
-    image: bytes
-    label: int
+    image: bytes | np.ndarray
+    label: Any
     orientation: int = 1
     file_name: str = ""
 
 
 class Source:
-    """The examples of one split, in a fixed order: `source[i]` is `{"image": uint8 [H, W, 1 or 3],
-    "label": int}`.
+    """The examples of one split, in a fixed order: `source[i]` is `{"image": [H, W, C], "label":
+    int, or float [K]}`.
 
-    Images come out as RGB (or one channel, where the data set's image feature has one or two):
-    palettes are resolved, 16 bits become their upper 8, alpha is dropped and an EXIF orientation
-    ignored, as TensorFlow's and torchvision's loaders do. (Sets made from a folder hold the
-    orientation as a feature of their own, and their pictures come out upright.)
-
-    A source can be sent to another process, which opens the data set's files for itself.
+    A source can be sent to another process by pickle.
 
     Attributes:
         name: the data set's name as it was asked for.
         split: likewise, slices included.
         class_names: one a class, in the order of the labels.
         num_classes: how many classes the data set has.
+        channels, dtype: of the images: uint8, uint16 or float32.
         grey: whether images have one channel.
+        multi_label: whether a label says for each class whether it is there, [K].
     """
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, name: str, split: str) -> None:
-        features = check_features(builder.info.features, name)
-        self.name = name
-        self.split = split
-        self.class_names = tuple(features["label"].names)
-        self.num_classes = len(self.class_names)
-        self.grey = features["image"].shape[-1] in (1, 2)
-        self._folder = builder.data_dir
-        self._records = open_records(builder, name, split)
-        self._files = [each.filename for each in builder.info.splits[split].file_instructions]
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    channels: int = 3
+    dtype: Any = np.dtype(np.uint8)
+    multi_label: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def grey(self) -> bool:
+        return self.channels == 1
 
     def __len__(self) -> int:
-        return len(self._records)
+        raise NotImplementedError
+
+    def records(self, indices: Sequence[int]) -> list[Record]:
+        """Returns the examples at these positions as they are stored.
+
+        Raises:
+            UserError: if the files can't be read, or naming the example, if a label is none of the
+                classes.
+        """
+        raise NotImplementedError
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
@@ -87,13 +101,83 @@ class Source:
             for index, record in zip(indices, self.records(indices), strict=True)
         ]
 
-    def records(self, indices: Sequence[int]) -> list[Record]:
-        """Returns the examples at these positions as they are stored.
+    def labels(self) -> np.ndarray:
+        """All labels, int64 [N] or float32 [N, K]; reads what is stored, and decodes nothing."""
+        parts = [
+            [record.label for record in self.records(range(start, min(start + 1024, len(self))))]
+            for start in range(0, len(self), 1024)
+        ]
+        labels = np.array([label for part in parts for label in part])
+        return labels.astype(np.float32 if self.multi_label else np.int64)
 
-        Raises:
-            UserError: if the files can't be read, or naming the example, if a label is none of the
-                classes.
+    def identity(self) -> dict[str, Any]:
+        """What tells this split from another under the same name: how many examples it has, its
+        classes' names, and a check sum of these and of up to 64 examples, evenly spaced.
         """
+        count = len(self)
+        places = sorted({place * count // 64 for place in range(64)})
+        crc = zlib.crc32("\n".join((*self.class_names, str(count))).encode())
+        for record in self.records(places):
+            label = record.label.tolist() if self.multi_label else record.label
+            image = record.image
+            pixels = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
+            crc = zlib.crc32(pixels, zlib.crc32(str(label).encode(), crc))
+        return {"examples": count, "class_names": list(self.class_names), "fingerprint": crc}
+
+    def checksum(self) -> int:
+        """A check sum of all that the split holds and of its classes' names."""
+        crc = zlib.crc32("\n".join(self.class_names).encode())
+        for index in range(len(self)):
+            (record,) = self.records([index])
+            crc = zlib.crc32(np.asarray(record.label).tobytes(), crc)
+            image = record.image
+            pixels = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
+            crc = zlib.crc32(pixels, crc)
+        return crc
+
+    def describe(self, index: int, record: Record, problem: object) -> str:
+        """What is wrong with an example, in one line that names it."""
+        name = f" ({record.file_name})" if record.file_name else ""
+        return (
+            f"{self.name} {self.split}, example {index}{name}: {problem}; "
+            "mend or leave out that image and prepare the data set again"
+        )
+
+    def _decode(self, index: int, record: Record) -> dict[str, Any]:
+        if isinstance(record.image, np.ndarray):
+            return {"image": record.image, "label": record.label}
+        try:
+            image = decode(record.image, grey=self.grey, orientation=record.orientation)
+        except BadImage as error:
+            raise UserError(self.describe(index, record, error)) from error
+        return {"image": image, "label": record.label}
+
+
+class PreparedSource(Source):
+    """A split of a prepared data set.
+
+    Images come out as RGB (or one channel, where the data set's image feature has one or two):
+    palettes are resolved, 16 bits become their upper 8, alpha is dropped and an EXIF orientation
+    ignored, as TensorFlow's and torchvision's loaders do. (Sets made from a folder hold the
+    orientation as a feature of their own, and their pictures come out upright.)
+
+    Another process that it is sent to opens the data set's files for itself.
+    """
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, name: str, split: str) -> None:
+        features = check_features(builder.info.features, name)
+        self.name = name
+        self.split = split
+        self.class_names = tuple(features["label"].names)
+        self.channels = 1 if features["image"].shape[-1] in (1, 2) else 3
+        self._folder = builder.data_dir
+        self._records = open_records(builder, name, split)
+        self._files = [each.filename for each in builder.info.splits[split].file_instructions]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def records(self, indices: Sequence[int]) -> list[Record]:
         try:
             serialized = self._records.__getitems__(indices)
         except (OSError, RuntimeError, ValueError, IndexError) as error:
@@ -105,17 +189,6 @@ class Source:
         return [
             self._record(index, example) for index, example in zip(indices, serialized, strict=True)
         ]
-
-    def identity(self) -> dict[str, Any]:
-        """What tells this split from another under the same name: how many examples it has, its
-        classes' names, and a check sum of these and of up to 64 examples, evenly spaced.
-        """
-        count = len(self)
-        places = sorted({place * count // 64 for place in range(64)})
-        crc = zlib.crc32("\n".join((*self.class_names, str(count))).encode())
-        for record in self.records(places):
-            crc = zlib.crc32(record.image, zlib.crc32(str(record.label).encode(), crc))
-        return {"examples": count, "class_names": list(self.class_names), "fingerprint": crc}
 
     def checksum(self) -> int:
         """A check sum of what the split's files hold and of its classes' names; reads all of
@@ -132,14 +205,6 @@ class Source:
                 f"{self.name} {self.split}: can't read {name} ({error.strerror or error})"
             ) from error
         return crc
-
-    def describe(self, index: int, record: Record, problem: object) -> str:
-        """What is wrong with an example, in one line that names it."""
-        name = f" ({record.file_name})" if record.file_name else ""
-        return (
-            f"{self.name} {self.split}, example {index}{name}: {problem}; "
-            "mend or leave out that image and prepare the data set again"
-        )
 
     def _record(self, index: int, serialized: bytes) -> Record:
         features = tf_example_pb2.Example.FromString(serialized).features.feature
@@ -159,20 +224,13 @@ class Source:
         )
         return Record(features["image"].bytes_list.value[0], label, orientation, name)
 
-    def _decode(self, index: int, record: Record) -> dict[str, Any]:
-        try:
-            image = decode(record.image, grey=self.grey, orientation=record.orientation)
-        except BadImage as error:
-            raise UserError(self.describe(index, record, error)) from error
-        return {"image": image, "label": record.label}
-
 
 def load_source(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
     """Opens one split of a prepared data set; never imports TensorFlow.
 
     Args:
         name: a TFDS name, such as "cifar10", "food101:2.0.0" or "name/config". "digits" is written
-            on first use.
+            on first use. "huggingface:NAME_OR_FOLDER" and "tar:PATTERN" are those formats' own.
         split: such as "train", "train[:90%]" or "train+test".
         data_dir: where TFDS's data sets lie; by default the environment's TFDS_DATA_DIR, else
             ~/tensorflow_datasets.
@@ -181,7 +239,16 @@ def load_source(name: str, split: str, data_dir: str | os.PathLike[str] | None =
         UserError: if the data set isn't prepared or has no image and label, or the split is
             unknown, malformed or empty.
     """
-    return Source(open_builder(name, data_dir), name, split)
+    if name == GIVEN:
+        raise UserError(
+            "data.name: these data were handed to gj.train, and have no name to open them by; hand "
+            "them over again: gj.train(config, workdir, train=…, eval=…)"
+        )
+    if name.startswith(("huggingface:", "tar:")):
+        from googlenet_jax.data.foreign import open_foreign
+
+        return open_foreign(name, split)
+    return PreparedSource(open_builder(name, data_dir), name, split)
 
 
 def default_data_dir() -> Path:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
+from numpy.typing import DTypeLike
 
 from googlenet_jax.errors import UserError
 
@@ -34,7 +35,11 @@ class Batches(Protocol):
 
 
 def read_in_workers(
-    make_batches: Callable[[], Batches], image_shape: Sequence[int], numbers: range, workers: int
+    make_batches: Callable[[], Batches],
+    image_shape: Sequence[int],
+    numbers: range,
+    workers: int,
+    dtype: DTypeLike = np.uint8,
 ) -> Generator[dict[str, Any], None, None]:
     """Yields the batches of these numbers, read by `workers` processes, of which the i-th reads
     every `workers`-th batch.
@@ -44,7 +49,7 @@ def read_in_workers(
 
     Args:
         make_batches: what each worker calls for its batches; it is sent there by pickle.
-        image_shape: of each batch's `image`, uint8.
+        image_shape, dtype: of each batch's `image`.
         numbers: of the batches, in the order in which they are wanted.
         workers: how many processes; at least 1.
 
@@ -53,7 +58,7 @@ def read_in_workers(
         RuntimeError: with the worker's traceback, if reading raised anything else.
     """
     try:
-        pickled = pickle.dumps((make_batches, tuple(image_shape)))
+        pickled = pickle.dumps((make_batches, tuple(image_shape), np.dtype(dtype)))
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise UserError(
             f"data.workers: this data set can't be sent to worker processes ({error}); use "
@@ -61,7 +66,7 @@ def read_in_workers(
         ) from error
     with contextlib.ExitStack() as stack:
         started = [
-            stack.enter_context(contextlib.closing(_Worker(pickled, image_shape, index)))
+            stack.enter_context(contextlib.closing(_Worker(pickled, image_shape, index, dtype)))
             for index in range(workers)
         ]
         for worker in started:  # before they are waited for one by one, below
@@ -80,12 +85,14 @@ class _Worker:
     """A process, seen from the parent. Its answers come in the order of the questions, DEPTH of
     which may be open."""
 
-    def __init__(self, pickled: bytes, image_shape: Sequence[int], index: int) -> None:
+    def __init__(
+        self, pickled: bytes, image_shape: Sequence[int], index: int, dtype: DTypeLike
+    ) -> None:
         self._index = index
         self._open: list[int] = []  # numbers of the batches that are awaited
         with _explained(), tempfile.TemporaryFile(dir=_IN_MEMORY) as memory:
-            _reserve(memory.fileno(), DEPTH * int(np.prod(image_shape)))
-            self._images = _slots(memory.fileno(), image_shape)
+            _reserve(memory.fileno(), DEPTH * int(np.prod(image_shape)) * np.dtype(dtype).itemsize)
+            self._images = _slots(memory.fileno(), image_shape, dtype)
             self._connection, theirs = multiprocessing.connection.Pipe()
             descriptors = (theirs.fileno(), memory.fileno())
             code = (
@@ -172,9 +179,10 @@ def _reserve(descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
 
 
-def _slots(descriptor: int, image_shape: Sequence[int]) -> np.ndarray:
-    shape = (DEPTH, *image_shape)
-    return np.frombuffer(mmap.mmap(descriptor, int(np.prod(shape))), np.uint8).reshape(shape)
+def _slots(descriptor: int, image_shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
+    shape, kind = (DEPTH, *image_shape), np.dtype(dtype)
+    memory = mmap.mmap(descriptor, int(np.prod(shape)) * kind.itemsize)
+    return np.frombuffer(memory, kind).reshape(shape)
 
 
 def _serve(pipe: int, memory: int) -> None:
@@ -185,8 +193,8 @@ def _serve(pipe: int, memory: int) -> None:
         contextlib.suppress(EOFError, OSError),
         multiprocessing.connection.Connection(pipe) as connection,
     ):
-        make_batches, image_shape = pickle.loads(connection.recv_bytes())
-        images = _slots(memory, image_shape)
+        make_batches, image_shape, dtype = pickle.loads(connection.recv_bytes())
+        images = _slots(memory, image_shape, dtype)
         batches: Batches | None = None
         place = 0
         while True:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -14,10 +15,13 @@ from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.data.sources import Source
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.metrics import METRICS, Metric, cross_entropy
+from googlenet_jax.evaluation.set_metrics import SetMetric, compute
+from googlenet_jax.runtime.compiled import Shared
 from googlenet_jax.runtime.sharding import data_sharding, replicated, shard_batch
 
 Batch = dict[str, jax.Array]
-Sums = Mapping[str, jax.Array]
+Sums = Mapping[str, Any]
+OUTPUTS = "outputs"  # the entry of the sums that is no sum
 
 
 class CutShort(Exception):
@@ -30,10 +34,12 @@ def make_eval_step(
     mesh: Mesh,
     metrics: Mapping[str, Metric] | None = None,
     loss: Callable[[Any, Batch], jax.Array] | None = None,
+    *,
+    keeps_outputs: bool = False,
 ) -> Callable[[dict[str, Any], Batch], Sums]:
     """Returns the compiled step (variables, batch) -> sums over the batch's examples.
 
-    batch: image uint8 [B, S, S, 3], label int32 [B], weight float32 [B] (1 an example, 0 padding)
+    batch: image [B, S, S, C] in the preprocessing's dtype, label int32 [B] or float32 [B, K], weight float32 [B] (1 an example, 0 padding)
     and whatever else the metrics use, split over the mesh. The sums are scalars: loss, each of
     `metrics` (top1 and top5 by default; top5 is absent below five classes) and examples; counts are
     int32. Add up batches in Python's numbers: float32 loses counts above 2^24.
@@ -41,6 +47,8 @@ def make_eval_step(
     Args:
       loss: (output, batch) -> a batch's mean loss; it is asked for each example by itself, so that
         every one counts once. None is the main head's plain cross entropy.
+      keeps_outputs: whether the sums hold OUTPUTS besides: {"logits": [B, K], "label", "weight"} of
+        the whole batch, for `set_metrics`.
     """
     chosen = {name: METRICS[name] for name in ("top1", "top5")} if metrics is None else metrics
 
@@ -59,12 +67,16 @@ def make_eval_step(
             else _each_loss(loss, output, batch)
         )
         total = jnp.where(is_example, losses, 0).sum()
-        return {"loss": total, **sums, "examples": is_example.sum(dtype=jnp.int32)}
+        outputs = {"logits": output.logits, "label": batch["label"], "weight": batch["weight"]}
+        kept = {OUTPUTS: outputs} if keeps_outputs else {}
+        return {"loss": total, **sums, "examples": is_example.sum(dtype=jnp.int32), **kept}
 
-    return jax.jit(
-        eval_step,
-        in_shardings=(replicated(mesh), data_sharding(mesh)),
-        out_shardings=replicated(mesh),
+    return Shared(
+        jax.jit(
+            eval_step,
+            in_shardings=(replicated(mesh), data_sharding(mesh)),
+            out_shardings=replicated(mesh),
+        )
     )
 
 
@@ -96,6 +108,8 @@ def evaluate_source(
     threads: int = DEFAULT_THREADS,
     workers: int = 0,
     bad_images: BadImages | None = None,
+    channels: int = 3,
+    set_metrics: Mapping[str, SetMetric] | None = None,
     progress: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
@@ -109,11 +123,12 @@ def evaluate_source(
         devices.
       threads, workers: that decode images: threads, or processes where there are any.
       bad_images: where images that can't be read are counted, and not evaluated; None is for an
-        error. progress: whether a bar with the time left stands on standard
+        error. channels: of the network's images. progress: whether a bar with the time left stands on standard
         error.
+      set_metrics: of the whole split, where `eval_step` keeps the outputs.
       should_stop: asked before each batch.
     Returns:
-      The means of all sums (top5 is absent below five classes), and examples, their number.
+      The means of all sums and the set metrics (top5 is absent below five classes), and examples, their number.
     Raises:
       UserError: a batch size below one.
       CutShort: `should_stop()` said so.
@@ -131,6 +146,7 @@ def evaluate_source(
         bad_images=bad_images,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        channels=channels,
     )
     hidden = not progress or jax.process_index() > 0
     count = -(-len(source) // padded)
@@ -138,6 +154,7 @@ def evaluate_source(
         batches, f"evaluating {source.split}", count, unit="batch", leave=False, disable=hidden
     )
     totals: dict[str, float] = {}
+    outputs: list[Mapping[str, Any]] = []
     waiting: Sums = {}
     for batch in bar:
         if should_stop():
@@ -146,14 +163,23 @@ def evaluate_source(
         # The sums are fetched one batch late, so that the device has the next one while the host
         # adds.
         computing = eval_step(variables, shard_batch(batch, mesh))
-        _add(totals, waiting)
+        _add(totals, outputs, waiting)
         waiting = computing
-    _add(totals, waiting)
+    _add(totals, outputs, waiting)
     examples = int(totals.pop("examples"))
-    return {**{name: total / examples for name, total in totals.items()}, "examples": examples}
+    means = {name: total / examples for name, total in totals.items()}
+    if set_metrics:
+        whole = {name: np.concatenate([each[name] for each in outputs]) for name in outputs[0]}
+        there = whole["weight"] > 0
+        logits, labels = whole["logits"][there], whole["label"][there]
+        means |= compute(set_metrics, logits, labels, source.class_names)
+    return {**means, "examples": examples}
 
 
-def _add(totals: dict[str, float], sums: Sums) -> None:
+def _add(totals: dict[str, float], outputs: list[Mapping[str, Any]], sums: Sums) -> None:
     """Adds in Python's numbers, which lose no count."""
     for name, value in sums.items():
-        totals[name] = totals.get(name, 0) + value.item()
+        if name == OUTPUTS:
+            outputs.append(jax.device_get(value))
+        else:
+            totals[name] = totals.get(name, 0) + value.item()

@@ -55,8 +55,9 @@ def top_predictions(
     return [Prediction(class_names[index], float(probabilities[index])) for index in order]
 
 
-def as_pictures(images: Any) -> list[Picture]:
-    """One picture or several as a list: paths, PIL images, uint8 arrays.
+def as_pictures(images: Any, dtype: str = "uint8", channels: int = 3) -> list[Picture]:
+    """One picture or several as a list: paths, PIL images, arrays of that dtype with so many
+    channels, or one.
 
     Raises UserError for what is none of these.
     """
@@ -70,18 +71,17 @@ def as_pictures(images: Any) -> list[Picture]:
     for number, each in enumerate(pictures):
         if not isinstance(each, Picture):
             each = pictures[number] = np.asarray(each)  # of another library
-        if isinstance(each, np.ndarray) and not _is_image(each):
+        if isinstance(each, np.ndarray) and not _is_image(each, dtype, channels):
             raise UserError(
-                f"images: expected uint8 arrays [H, W, 3] or [H, W, 1] with values from 0 to 255, "
-                f"found {each.dtype} {list(each.shape)}"
+                f"images: expected {dtype} arrays [H, W, {channels}] or [H, W, 1]"
+                f"{' with values from 0 to 255' if dtype == 'uint8' else ''}, found {each.dtype} {list(each.shape)}"
             )
     return pictures
 
 
-def _is_image(array: np.ndarray) -> bool:
-    return (
-        array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] in (1, 3) and array.size > 0
-    )
+def _is_image(array: np.ndarray, dtype: str, channels: int) -> bool:
+    shape = array.shape
+    return array.dtype == dtype and len(shape) == 3 and shape[2] in (1, channels) and array.size > 0
 
 
 def read(picture: Picture) -> np.ndarray:

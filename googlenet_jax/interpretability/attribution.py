@@ -43,12 +43,16 @@ def enlarge(maps: Array, size: tuple[int, int]) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
-def _slopes(model: Network, variables: Variables, points: Array, target: Array) -> Array:
+def _slopes(
+    model: Network, variables: Variables, points: Array, weights: Array, target: Array
+) -> Array:
+    """The points' gradients, weighted and summed."""
+
     def total(points: Array) -> Array:
         output: Any = model.apply(variables, points, train=False)
         return output.logits[:, target].sum()
 
-    return jax.grad(total)(points).sum(0)
+    return jnp.tensordot(weights, jax.grad(total)(points), 1)
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
@@ -78,12 +82,14 @@ def integrated_gradients(
       The attributions `[H, W, C]`, and by how much their sum misses the difference of the logits,
       which the integral equals.
     """
-    total = np.zeros(image.shape, np.float64)
-    shares = (np.arange(steps) + 0.5) / steps
+    total, batch = np.zeros(image.shape, np.float64), min(batch, steps)
     for first in range(0, steps, batch):
-        part = jnp.asarray(shares[first : first + batch], image.dtype)[:, None, None, None]
-        points = baseline + part * (image - baseline)
-        total += np.asarray(_slopes(model, variables, points, target), np.float64)
+        # The last batch is as large as the others: what it lacks has no weight.
+        numbers = first + np.arange(batch)
+        shares = jnp.asarray((numbers + 0.5) / steps, image.dtype)[:, None, None, None]
+        points = baseline + shares * (image - baseline)
+        weights = jnp.asarray(numbers < steps, image.dtype)
+        total += np.asarray(_slopes(model, variables, points, weights, target), np.float64)
     found = np.asarray(image - baseline, np.float64) * total / steps
     there, before = np.asarray(
         _logit(model, variables, jnp.stack([image, baseline]), target), np.float64

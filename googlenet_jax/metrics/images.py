@@ -274,7 +274,13 @@ def _from_data_set(name: str, data_dir: str | None) -> ImageSet:
     set_name, split = name.split("@", 1)
     source = load_source(set_name, split, data_dir)
     names = [f"{name}, example {index}" for index in range(len(source))]
-    return ImageSet(name, names, lambda index: source.records([index])[0].image)
+
+    def encoded(index: int) -> bytes:
+        image = source.records([index])[0].image
+        assert isinstance(image, bytes)  # prepared sets hold files
+        return image
+
+    return ImageSet(name, names, encoded)
 
 
 def _said(value: object) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from googlenet_jax.data.sources import Source
 from googlenet_jax.errors import UserError, check_whole
 from googlenet_jax.runtime.sharding import create_mesh, data_sharding, replicated
 from googlenet_jax.training.classification import make_task
@@ -64,16 +65,19 @@ class Report:
     collectives: dict[str, Collective]
 
 
-class _NoData:
+class _NoData(Source):
     """A data set of which only the sizes are known."""
 
     def __init__(self, name: str, split: str, classes: int, examples: int) -> None:
-        self.name, self.split, self.num_classes = name, split, classes
+        self.name, self.split = name, split
         self.class_names = tuple(map(str, range(classes)))
         self._examples = examples
 
     def __len__(self) -> int:
         return self._examples
+
+    def identity(self) -> dict[str, Any]:
+        return {}
 
 
 def compile_step(

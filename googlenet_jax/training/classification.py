@@ -5,28 +5,33 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from googlenet_jax.data.augment import apply_transforms, device_transforms
 from googlenet_jax.data.bad_images import BadImages
+from googlenet_jax.data.examples import as_sources, fold, per_class
 from googlenet_jax.data.pipeline import RandomCrop, train_batches
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.data.sources import Source, load_source
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, nearest
 from googlenet_jax.evaluation.evaluate import evaluate_source, make_eval_step
 from googlenet_jax.evaluation.metrics import METRICS, Metric
+from googlenet_jax.evaluation.set_metrics import SET_METRICS, SetMetric
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model, model_options
 from googlenet_jax.runtime.process import shows_progress
 from googlenet_jax.training.config import default_config
 from googlenet_jax.training.losses import Loss, create_loss
 from googlenet_jax.training.task import TASKS, Evaluate, Resolved, Task, TaskKind
+
+_COLOURS = ("brightness", "contrast", "saturation", "hue")
 
 
 def build_model(config: ConfigDict, num_classes: int) -> Network:
@@ -57,8 +62,6 @@ class Parts:
 
     Attributes:
       model: for as many classes as ImageNet has, until the data set's number is known.
-      evaluated_loss: a registered loss's total; None is the plain cross entropy, without smoothing
-        and auxiliary heads.
       transforms: from the number of classes to what the device does to a batch.
     """
 
@@ -67,8 +70,8 @@ class Parts:
     crop: RandomCrop
     transforms: Callable[[int], Any]
     loss: Loss
-    evaluated_loss: Callable[[Any, Any], Any] | None
     metrics: dict[str, Metric]
+    set_metrics: dict[str, SetMetric]
 
 
 def build(config: ConfigDict) -> Parts:
@@ -99,17 +102,24 @@ def build(config: ConfigDict) -> Parts:
             f"batch_size: expected a multiple of model.options.bn_groups, {groups}{where}, found {config.batch_size}"
         )
     loss = create_loss(**config.loss.to_dict())
-    metrics = _metrics(config.metrics)
-    if config.checkpoint.best not in ("loss", *metrics):
-        names = ", ".join(map(repr, ("loss", *metrics)))
+    metrics, set_metrics = _metrics(config.metrics)
+    if config.checkpoint.best.split("/")[0] not in ("loss", *metrics, *set_metrics):
+        names = ", ".join(map(repr, ("loss", *metrics, *set_metrics)))
         raise UserError(
             f"checkpoint.best: expected one of {names}, found {config.checkpoint.best!r}"
         )
     transforms = functools.partial(_transforms, config, preprocessing)
     transforms(1000)
-    own = config.loss.name != "cross_entropy"
-    evaluated = (lambda output, batch: loss(output, batch)[0]) if own else None
-    return Parts(model, preprocessing, crop, transforms, loss, evaluated, metrics)
+    return Parts(model, preprocessing, crop, transforms, loss, metrics, set_metrics)
+
+
+def evaluated_loss(config: ConfigDict, loss: Loss) -> Callable[[Any, Any], Any] | None:
+    """What an evaluation's loss is: a registered one's total; None for the plain cross entropy,
+    without smoothing, class weights and auxiliary heads.
+    """
+    if config.loss.name == "cross_entropy":
+        return None
+    return lambda output, batch: loss(output, batch)[0]
 
 
 def _check_memory(field: str, batch_size: int, size: int) -> None:
@@ -133,7 +143,28 @@ def open_task(resolved: Resolved, mesh: Mesh) -> Task:
     data = resolved.config.data
     splits = (data.train_split, *data.eval_splits)
     source, *eval_sources = (load_source(data.name, split, data.dir or None) for split in splits)
-    return make_task(resolved, mesh, source, eval_sources)
+    return make_task(resolved, mesh, *_parts(data, source, eval_sources))
+
+
+def task_of_given(
+    resolved: Resolved, mesh: Mesh, train: Any, evaluations: Mapping[str, Any] | None
+) -> Task:
+    """Makes the task of data that a user hands over: see `gj.train`."""
+    source, eval_sources = as_sources(train, evaluations)
+    return make_task(resolved, mesh, *_parts(resolved.config.data, source, eval_sources))
+
+
+def _parts(
+    data: ConfigDict, source: Source, eval_sources: Sequence[Source]
+) -> tuple[Source, list[Source]]:
+    """The sources with the config's subset and fold."""
+    held: list[Source] = []
+    if data.fold:
+        source, inside = fold(source, data.fold, data.subset_seed)
+        held = [inside]
+    if data.per_class:
+        source = per_class(source, data.per_class, data.subset_seed)
+    return source, [*held, *eval_sources]
 
 
 def make_task(
@@ -143,6 +174,10 @@ def make_task(
     config, parts = resolved.config, resolved.parts
     preprocessing, metrics = parts.preprocessing, parts.metrics
     model = parts.model.clone(num_classes=source.num_classes)
+    model, channels = _with_channels(model, config, source)
+    preprocessing = dataclasses.replace(preprocessing, dtype=np.dtype(source.dtype).name)
+    loss = _with_class_weights(parts.loss, source)
+    _check_labels(config, source)
     if config.checkpoint.best == "top5" and source.num_classes < 5:
         raise UserError(
             f"checkpoint.best: {source.name} has {source.num_classes} classes, too few for 'top5'"
@@ -153,11 +188,12 @@ def make_task(
         "threads": data.threads,
         "workers": data.workers,
         "bad_images": BadImages(data.bad_image_limit) if skips else None,
+        "channels": channels,
     }
     return Task(
         model=model,
         inputs=lambda batch: (batch["image"],),
-        example={"image": jnp.zeros((1, size, size, 3), jnp.dtype(config.dtype))},
+        example={"image": jnp.zeros((1, size, size, channels), jnp.dtype(config.dtype))},
         examples=len(source),
         batches=functools.partial(
             _batches,
@@ -168,14 +204,23 @@ def make_task(
             seed=config.seed,
             interpolation=config.augment.interpolation,
             exact_decoding=data.exact_decoding,
+            sampling=data.sampling,
             **reading,
         ),
         prepare=functools.partial(apply_transforms, parts.transforms(source.num_classes)),
-        loss=parts.loss,
+        loss=loss,
         metrics=metrics,
         evaluations=_evaluations(
-            make_eval_step(model, preprocessing, mesh, metrics, parts.evaluated_loss),
+            make_eval_step(
+                model,
+                preprocessing,
+                mesh,
+                metrics,
+                evaluated_loss(config, loss),
+                keeps_outputs=bool(parts.set_metrics),
+            ),
             eval_sources,
+            set_metrics=parts.set_metrics,
             batch_size=config.eval_batch_size,
             preprocessing=preprocessing,
             mesh=mesh,
@@ -186,16 +231,92 @@ def make_task(
             "model_options": model_options(model),
             "class_names": tuple(source.class_names),
             "preprocessing": preprocessing.to_dict(),
-            "data": getattr(source, "identity", dict)(),  # a source of one's own may have none
+            "data": source.identity(),
         },
     )
 
 
-def _metrics(names: Sequence[str]) -> dict[str, Metric]:
-    try:
-        return {name: METRICS[name] for name in names}
-    except UserError as error:
-        raise UserError(f"metrics: {error}") from error
+def _with_channels(model: Network, config: ConfigDict, source: Source) -> tuple[Network, int]:
+    """The model for the source's images, and how many channels a batch's have: a grey image's one
+    is repeated unless `model.options.in_channels` is 1.
+
+    Raises UserError where the config says another number, or the preprocessing does.
+    """
+    channels = getattr(model, "in_channels", 3)
+    if source.channels not in (1, channels):
+        if "in_channels" in config.model.options:
+            raise UserError(
+                f"model.options.in_channels: the images of {source.name} have {source.channels} "
+                f"channels, found {channels}"
+            )
+        channels = source.channels
+        model = model.clone(in_channels=channels)
+    for field in ("mean", "std"):
+        if len(config.preprocessing[field]) not in (1, channels):
+            raise UserError(
+                f"preprocessing.{field}: expected {channels} numbers, a channel each, or one for "
+                f"all, found {tuple(config.preprocessing[field])}"
+            )
+    if channels != 3:
+        used = [name for name in (*_COLOURS, "lighting") if config.augment[name]]
+        if config.preprocessing.channel_order != "rgb":
+            raise UserError("preprocessing.channel_order: only images of 3 channels have one")
+        if used:
+            raise UserError(f"augment.{used[0]}: is of images of 3 channels, found {channels}")
+    return model, channels
+
+
+def _with_class_weights(loss: Loss, source: Source) -> Loss:
+    """The loss with its option class_weights as numbers: "balanced" are N / (K · a class's
+    examples).
+    """
+    weights = getattr(loss, "keywords", {}).get("class_weights")
+    if not weights:
+        return loss
+    if weights == "balanced":
+        if source.multi_label:
+            raise UserError("loss.options.class_weights: 'balanced' takes one label an image")
+        counts = np.bincount(source.labels(), minlength=source.num_classes)
+        weights = (len(source) / (source.num_classes * np.maximum(counts, 1))).tolist()
+    if isinstance(weights, str) or len(weights) != source.num_classes:
+        raise UserError(
+            f"loss.options.class_weights: expected 'balanced' or {source.num_classes} numbers, a "
+            f"class each, found {weights!r}"
+        )
+    return functools.partial(loss, class_weights=tuple(weights))
+
+
+def _check_labels(config: ConfigDict, source: Source) -> None:
+    """Raises UserError for a loss or metrics that take one label an image where there are
+    several.
+    """
+    if not source.multi_label:
+        return
+    if config.loss.name == "cross_entropy":
+        raise UserError(
+            "loss.name: an image of these data has several labels; take 'binary_cross_entropy', or "
+            "one of your own"
+        )
+    single = [name for name in config.metrics if name in ("top1", "top5")]
+    if single or config.augment.mixup or config.augment.cutmix:
+        raise UserError(
+            f"metrics: {', '.join(single) or 'MixUp'} takes one label an image, and these data have "
+            "several; take ('mean_average_precision',) and checkpoint.best with it"
+        )
+
+
+def _metrics(names: Sequence[str]) -> tuple[dict[str, Metric], dict[str, SetMetric]]:
+    """The metrics that are means over examples, and those of a whole set."""
+    of_examples = {name: METRICS[name] for name in names if name in METRICS}
+    of_sets = {name: SET_METRICS[name] for name in names if name in SET_METRICS}
+    for name in names:
+        if name not in {**of_examples, **of_sets}:
+            known = [*METRICS, *SET_METRICS]
+            raise UserError(
+                f"metrics: expected some of {', '.join(map(repr, known))}, found {name!r}"
+                f"{nearest(name, known)}; --import MODULE imports your own registrations"
+            )
+    return of_examples, of_sets
 
 
 def _transforms(config: ConfigDict, preprocessing: Preprocessing, num_classes: int) -> Any:
@@ -206,16 +327,16 @@ def _transforms(config: ConfigDict, preprocessing: Preprocessing, num_classes: i
             dtype=jnp.dtype(config.dtype),
             num_classes=num_classes,
             mirror=augment.flip,
-            jitter={
-                name: augment[name] for name in ("brightness", "contrast", "saturation", "hue")
-            },
+            jitter={name: augment[name] for name in _COLOURS},
             lighting_std=augment.lighting,
             names=augment.transforms,
+            options=augment.options.to_dict(),
             mixup=augment.mixup,
             cutmix=augment.cutmix,
         )
     except UserError as error:
-        raise UserError(f"augment.transforms: {error}") from error
+        group = "augment." if str(error).startswith("options.") else "augment.transforms: "
+        raise UserError(f"{group}{error}") from error
 
 
 def _batches(source: Source, start_step: int, **options: Any) -> Any:
@@ -238,5 +359,5 @@ def _evaluations(eval_step: Any, sources: Sequence[Source], **options: Any) -> d
     return {source.split: evaluation(source) for source in sources}
 
 
-CLASSIFICATION = TaskKind(default_config, build, open_task)
+CLASSIFICATION = TaskKind(default_config, build, open_task, task_of_given)
 TASKS.register("classification", CLASSIFICATION)

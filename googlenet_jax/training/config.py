@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from googlenet_jax.data.bad_images import POLICIES
-from googlenet_jax.data.pipeline import MOST_THREADS
+from googlenet_jax.data.pipeline import MOST_THREADS, SAMPLINGS
 from googlenet_jax.data.preprocessing import LARGEST
 from googlenet_jax.data.resampling import INTERPOLATIONS
 from googlenet_jax.errors import UserError, nearest
@@ -39,8 +39,11 @@ MAY_CHANGE = frozenset(
         "log_every",
         "checkpoint.keep",
         "skip_not_finite",
+        "writers.names",
         # To rounding, as another number of devices does.
         "devices.rematerialize",
+        "devices.mesh",
+        "devices.shard",
         "devices.shard_optimizer",
     }
 )
@@ -78,10 +81,18 @@ def default_config() -> ConfigDict:
     config.freeze_statistics = True
 
     config.data = ConfigDict(type_safe=False)
-    config.data.name = "imagenet2012"  # a TFDS classification set, or "digits"
+    # A TFDS classification set, "digits", "huggingface:NAME_OR_FOLDER" or "tar:PATTERN".
+    config.data.name = "imagenet2012"
     config.data.dir = ""  # where prepared data sets lie; "" is TFDS's own place
     config.data.train_split = "train"  # slices too: "train[:90%]"
     config.data.eval_splits = ("validation",)  # the first decides which checkpoint is the best
+    # "shuffle", or "balanced": every class as often as another, by seed and step.
+    config.data.sampling = "shuffle"
+    # Of the training split, drawn by subset_seed: so many examples a class (0 is all), and all but a
+    # fold ("2/5": the second of five), which is evaluated first, as the split "fold".
+    config.data.per_class = 0
+    config.data.fold = ""
+    config.data.subset_seed = 0
     config.data.threads = 16  # that decode and crop images; not used where there are workers
     config.data.workers = 0  # processes that decode and crop images; 0 is none
     # Whether training decodes every image whole. False is faster: JPEGs at half their size where
@@ -96,7 +107,7 @@ def default_config() -> ConfigDict:
     config.preprocessing.size = 224
     # Short side before the centre crop of an evaluation, in pixels.
     config.preprocessing.resize = 256
-    # By channel in channel_order, in units of 0–255.
+    # By channel in channel_order, or one for all; in the images' units, 0–255 for uint8.
     config.preprocessing.mean = (123.675, 116.28, 103.53)
     config.preprocessing.std = (58.395, 57.12, 57.375)
     config.preprocessing.channel_order = "rgb"  # what the network sees: "rgb", or "bgr" as Caffe's
@@ -125,6 +136,8 @@ def default_config() -> ConfigDict:
     # Standard deviation of AlexNet's lighting noise, in those of ImageNet's colours; AlexNet's 0.1.
     config.augment.lighting = 0.0
     config.augment.transforms = ()  # registered ones, on the device after the flip, in this order
+    # Of these transforms, by name: {"invert": {"share": 0.3}}
+    config.augment.options = ConfigDict(type_safe=False)
     # Α of MixUp's Beta distribution (arXiv 1710.09412: 0.1–0.4 on ImageNet).
     config.augment.mixup = 0.0
     # Α of CutMix's (arXiv 1905.04899: 1); with both, a fair coin a batch.
@@ -180,6 +193,11 @@ def default_config() -> ConfigDict:
     config.devices.accumulate = 1
     # Compute anew in the backward pass what lies within Inception modules: less memory, more time.
     config.devices.rematerialize = False
+    # The mesh's axes and lengths, such as "data=4,model=2"; "" is "data" with all devices. Batches
+    # are split over "data".
+    config.devices.mesh = ""
+    # What is split over an axis, "PATTERN=AXIS" each: ("*/kernel=model",), or ("*=data",), FSDP.
+    config.devices.shard = ()
     config.devices.shard_optimizer = False  # split the optimizer's arrays over the devices
 
     config.ema = ConfigDict(type_safe=False)  # Polyak averaging of parameters and batch statistics
@@ -193,6 +211,16 @@ def default_config() -> ConfigDict:
     config.checkpoint.best = "top1"
     # … and whether the highest value is the best or the lowest, "min".
     config.checkpoint.best_mode = "max"
+
+    # Registered callbacks, such as ("early_stopping",), and their options by name:
+    # {"early_stopping": {"metric": "top1", "patience": 3}}
+    config.callbacks = ConfigDict(type_safe=False)
+    config.callbacks.names = ()
+    config.callbacks.options = ConfigDict(type_safe=False)
+    # Further writers of the lines, "wandb", "mlflow" or registered ones, and their options by name.
+    config.writers = ConfigDict(type_safe=False)
+    config.writers.names = ()
+    config.writers.options = ConfigDict(type_safe=False)
 
     return config
 
@@ -329,6 +357,9 @@ _CHECKS: dict[str, tuple[Check, str]] = {
         lambda splits: len(splits) > 0 and all(splits),
         "at least one split, such as ('test',)",
     ),
+    "data.sampling": _one_of(SAMPLINGS),
+    "data.per_class": _from_to(0, LARGEST_STEPS),
+    "data.subset_seed": _from_to(0, LARGEST_STEPS),
     "data.threads": _from_to(1, MOST_THREADS),
     "data.workers": _from_to(0, MOST_THREADS),
     "data.on_bad_image": _one_of(POLICIES),
@@ -381,6 +412,8 @@ def resolve(
     UserError for an unknown field, a wrong type, an impossible value, two fields that contradict
     each other, and whatever the kind of task refuses.
     """
+    import googlenet_jax.training.classification  # noqa: F401  # registers the default task
+
     given = _fields(config.to_dict() if isinstance(config, ConfigDict) else config)
     try:
         kind = TASKS[given.get("task", "classification")]
@@ -482,10 +515,6 @@ def _check_together(config: ConfigDict) -> None:
     """Checks fields against each other."""
     if config.optimizer.nesterov and config.optimizer.momentum == 0:
         raise UserError("optimizer.nesterov: needs optimizer.momentum above 0, found 0")
-    if config.batch_size % config.devices.accumulate:
-        raise UserError(
-            f"batch_size: expected a multiple of devices.accumulate, {config.devices.accumulate}, found {config.batch_size}"
-        )
     warmup, warmup_is_epochs = _parse_duration(config.schedule.warmup)
     duration, duration_is_epochs = _parse_duration(config.duration)
     if warmup_is_epochs == duration_is_epochs and warmup >= duration:
@@ -501,7 +530,7 @@ def changed_fields(
     "schedule.power: 0.5 → 1.0"; empty if nothing does.
 
     All are nested dictionaries, as `ConfigDict.to_dict` or a config.json gives them; a field that
-    `old` or `new` lacks has its default. The fields of MAY_CHANGE are passed over, and so is
+    `old` or `new` lacks has its default. The fields of MAY_CHANGE and the writers' options are passed over, and so is
     `duration` where both use the "step" schedule.
     """
     before, after = (
@@ -513,6 +542,8 @@ def changed_fields(
     absent = object()
     changed = []
     for name in sorted((before.keys() | after.keys()) - passed):
+        if name.startswith("writers.options."):
+            continue
         a, b = (
             list(value) if isinstance(value, tuple) else value
             for value in (before.get(name, absent), after.get(name, absent))

@@ -19,7 +19,8 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
 
     `runs` maps a name to the lines of its metrics.jsonl. One run has a colour for each split,
     several have a colour each; dotted is training, dashed the raw weights, drawn through their
-    average ("ema"). Loss is on a logarithmic scale, top-1 in percent.
+    average ("ema"). Loss is on a logarithmic scale, top-1 in percent. Where lines are means of
+    several runs, NAME beside NAME_sd, one standard deviation around them is shaded.
     """
     figure = Figure(figsize=(15, 4.6), dpi=110)
     FigureCanvasAgg(figure)  # Agg draws without a display
@@ -53,6 +54,8 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
             }
             _plot(loss, _curve(own, "loss"), look)
             _plot(top1, _curve(own, "top1", 100), look)
+            _shade(loss, own, "loss", 1, look["color"])
+            _shade(top1, own, "top1", 100, look["color"])
             _plot(rate, _curve(own, "learning_rate"), {**look, "label": name, "linestyle": "-"})
     # The first evaluations of a batch-normalised network can be far off, and would flatten all
     # else.
@@ -82,6 +85,20 @@ def _plot(axes: Axes, curve: Curve, look: Mapping[str, Any]) -> None:
     if curve[0]:
         # A single point makes no line, so it gets a mark.
         axes.plot(*curve, **look, marker="o" if len(curve[0]) == 1 else None, markersize=4)
+
+
+def _shade(
+    axes: Axes, lines: Sequence[Mapping[str, Any]], field: str, scale: float, colour: Any
+) -> None:
+    """One standard deviation around the means, where the lines have it."""
+    known = [line for line in lines if f"{field}_sd" in line]
+    if known:
+        x = [line["epoch"] for line in known]
+        low, high = (
+            [scale * (line[field] + sign * line[f"{field}_sd"]) for line in known]
+            for sign in (-1, 1)
+        )
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _finish(axes: Axes, title: str, legend: bool) -> None:

@@ -7,21 +7,29 @@ after k is a function of the checkpoint and of k alone.
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-import googlenet_jax.training.classification  # noqa: F401  # registers the default task
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import CutShort
 from googlenet_jax.runtime.distributed import PEER_TIMEOUT, Agreement, Peers, telling, watching
 from googlenet_jax.runtime.preemption import catching_signals, end, signal_name
 from googlenet_jax.runtime.process import is_first, log, log_settings, make_deterministic
-from googlenet_jax.runtime.sharding import create_mesh, place, replicate, shard_batch
+from googlenet_jax.runtime.sharding import (
+    create_mesh,
+    data_devices,
+    place,
+    replicate,
+    shard_batch,
+    whole,
+)
 from googlenet_jax.runtime.storage import locked, reaching, run_folder
+from googlenet_jax.training.callbacks import Callback, create_callbacks, create_named
 from googlenet_jax.training.config import resolve
 from googlenet_jax.training.finetune import begin_with, read_initial, tell
 from googlenet_jax.training.folder import check_folder, read_config, write_config
@@ -29,8 +37,10 @@ from googlenet_jax.training.patterns import check_patterns, parse_multipliers
 from googlenet_jax.training.plan import make_plan
 from googlenet_jax.training.profile import FOLDER as PROFILE_FOLDER
 from googlenet_jax.training.profile import Profile
+from googlenet_jax.training.record import RunRecord
 from googlenet_jax.training.state import TrainState, eval_variables, is_finite
-from googlenet_jax.training.task import Task
+from googlenet_jax.training.task import Given, Task, with_given
+from googlenet_jax.training.trackers import WRITERS
 from googlenet_jax.training.writers import (
     CURVES_FILE,
     METRICS_FILE,
@@ -41,6 +51,7 @@ from googlenet_jax.training.writers import (
     create_writer,
     cut_back,
     draw_if_stale,
+    read_metrics,
 )
 from googlenet_jax.weights.checkpoints import Checkpoints, RunDescription
 
@@ -49,6 +60,10 @@ def train(
     config: ConfigDict | Mapping[str, Any],
     workdir: str | Path,
     *,
+    train: Any = None,
+    eval: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    mesh: Mesh | None = None,
     peer_timeout: float = PEER_TIMEOUT,
     profile: bool = False,
 ) -> None:
@@ -59,6 +74,16 @@ def train(
     the same folder. One that stands still for `peer_timeout` seconds ends the others. `profile`
     writes a trace of a few steps to `workdir`/profile.
 
+    Args:
+      train: the data to train on, in place of the config's: arrays (images, labels) or
+        `data.examples.Examples`. Images are [N, H, W, C] or [N, H, W] of uint8, uint16 or floats,
+        with mean and std in their units; labels int [N], or for each class whether it is there,
+        [N, K].
+      eval: likewise by the name of the split, the first of which decides the best checkpoint; None
+        evaluates the training data. A run is resumed with the same data.
+      callbacks: called at the loop's four places, after the config's.
+      mesh: of devices, with an axis "data", in place of the config's `devices.mesh`.
+
     Raises UserError for a config that is impossible or not the run's, data or checkpoints that
     can't be read, a loss that is not finite, a store that can't be reached.
     """
@@ -67,19 +92,37 @@ def train(
     with watching(peer_timeout) as peers:
         folder = run_folder(workdir)
         with reaching(folder):
-            _train(config, folder, peers, profile)
+            data = None if train is None else (train, eval)
+            _train(config, folder, peers, profile, data, callbacks, mesh)
 
 
 def _train(
-    config: ConfigDict | Mapping[str, Any], workdir: Path, peers: Peers | None, profile: bool
+    config: ConfigDict | Mapping[str, Any],
+    workdir: Path,
+    peers: Peers | None,
+    profile: bool,
+    data: Given | None,
+    own_callbacks: Sequence[Callback],
+    own_mesh: Mesh | None,
 ) -> None:
     # The config, checked, and what it describes, built: once.
-    resolved = resolve(config, kept=read_config(workdir))
+    resolved = resolve(with_given(config, data), kept=read_config(workdir))
     config, fields = resolved.config, resolved.config.to_dict()
 
+    callbacks = create_callbacks(
+        config.callbacks.names, config.callbacks.options.to_dict(), own_callbacks
+    )
+    writers = create_named(
+        WRITERS,
+        "writers",
+        config.writers.names,
+        config.writers.options.to_dict(),
+        ("folder", "config"),
+    )
+
     # What is trained, on which devices, and when what happens.
-    mesh = create_mesh()
-    task = resolved.open(mesh)
+    mesh = create_mesh(axes=config.devices.mesh) if own_mesh is None else own_mesh
+    task = resolved.open(mesh, data)
     plan = make_plan(resolved, task, mesh)
     when, shapes = plan.when, plan.shapes
     step_key = replicate(plan.step_key, mesh)
@@ -88,7 +131,7 @@ def _train(
         # Where the run stands: its newest whole checkpoint, or the first state.
         signals = stack.enter_context(catching_signals())
         signals.has_state = jax.process_count() > 1
-        stop = Agreement(signals, mesh, peers.tick if peers else lambda: None)
+        stop = Agreement(signals, create_mesh(), peers.tick if peers else lambda: None)
         if is_first():
             stack.enter_context(locked(workdir))
         check_folder(workdir, fields, resolved.kind.defaults().to_dict())
@@ -133,7 +176,9 @@ def _train(
         # From here on the folder is this run's: a config that was refused above has left no config
         # that its corrected form would differ from.
         write_config(workdir, fields)
-        writer = stack.enter_context(contextlib.closing(create_writer(workdir, start)))
+        record = stack.enter_context(RunRecord(workdir, start, config.batch_size))
+        further = [_for_config(each, fields) for each in writers.values()]
+        writer = stack.enter_context(contextlib.closing(create_writer(workdir, start, further)))
         lines = stack.enter_context(
             contextlib.closing(
                 TrainingLog(
@@ -157,7 +202,10 @@ def _train(
         # from is done, unless a signal had cut its evaluation short. A signal stops the run after
         # what is under way, and then the state is saved.
         signals.has_state = signals.has_state or start > 0
+        best = None
         try:
+            past = _evaluations_until(workdir, start - cut_short) if len(callbacks) else []
+            ends = callbacks.started(start, past)
             for step in range(start, when.total + 1):
                 last = step == when.total
                 undone = step > start or cut_short
@@ -168,10 +216,14 @@ def _train(
                     lines.flush("evaluating")
                     with contextlib.suppress(CutShort):
                         epoch, chosen = step / when.epoch, config.checkpoint.best
-                        best = _evaluate(task, state, step, epoch, chosen, writer, stop)
+                        split = mesh if config.devices.shard else None
+                        best, written = _evaluate(
+                            task, state, step, epoch, chosen, writer, stop, split
+                        )
+                        ends = callbacks.evaluated(step, state, written)
                 # Asked twice in a row, several processes would wait for the step under way.
                 stops = stop()
-                if saves or (stops and step > start):
+                if saves or ((stops or ends) and step > start):
                     lines.flush("saving")
                     writer.flush()
                     # The very step whose loss was still finite can spoil them.
@@ -181,21 +233,28 @@ def _train(
                     checkpoints.save(
                         step, state, metric=best, interval=lines.interval, evaluated=evaluated
                     )
+                    record.saved(step)
+                    ends = callbacks.saved(step, state)
                     stops = stop()  # a save takes its time
-                if last or stops:
+                if last or stops or ends:
                     break
                 trace.before(step, state)
-                batch = shard_batch(next(batches), mesh)
+                host_batch = next(batches)
+                ends = callbacks.batch(step, host_batch)
+                batch = shard_batch(host_batch, mesh)
                 state, metrics = plan.train_step(state, batch, step_key)
                 signals.has_state = True
+                ends = callbacks.stepped(step + 1, state, metrics)
                 lines.push(step + 1, metrics)
         except jax.errors.JaxRuntimeError as error:
-            raise _explained(error, config.batch_size, mesh.size) from error
+            raise _explained(error, config.batch_size, data_devices(mesh)) from error
         except NotFinite as error:
             raise UserError(
                 f"{error}, at learning rate {lines.rate:.6g}; {_where_to_go_on(checkpoints)}"
             ) from error
         checkpoints.wait()
+        by = signal_name(stop.signum) or (callbacks.ended_by if step < when.total else "")
+        record.end(f"stopped by {by}" if by else "finished")
     if name := signal_name(stop.signum):
         saved = (
             f"after step {step} of {when.total}, which is saved"
@@ -204,9 +263,23 @@ def _train(
         )
         log(f"{workdir}: stopped by {name} {saved}; the same command resumes it")
         end(stop.signum)
+    if callbacks.ended_by and step < when.total:
+        log(f"{workdir}: ended by {callbacks.ended_by} after step {step} of {when.total}")
+        return
     log(
         f"{workdir}: finished all {when.total} steps; {config.checkpoint.best} {best:.4f}, curves in {workdir / CURVES_FILE}"
     )
+
+
+def _for_config(make: Callable[..., Writer], config: Mapping[str, Any]) -> Callable[[Path], Writer]:
+    return lambda folder: make(folder, config)
+
+
+def _evaluations_until(workdir: Path, step: int) -> list[dict[str, Any]]:
+    """The evaluation lines that the folder holds, up to that step's."""
+    path = workdir / METRICS_FILE
+    lines = read_metrics(path) if path.exists() else []
+    return [line for line in lines if "weights" in line and line["step"] <= step]
 
 
 def _warn_of_statistics(model: Any, steps: int) -> None:
@@ -242,21 +315,23 @@ def _evaluate(
     best: str,
     writer: Writer,
     should_stop: Callable[[], bool],
-) -> float:
+    mesh: Mesh | None,
+) -> tuple[float, list[dict[str, Any]]]:
     """Writes a line for each evaluation split with the weights "raw" and, where they are averaged,
-    "ema".
+    "ema"; they are gathered on every device where they are split over `mesh`.
 
     Returns what the best checkpoint is chosen by: the metric `best` on the first split, of the
-    average where there is one. Raises CutShort where `should_stop()` says so.
+    average where there is one; and the lines. Raises CutShort where `should_stop()` says so.
     """
-    values = []
+    values, lines = [], []
     for split, evaluate in task.evaluations.items():
         for weights in ("raw",) if state.ema is None else ("raw", "ema"):
-            metrics = evaluate(eval_variables(state, weights), should_stop)
+            variables = eval_variables(state, weights)
+            metrics = evaluate(variables if mesh is None else whole(variables, mesh), should_stop)
             check_finite(f"step {step}, {split} ({weights} weights)", metrics)
-            writer.write(
-                {"step": step, "epoch": epoch, "split": split, "weights": weights, **metrics}
-            )
+            line = {"step": step, "epoch": epoch, "split": split, "weights": weights, **metrics}
+            writer.write(line)
+            lines.append(line)
             shown = ", ".join(
                 f"{name} {value:.4f}" for name, value in metrics.items() if name != "examples"
             )
@@ -265,7 +340,7 @@ def _evaluate(
             names = ", ".join(metrics)
             raise UserError(f"checkpoint.best: expected one of {names}, found {best!r}")
         values.append(metrics[best])
-    return values[0]
+    return values[0], lines
 
 
 def _explained(error: Exception, batch_size: int, devices: int) -> Exception:

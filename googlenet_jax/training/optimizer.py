@@ -66,6 +66,22 @@ def rmsprop(
     )
 
 
+def sam(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    mask: Mask | None = None,
+    rho: float = 0.05,
+) -> optax.GradientTransformation:
+    """Sharpness-aware minimization (arXiv 2010.01412) around `sgd`: the gradient is taken where the
+    parameters have gone `rho` along the first gradient, normalized; two gradients a step.
+    """
+    away = optax.chain(optax.contrib.normalize(), optax.sgd(rho))
+    inner = sgd(learning_rate, momentum, nesterov, weight_decay, mask)
+    return optax.contrib.sam(inner, away, sync_period=2, opaque_mode=True)
+
+
 def muon_and_sgd(
     learning_rate: optax.Schedule,
     momentum: float = 0.9,
@@ -99,8 +115,10 @@ OPTIMIZERS: Registry[OptimizerFactory] = Registry(
         "rmsprop": rmsprop,
         "adamw": optax.adamw,
         "lamb": optax.lamb,
+        "lars": optax.lars,
         "lion": optax.lion,
         "muon": muon_and_sgd,
+        "sam": sam,
     },
 )
 register_optimizer = OPTIMIZERS.register
@@ -215,7 +233,8 @@ def _try(optimizer: optax.GradientTransformation, name: str, options: Mapping[st
     """
 
     def step(params: Any) -> Any:
-        return optimizer.update(params, optimizer.init(params), params)
+        update = optax.with_extra_args_support(optimizer).update
+        return update(params, optimizer.init(params), params, grad_fn=lambda params, *_: params)
 
     try:
         shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)

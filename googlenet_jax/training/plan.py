@@ -7,10 +7,10 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from googlenet_jax.runtime.sharding import check_batch_size
+from googlenet_jax.runtime.sharding import check_batch_size, parse_shards
 from googlenet_jax.training.config import Durations, in_steps
 from googlenet_jax.training.optimizer import create_schedule
-from googlenet_jax.training.patterns import Frozen, expanded
+from googlenet_jax.training.patterns import Frozen, check_patterns, expanded
 from googlenet_jax.training.state import TrainState, make_create_state, state_shardings
 from googlenet_jax.training.step import make_train_step
 from googlenet_jax.training.task import Resolved, Task
@@ -47,7 +47,7 @@ def make_plan(resolved: Resolved, task: Task, mesh: Mesh) -> Plan:
     """
     config = resolved.config
     layout = config.devices
-    check_batch_size(config.batch_size // layout.accumulate, mesh)
+    check_batch_size(config.batch_size, mesh, layout.accumulate)
     when = in_steps(config, task.examples)
     schedule = create_schedule(
         config.schedule.name,
@@ -68,7 +68,9 @@ def make_plan(resolved: Resolved, task: Task, mesh: Mesh) -> Plan:
         task.model, optimizer, task.inputs(task.example), average=config.ema.decay > 0
     )
     shapes = create_state.eval_shape(init_key)
-    shardings = state_shardings(shapes, mesh, shard_optimizer=layout.shard_optimizer)
+    rules = parse_shards(layout.shard, mesh)
+    check_patterns("devices.shard", [pattern for pattern, _ in rules], shapes.params)
+    shardings = state_shardings(shapes, mesh, shard_optimizer=layout.shard_optimizer, rules=rules)
     freeze = expanded(config.freeze, shapes.params)
     train_step = make_train_step(
         task,

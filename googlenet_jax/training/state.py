@@ -1,15 +1,19 @@
 """What a training run carries from step to step, as one tree."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh, NamedSharding
 
 from googlenet_jax.errors import UserError
-from googlenet_jax.runtime.sharding import replicated
+from googlenet_jax.runtime.compiled import Shared
+from googlenet_jax.runtime.sharding import replicated, split_longest
+from googlenet_jax.training.patterns import matches
 
 
 @flax.struct.dataclass
@@ -45,29 +49,39 @@ def make_create_state(
     # It runs once: on a CPU, optimizing the code of some fifty random tensors takes four times as
     # long as not.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(create, compiler_options=options)
+    return Shared(jax.jit(create, compiler_options=options))
 
 
-def state_shardings(shapes: TrainState, mesh: Mesh, *, shard_optimizer: bool) -> TrainState:
-    """Returns each array's place on the mesh: whole on every device or, with `shard_optimizer`, the
-    optimizer's arrays split over them.
+def state_shardings(
+    shapes: TrainState,
+    mesh: Mesh,
+    *,
+    shard_optimizer: bool,
+    rules: Sequence[tuple[str, str]] = (),
+) -> TrainState:
+    """Returns each array's place on the mesh: whole on every device, unless it is split.
 
-    Of these, the longest axis that divides by the devices is split; one without such an axis stays
-    whole. `shapes` is a state of arrays or ShapeDtypeStructs.
+    `shapes` is a state of arrays or ShapeDtypeStructs. Of the rules (pattern, axis of the mesh) the
+    first whose pattern names a parameter splits it, its average and what the optimizer keeps of
+    its shape, on the longest axis that divides evenly. With `shard_optimizer` the rest of the
+    optimizer's arrays is split over all devices likewise.
     """
-    whole = replicated(mesh)
+    paths = {path: leaf.shape for path, leaf in flatten_dict(shapes.params).items()}
 
-    def place(leaf: Any) -> NamedSharding:
-        axes = [axis for axis, length in enumerate(leaf.shape) if length % mesh.size == 0]
-        if not axes:
-            return whole
-        longest = max(axes, key=lambda axis: leaf.shape[axis])
-        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "data"))
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        names = tuple(str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path)
+        # The parameter that it is of: the longest end of its path that names one.
+        ends = (names[first:] for first in range(len(names)))
+        own = next((end for end in ends if paths.get(end) == leaf.shape), None)
+        if own is not None:
+            for pattern, axis in rules:
+                if matches(pattern, own):
+                    return split_longest(leaf.shape, mesh, axis)
+        if shard_optimizer and names[:1] == ("opt_state",):
+            return split_longest(leaf.shape, mesh)
+        return replicated(mesh)
 
-    shardings = jax.tree.map(lambda _: whole, shapes)
-    if not shard_optimizer:
-        return shardings
-    return shardings.replace(opt_state=jax.tree.map(place, shapes.opt_state))
+    return jax.tree_util.tree_map_with_path(place, shapes)
 
 
 @jax.jit

@@ -10,6 +10,8 @@ import optax
 from jax.sharding import Mesh
 
 from googlenet_jax.evaluation.metrics import batch_mean
+from googlenet_jax.registry import given_step
+from googlenet_jax.runtime.compiled import Shared
 from googlenet_jax.runtime.sharding import data_sharding, replicated
 from googlenet_jax.training.patterns import Frozen
 from googlenet_jax.training.state import TrainState
@@ -53,13 +55,15 @@ def make_train_step(
     """
     frozen = frozen or Frozen()
     apply = _make_apply(task, frozen, rematerialize)
+    tx = optax.with_extra_args_support(tx)
+    prepare, loss_of = given_step(task.prepare), given_step(task.loss)
 
     def gradients(
-        params: Any, batch_stats: Any, batch: Batch, key: jax.Array
+        params: Any, batch_stats: Any, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[Any, Any, Metrics]:
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             output, updated = apply(params, batch_stats, task.inputs(batch), key)
-            loss, parts = task.loss(output, batch)
+            loss, parts = loss_of(output, batch, step=step)
             return loss, (parts, output, updated.get("batch_stats", {}))
 
         (loss, (parts, output, updated)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
@@ -74,9 +78,18 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         dropout_key, augment_key = jax.random.split(jax.random.fold_in(key, state.step))
-        batch = task.prepare(batch, augment_key)
-        grads, batch_stats, metrics = gradients(state.params, state.batch_stats, batch, dropout_key)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        batch = prepare(batch, augment_key, step=state.step)
+
+        def at(params: Any) -> tuple[Any, Any, Metrics]:
+            return gradients(params, state.batch_stats, batch, dropout_key, state.step)
+
+        grads, batch_stats, metrics = at(state.params)
+        updates, opt_state = tx.update(
+            grads,
+            state.opt_state,
+            state.params,
+            grad_fn=lambda params, *_: at(params)[0],  # for those that ask elsewhere, as SAM
+        )
         old = {"params": state.params, "batch_stats": state.batch_stats}
         new = {"params": optax.apply_updates(state.params, updates), "batch_stats": batch_stats}
         new = frozen.keep(old, new)
@@ -98,11 +111,13 @@ def make_train_step(
 
     whole = replicated(mesh)
     shardings = whole if shardings is None else shardings
-    return jax.jit(
-        train_step,
-        donate_argnums=0,
-        in_shardings=(shardings, data_sharding(mesh), whole),
-        out_shardings=(shardings, whole),
+    return Shared(
+        jax.jit(
+            train_step,
+            donate_argnums=0,
+            in_shardings=(shardings, data_sharding(mesh), whole),
+            out_shardings=(shardings, whole),
+        )
     )
 
 
@@ -145,7 +160,7 @@ def _accumulated(gradients: Callable[..., Any], parts: int) -> Callable[..., Any
     """
 
     def accumulated(
-        params: Any, batch_stats: Any, batch: Batch, key: jax.Array
+        params: Any, batch_stats: Any, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[Any, Any, Metrics]:
         # Part m has the rows m, m + parts, …: each device finds its own among those that it holds.
         split = {
@@ -163,13 +178,13 @@ def _accumulated(gradients: Callable[..., Any], parts: int) -> Callable[..., Any
             sums, statistics = carry
             part, number = numbered
             grads, statistics, metrics = gradients(
-                params, statistics, part, jax.random.fold_in(key, number)
+                params, statistics, part, jax.random.fold_in(key, number), step
             )
             added = jax.tree.map(lambda a, b: a + b * share(part), sums, (grads, metrics))
             return (added, statistics), None
 
         first = {name: array[0] for name, array in split.items()}
-        shapes = jax.eval_shape(gradients, params, batch_stats, first, key)
+        shapes = jax.eval_shape(gradients, params, batch_stats, first, key, step)
         zeros = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)),
             (shapes[0], shapes[2]),

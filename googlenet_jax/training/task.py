@@ -15,8 +15,12 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from googlenet_jax.data.sources import GIVEN
+from googlenet_jax.errors import UserError
 from googlenet_jax.registry import Registry
 
+# The training examples, and the evaluations' by split.
+Given = tuple[Any, Mapping[str, Any] | None]
 Array = jax.Array
 Batch = dict[str, Array]
 # (variables, should_stop) -> a line's "loss", "examples" and metrics. Before each batch it asks
@@ -69,11 +73,14 @@ class TaskKind:
         `Resolved`. Raises UserError for what no single field's type and range says; reads and
         compiles nothing.
       open: opens the data, and makes a task of them and of the parts.
+      make: makes a task of data that are handed over: (resolved, mesh, training examples, the
+        evaluations' by split); None where that kind can't.
     """
 
     defaults: Callable[[], ConfigDict]
     build: Callable[[ConfigDict], Any]
     open: Callable[["Resolved", Mesh], Task]
+    make: Callable[["Resolved", Mesh, Any, Mapping[str, Any] | None], Task] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +97,28 @@ class Resolved:
     parts: Any
     optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
 
-    def open(self, mesh: Mesh) -> Task:
-        """Opens the data. Raises UserError where there is no such set or split."""
-        return self.kind.open(self, mesh)
+    def open(self, mesh: Mesh, given: Given | None = None) -> Task:
+        """Opens the data, or takes those that are given.
+
+        Raises UserError where there is no such set or split.
+        """
+        if given is None:
+            return self.kind.open(self, mesh)
+        if self.kind.make is None:
+            raise UserError(f"train: the task {self.config.task!r} takes no data but the config's")
+        return self.kind.make(self, mesh, *given)
+
+
+def with_given(
+    config: ConfigDict | Mapping[str, Any], given: Given | None
+) -> ConfigDict | Mapping[str, Any]:
+    """The config, whose data are those that were handed over, if any."""
+    if given is None:
+        return config
+    tree = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    splits = tuple(given[1] or {"train": None})
+    data = {"name": GIVEN, "train_split": "train", "eval_splits": splits}
+    return {**tree, "data": {**tree.get("data", {}), **data}}
 
 
 TASKS: Registry[TaskKind] = Registry("task", {})

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,9 +181,11 @@ def draw_if_stale(workdir: Path) -> None:
         CurvesWriter(workdir).close()
 
 
-def create_writer(workdir: Path, step: int) -> Writer:
-    """The writers of a run resumed after `step` steps; in every process but the first, one
-    that does nothing.
+def create_writer(
+    workdir: Path, step: int, further: Sequence[Callable[[Path], Writer]] = ()
+) -> Writer:
+    """The writers of a run resumed after `step` steps, and `further` ones made for its folder; in
+    every process but the first, one that does nothing.
     """
     if not is_first():
         return Writer()
@@ -193,6 +195,7 @@ def create_writer(workdir: Path, step: int) -> Writer:
             JsonLinesWriter(folder / METRICS_FILE),
             TensorBoardWriter(folder / EVENTS_FOLDER, step),
             CurvesWriter(folder),
+            *(each(folder) for each in further),
         )
 
     return MirrorWriter(workdir, make)

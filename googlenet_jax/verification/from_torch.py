@@ -1,5 +1,6 @@
 """Any PyTorch module's forward pass as an op graph: the aten operations that really ran."""
 
+import inspect
 import math
 import os
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -53,14 +55,15 @@ RANDOM = {"bernoulli", "bernoulli_", "uniform_", "rand", "rand_like", "normal_",
 
 
 class WithoutDropout(TorchFunctionMode):
-    """Dropout as a function does nothing, but where `allowed` holds the line that calls it.
+    """Dropout as a function does nothing, but where `allowed` holds the line that calls it. With
+    `settled`, batch norm as a function takes its running statistics in training too.
 
     `active`: the lines that called it to act.
     """
 
-    def __init__(self, allowed: frozenset[Any] | None = frozenset()) -> None:
+    def __init__(self, allowed: frozenset[Any] | None = frozenset(), settled: bool = False) -> None:
         super().__init__()
-        self.allowed = allowed
+        self.allowed, self.settled = allowed, settled
         self.active: set[Any] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -73,6 +76,10 @@ class WithoutDropout(TorchFunctionMode):
                 self.active.add(line)
                 if self.allowed is not None and line not in self.allowed:
                     return args[0] if args else kwargs["input"]
+        if self.settled and func is F.batch_norm:
+            given = inspect.signature(F.batch_norm).bind(*args, **kwargs).arguments
+            if given.get("running_mean") is not None:
+                return func(**(given | {"training": False}))
         return func(*args, **kwargs)
 
 

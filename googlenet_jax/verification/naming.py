@@ -377,9 +377,8 @@ def kernel_names(
     made = candidate.attrs["kernel"].value.double()
     where = unit.name
     equal = lambda v: v.shape == made.shape and torch.allclose(v, made, 1e-6, 1e-12)  # noqa: E731
-    square = reference.shape[0] == reference.shape[1] > 1
     tries = [
-        ("transposed kernel", "height and width", reference.transpose(0, 1) if square else None),
+        ("transposed kernel", "height and width", reference.transpose(0, 1)),
         ("transposed kernel", "inputs and outputs", reference.transpose(2, 3)),
         ("flipped kernel", "height and width", reference.flip(0, 1)),
         ("flipped kernel", "height", reference.flip(0)),
@@ -388,7 +387,7 @@ def kernel_names(
         ("channel order", "outputs reversed", reference.flip(3)),
     ]
     for name, detail, value in tries:
-        if value is not None and equal(value):
+        if equal(value):
             if name == "transposed kernel" and reference.shape[:2] == (1, 1):
                 name, detail = (
                     "transposed classifier" if not candidate.attrs.get("x") else name,

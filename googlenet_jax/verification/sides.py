@@ -64,10 +64,11 @@ class TorchSide:
 
     @contextlib.contextmanager
     def evaluating(self, heads: bool) -> Iterator[None]:
-        """The modes are put back afterwards. With `heads` the module itself trains, so that its
-        auxiliary heads answer, while batch norm and dropout do not.
+        """Modes and buffers are put back afterwards. With `heads` the module itself trains, so that
+        its auxiliary heads answer, while batch norm and dropout do not.
         """
         before = {each: each.training for each in self.module.modules()}
+        buffers = [(each, each.detach().clone()) for each in self.module.buffers()]
         self.module.train(heads)
         for each in self.module.modules():
             kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -78,6 +79,8 @@ class TorchSide:
         finally:
             for each, mode in before.items():
                 each.training = mode
+            for buffer, value in buffers:
+                buffer.detach().copy_(value)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -102,7 +105,7 @@ class TorchSide:
             self.channels_last = channels_last
             try:
                 heads, drops = self._heads(images)
-                with self.evaluating(heads), from_torch.WithoutDropout(drops):
+                with self.evaluating(heads), from_torch.WithoutDropout(drops, settled=heads):
                     graph, outputs = from_torch.trace_torch(
                         self.module, self.pixels(images), channels_last
                     )
@@ -125,7 +128,7 @@ class TorchSide:
         found = {}
         drops: frozenset[Any] = frozenset()
         for heads in (False, True):
-            mode = from_torch.WithoutDropout(drops if heads else None)
+            mode = from_torch.WithoutDropout(drops if heads else None, settled=heads)
             try:
                 with self.evaluating(heads), torch.no_grad(), mode:
                     torch.manual_seed(0)
@@ -152,11 +155,19 @@ class TorchSide:
             for name, value in values.items():
                 entries[name].copy_(value.reshape(entries[name].shape))
 
-    def copied(self) -> "TorchSide":
-        """Another of the same state."""
-        made = TorchSide(copy.deepcopy(self.module), self.precision, self.title)
-        made.channels_last = self.channels_last
-        return made
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """All values and gradients are put back afterwards. (A copy of the module would do where no
+        function of it held on to the module itself.)
+        """
+        values = {name: value.detach().clone() for name, value in self.entries().items()}
+        gradients = [(parameter, parameter.grad) for parameter in self.module.parameters()]
+        try:
+            yield
+        finally:
+            self.assign(values)
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
 
 
 class JaxSide:

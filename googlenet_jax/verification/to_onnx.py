@@ -5,6 +5,7 @@ jax2onnx writes our networks directly, but 0.17 wants an older Orbax than this p
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,14 +61,11 @@ def write_onnx(
     except UserError as error:
         reason = str(error).removeprefix("--against torch: ")
         raise UserError(f"--format onnx goes through PyTorch, and {reason}") from None
-    arrays = with_scales(model, to_torch(model, variables))
-    tensors = {name: torch.from_numpy(np.array(each, np.float32)) for name, each in arrays.items()}
-    network.load_state_dict(
-        {name: each.to(network.state_dict()[name].dtype) for name, each in tensors.items()}
-    )
+    network.load_state_dict(_tensors(network, model, to_torch(model, variables)))
     size = preprocessing.size
     # Two: of one image the batch would be taken for a constant.
     images = torch.zeros((2, size, size, 3), dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names what isn't installed
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -82,6 +80,20 @@ def write_onnx(
             external_data=False,
             verbose=False,
         )
+
+
+def _tensors(
+    network: nn.Module, model: Network, arrays: Mapping[str, np.ndarray]
+) -> dict[str, Tensor]:
+    """The state dict in the reference's types; of scales of one that ours has not, those that it
+    has.
+    """
+    known = network.state_dict()
+    return {
+        name: torch.from_numpy(np.array(each, np.float32)).to(known[name].dtype)
+        for name, each in with_scales(model, arrays).items()
+        if name in arrays or name in known
+    }
 
 
 def check_packages() -> None:

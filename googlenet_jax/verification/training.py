@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +19,7 @@ from googlenet_jax.verification.from_jax import (
     path_name,
     to_torch,
 )
-from googlenet_jax.verification.from_torch import named
+from googlenet_jax.verification.from_torch import WithoutDropout, named
 from googlenet_jax.verification.naming import Finding
 from googlenet_jax.verification.rows import MARGIN, difference
 from googlenet_jax.verification.sides import JaxSide, Side, TorchSide
@@ -64,6 +64,7 @@ def train(
     outputs: Sequence[str],
     whole: bool,
     frozen: frozenset[str] = frozenset(),
+    nudge: int | None = None,
 ) -> Trained:
     """Takes steps of SGD with momentum on the sum of the outputs' losses, those of auxiliary heads
     times 0.3, without dropout.
@@ -71,11 +72,18 @@ def train(
     Args:
       labels: [steps, N]. outputs: the side's own names of those that both have, in order.
       whole: batch norm uses the batch; else everything stays as in evaluation.
-      frozen: entries that are not trained.
+      frozen: entries that are not trained. nudge: a seed; every weight begins one unit in the last
+        place away, up or down at random. The side is afterwards as it was.
     """
     if isinstance(side, TorchSide):
-        return _train_torch(side.copied(), images, labels, outputs, whole, frozen)
+        with side.kept():
+            if nudge is not None:
+                away = _nudge(nudge)
+                side.assign({n: away(p.detach()) for n, p in side.module.named_parameters()})
+            return _train_torch(side, images, labels, outputs, whole, frozen)
     assert isinstance(side, JaxSide)
+    if nudge is not None:
+        side = side.nudged(_nudge(nudge))
     return _train_jax(side, images, labels, outputs, whole, frozen)
 
 
@@ -166,7 +174,8 @@ def _train_torch(
     optimizer = torch.optim.SGD(list(trained.values()) or [torch.zeros(1)], LEARNING_RATE, MOMENTUM)
     pixels = side.pixels(images)
     found = Trained({}, {}, {}, {}, {})
-    with side.training() if whole else side.evaluating(True):
+    mode = side.training() if whole else side.evaluating(True)
+    with mode, WithoutDropout(settled=not whole):
         for step in range(len(labels)):
             optimizer.zero_grad()
             made = named(side.module(pixels))
@@ -202,20 +211,14 @@ def _copied(side: TorchSide) -> Entries:
     return {name: value.detach().double().clone() for name, value in entries.items()}
 
 
-def nudged(side: Side, seed: int) -> Side:
-    """A copy whose every weight is moved by one unit in the last place, up or down at random."""
+def _nudge(seed: int) -> Callable[[Tensor], Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
-    def moved_(value: Tensor) -> Tensor:
+    def moved(value: Tensor) -> Tensor:
         up = torch.rand(value.shape, generator=generator) < 0.5
         return torch.nextafter(value, torch.where(up, torch.inf, -torch.inf).to(value.dtype))
 
-    if isinstance(side, TorchSide):
-        copied = side.copied()
-        copied.assign({n: moved_(p.detach()) for n, p in copied.module.named_parameters()})
-        return copied
-    assert isinstance(side, JaxSide)
-    return side.nudged(moved_)
+    return moved
 
 
 def compare_training(

@@ -319,12 +319,10 @@ class _Verification:
         still = frozenset(m.source for m in table if m.target in frozen)
         before = {name: value.double() for name, value in one.leaves.items()}
         mine = training.train(self.reference, images, labels, list(outputs), whole, still)
+        names = list(outputs.values())
         of_candidate, *controls = (
-            training.train(side, images, labels, list(outputs.values()), whole)
-            for side in (
-                self.candidate,
-                *(training.nudged(self.candidate, i) for i in range(training.CONTROLS)),
-            )
+            training.train(self.candidate, images, labels, names, whole, nudge=nudge)
+            for nudge in (None, *range(training.CONTROLS))
         )
         means = _running(one)
         statistics = frozenset([*means, *means.values()]) if whole else frozenset()

@@ -50,8 +50,10 @@ class RunDescription:
     model again.
 
     `model_options` are those of `models.registry.model_options`, `preprocessing` is
-    `Preprocessing.to_dict()`, `config` the whole config, `data` what tells the training split from
-    another (`Source.identity`; empty where nothing is known).
+    `Preprocessing.to_dict()` (empty where images have none), `class_names` empty where there are no
+    classes, `config` the whole config, `data` what tells the training split from another
+    (`Source.identity`; empty where nothing is known). `part` is the path of the variables that are
+    the model's, such as "encoder", where a task trains more than it: `gj.load` gives these.
     """
 
     model_name: str
@@ -60,18 +62,21 @@ class RunDescription:
     class_names: tuple[str, ...]
     preprocessing: dict[str, Any]
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
+    part: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON has it: tuples become lists, so that what was written compares equal to
         what is read.
         """
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        values = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {name: value for name, value in values.items() if name != "part" or value}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "RunDescription":
         """Inverse of `to_json`; keys that this class does not have are left aside."""
         names = [field.name for field in dataclasses.fields(cls)]
-        known = {name: values[name] for name in names if name != "data" or name in values}
+        later = ("data", "part")  # older checkpoints have none
+        known = {name: values[name] for name in names if name not in later or name in values}
         return cls(**{**known, "class_names": tuple(values["class_names"])})
 
 
@@ -483,8 +488,10 @@ def _read_weights(manager: ocp.CheckpointManager, step: int, weights: str | None
             f"{manager.directory}/{step}: the run kept no average of its weights; use weights 'raw'"
         )
     weights = weights or ("ema" if has_average else "raw")
+    about = RunDescription.from_json(content)
     prefix = "ema/" if weights == "ema" else ""
-    starts = (f"{prefix}params/", f"{prefix}batch_stats/")
+    part = f"{about.part}/" if about.part else ""
+    starts = tuple(f"{prefix}{kind}/{part}" for kind in ("params", "batch_stats"))
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     targets = {
         name: jax.ShapeDtypeStruct(
@@ -496,12 +503,11 @@ def _read_weights(manager: ocp.CheckpointManager, step: int, weights: str | None
     arrays = _read_arrays(manager, step, content["arrays"], targets)
     variables: dict[str, Any] = {}
     for name, array in arrays.items():
-        *parents, leaf = name.removeprefix(prefix).split("/")
+        *parents, leaf = name.removeprefix(prefix).replace(f"/{part}", "/", 1).split("/")
         place = variables
         for parent in parents:
             place = place.setdefault(parent, {})
         place[leaf] = array
-    about = RunDescription.from_json(content)
     try:
         model = create_model(about.model_name, **about.model_options)
     except UserError as error:
@@ -512,8 +518,8 @@ def _read_weights(manager: ocp.CheckpointManager, step: int, weights: str | None
     return TrainedModel(
         model=model,
         variables=variables,
-        preprocessing=Preprocessing.from_dict(about.preprocessing),
-        class_names=about.class_names,
+        preprocessing=Preprocessing.from_dict(about.preprocessing) if about.preprocessing else None,
+        class_names=about.class_names or None,
         source=str(manager.directory.parent),
         config=about.config,
         step=step,

@@ -24,7 +24,8 @@ class TrainedModel:
     """A network with its weights and all that it takes to use them, as `gj.load` returns it.
 
     Where a method takes images, these are a path, a `PIL.Image`, a `uint8 [H, W, 3]` array (RGB),
-    or several of them: a list, or a `uint8 [N, H, W, 3]` array.
+    or several of them: a list, or a `uint8 [N, H, W, 3]` array. A network trained on other arrays
+    takes those: their channels, and the preprocessing's dtype.
 
     Attributes:
       variables: `params` and, with batch norm, `batch_stats`, with the source's dtypes.
@@ -158,9 +159,13 @@ class TrainedModel:
         from googlenet_jax.evaluation.predict import as_pictures, read
 
         preprocessing = self._check_preprocessing()
-        crops = [eval_image(read(each), preprocessing) for each in as_pictures(images)]
+        channels = getattr(self.model, "in_channels", 3)
+        pictures = as_pictures(images, preprocessing.dtype, channels)
+        crops = [eval_image(read(each), preprocessing) for each in pictures]
         if not crops:
             raise UserError("images: expected at least one, found none")
+        shape = (preprocessing.size, preprocessing.size, channels)
+        crops = [np.broadcast_to(crop, shape) for crop in crops]  # grey: its channel is repeated
         return [np.stack(crops[first : first + BATCH]) for first in range(0, len(crops), BATCH)]
 
     def _logits(self, images: np.ndarray) -> np.ndarray:

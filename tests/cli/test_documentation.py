@@ -82,7 +82,7 @@ def test_the_commands_of_a_page_exist(page: Path) -> None:
             continue
         assert match[1] in known, line
         command = re.sub(r"\s{2,}\S.*|#.*", "", match[2])  # without what is said of it
-        for flag in re.findall(r"(?<!\S)\[?(--[a-z][\w-]*)", command):
+        for flag in re.findall(r"(?<!\S)\[?(--[a-z][\w-]*)(?![\w.-])", command):
             assert flag in known[match[1]], line
 
 

@@ -93,6 +93,7 @@ def onnx() -> None:
     pytest.importorskip("onnxscript")
 
 
+@pytest.mark.proof
 def test_onnx_gives_the_networks_logits(onnx, weights, tmp_path, capsys):
     import onnxruntime
 

@@ -184,7 +184,7 @@ def test_convolutions_and_their_gradients_are_the_plain_ones(batch, size):
                 jax.vjp(lambda x, k, form=form, pads=pads: form(x, k, 1, pads), x, kernel)
                 for form in (ops.plain_conv, ops.conv)
             )
-            np.testing.assert_allclose(ours, plain, rtol=1e-11)
+            np.testing.assert_allclose(ours, plain, rtol=1e-11, atol=1e-14)
             for a, b in zip(pull(plain), plain_pull(plain), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-9)
 

@@ -1,5 +1,6 @@
 """Each layer gives PyTorch's values however it is run: compiled or not, on arrays of the device or of the host."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -161,7 +162,11 @@ def test_another_activation_follows_every_unit():
 def test_images_of_other_channels(channels):
     model = small(in_channels=channels)
     images = jax.random.normal(jax.random.key(2), (1, 16, 16, channels))
-    variables, _ = apply_small(model, images)
+    key = jax.random.key(0)
+    init = functools.partial(model.init, {"params": key, "dropout": key}, train=False)
+    variables = jax.eval_shape(init, images)
     assert variables["params"]["conv1"]["kernel"].shape[2] == channels
+    apply = functools.partial(model.apply, train=False)
+    assert jax.eval_shape(apply, variables, images).logits.shape == (1, model.num_classes)
     with pytest.raises(ValueError, match=rf"\[N, H, W, {channels}\]"):
-        model.apply(variables, jnp.zeros((1, 16, 16, 3)), train=False)
+        jax.eval_shape(apply, variables, jnp.zeros((1, 16, 16, 3)))

@@ -61,6 +61,7 @@ def rewind(workdir, step):
 def test_the_folder_of_a_run(finished, data_dir):
     assert {path.name for path in finished.iterdir()} == {
         "config.json",
+        "run.json",
         "metrics.jsonl",
         "checkpoints",
         "tensorboard",
@@ -372,7 +373,7 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path, data_dir, monk
 
 def test_a_batch_that_the_devices_do_not_divide_is_named(tmp_path, data_dir, monkeypatch):
     mesh = jax.sharding.AbstractMesh((2,), ("data",))
-    monkeypatch.setattr(loop, "create_mesh", lambda: mesh)
+    monkeypatch.setattr(loop, "create_mesh", lambda **_: mesh)
     config = tiny_config(data_dir)
     config.batch_size = 15
     with pytest.raises(UserError, match="batch_size: 15 examples do not divide among 2 devices"):

@@ -96,6 +96,16 @@ def as_function(norm: nn.BatchNorm2d, scale: bool = True) -> None:
     )
 
 
+def in_mode_of(made: Twin) -> Callable[[nn.BatchNorm2d], None]:
+    def change(norm: nn.BatchNorm2d) -> None:
+        norm.forward = lambda x: F.batch_norm(
+            *(x, norm.running_mean, norm.running_var, norm.weight, norm.bias),
+            *(made.training, norm.momentum, norm.eps),
+        )
+
+    return change
+
+
 def after_concat(made: Twin) -> None:
     for branch in ("b1", "b2b", "b3c", "b4"):
         act(f"mixed.{branch}", lambda x: x)(made)
@@ -161,6 +171,7 @@ EQUAL: dict[str, Plant] = {
     "in place": act("conv2", F.relu_),
     "after the concatenation": after_concat,
     "batch norm as a function": norms(as_function),
+    "batch norm in the network's mode": lambda made: norms(in_mode_of(made))(made),
     "batch norm by hand": norms(by_hand),
     "frozen": lambda made: made.requires_grad_(False),
 }

@@ -118,7 +118,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
         ({"preprocessing": [224]}, r"preprocessing: expected an object with fields, found \[224\]"),
         (
             {"preprocessing": {"mean": float("nan")}},
-            r"preprocessing\.mean: expected three finite numbers",
+            r"preprocessing\.mean: expected finite numbers",
         ),
         ({"preprocessing": {"sise": 3}}, "did you mean 'size'"),
         ({"preprocessing": {"size": 300}}, r"preprocessing\.resize"),
@@ -290,7 +290,7 @@ def good_header(path: Path) -> dict[str, Any]:
         ),
         (
             {"preprocessing": {"mean": [10**400, 0, 0]}},
-            r"preprocessing\.mean: expected three finite numbers",
+            r"preprocessing\.mean: expected finite numbers",
         ),
         ({"preprocessing": {"std": [1, 0, 1]}}, r"preprocessing\.std"),
         ({"preprocessing": {"channel_order": ["rgb"]}}, r"preprocessing\.channel_order"),
