@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_jax.models.layers import he_fan_out, sow
+from googlenet_jax.models.layers import Normal, he_fan_out, sow
 from googlenet_jax.models.network import Layers, NormedNetwork, Output, Style
 
 Array = jax.Array
@@ -94,7 +94,7 @@ class InceptionSmall(NormedNetwork):
     input_size = 32
     choices: ClassVar[Mapping[str, tuple]] = {"aux_heads": (False,)}
     torch_names: ClassVar[Mapping[str, str]] = TORCH_NAMES
-    style = Style(kernel_init=he_fan_out, dense_init=he_fan_out, pool=0)
+    style = Style(kernel_init=he_fan_out, dense_init=Normal(0.01), pool=0)
 
     @property
     def min_size(self) -> int:
