@@ -313,7 +313,10 @@ class BatchNorm(nn.Module):
 
         if use_running_average or self.is_initializing():
             factor = gamma * lax.rsqrt(var.value.astype(compute) + self.epsilon)
-            y = (x.astype(compute) - mean.value.astype(compute)) * factor + beta
+            shift, factor, beta = (
+                ops.along_channels(v, x) for v in (mean.value.astype(compute), factor, beta)
+            )
+            y = (x.astype(compute) - shift) * factor + beta
             return (nn.relu(y) if relu else y).astype(self.dtype)
 
         if x.shape[0] % self.groups:
@@ -423,7 +426,7 @@ class ConvUnit(nn.Module):
         if self.use_bias:
             bias_init = self.bias_init or torch_bias(math.prod(window) * channels)
             bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
-            x = x + bias.astype(self.dtype)
+            x = x + ops.along_channels(bias.astype(self.dtype), x)
         rectified = self.relu and self.activation == "relu"
         if self.norm is not None and self.normalization != "batch":
             epsilon, types = self.norm.epsilon, (self.dtype, self.param_dtype)
@@ -467,4 +470,5 @@ class Dense(nn.Module):
         bias = self.param(
             "bias", self.bias_init or torch_bias(x.shape[-1]), (self.features,), self.param_dtype
         )
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        return y + ops.along_channels(bias.astype(self.dtype), y)

@@ -236,6 +236,7 @@ def plain_batch_norm(
     mean = average(wide)
     centred = wide - mean[:, None, None, None]
     var = average(lax.square(centred))
+    gamma, beta = (along_channels(v, centred) for v in (gamma, beta))
     y = (centred * lax.rsqrt(var + epsilon)[:, None, None, None] * gamma + beta).reshape(x.shape)
     return (jax.nn.relu(y) if relu else y).astype(x.dtype), mean, var
 
@@ -265,6 +266,11 @@ def batch_norm(
     return y, mean, var
 
 
+def along_channels(v: Array, x: Array) -> Array:
+    """`v` `[C]` with as many axes as x `[…, C]`: JAX may be told to add none by itself."""
+    return v.reshape((1,) * (x.ndim - 1) + v.shape)
+
+
 def _group(x: Array, groups: int) -> Array:
     return x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
 
@@ -281,8 +287,9 @@ def _batch_norm_forward(
     n = x.size // x.shape[-1] // groups
     mean = _sum(grouped) / n
     var = _sum(lax.square(grouped - mean[:, None, None, None])) / n
-    factor = gamma * lax.rsqrt(var + epsilon)
-    y = (grouped - mean[:, None, None, None]) * factor[:, None, None, None] + beta
+    factor = along_channels(gamma, var) * lax.rsqrt(var + epsilon)
+    y = (grouped - mean[:, None, None, None]) * factor[:, None, None, None]
+    y = y + along_channels(beta, y)
     y = (jax.nn.relu(y) if relu else y).reshape(x.shape).astype(x.dtype)
     return y, mean, var
 
@@ -303,6 +310,7 @@ def _batch_norm_backward(
     wide = lambda v: v[:, None, None, None]  # noqa: E731
     centred = _group(x, groups).astype(gamma.dtype) - wide(mean)
     inverse = lax.rsqrt(var + epsilon)
+    gamma, beta = along_channels(gamma, var), along_channels(beta, centred)
     dy = jnp.zeros_like(centred) if dy is None else _group(dy, groups).astype(gamma.dtype)
     if relu:
         dy = jnp.where(centred * wide(gamma * inverse) + beta > 0, dy, 0)
