@@ -99,7 +99,7 @@ def make_train_step(
                 new, ema, 1.0 - average_decay(state.step, ema_decay, ema_start)
             )
             ema = frozen.keep(new, average)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         metrics = {**metrics, "learning_rate": schedule(state.step), "grad_norm": grad_norm}
         new_state = TrainState(state.step + 1, new["params"], new["batch_stats"], opt_state, ema)
         if skip_not_finite:

@@ -225,7 +225,7 @@ def test_sam_takes_the_gradient_elsewhere() -> None:
     )
     grads = gradient(params)
     updates, _ = sam.update(grads, sam.init(params), params, grad_fn=lambda p, _: gradient(p))
-    away = jax.tree.map(lambda p, g: p + 0.5 * g / optax.global_norm(grads), params, grads)
+    away = jax.tree.map(lambda p, g: p + 0.5 * g / optax.tree.norm(grads), params, grads)
     expected = jax.tree.map(lambda g: -0.1 * g, gradient(away))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
 
