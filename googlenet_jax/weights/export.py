@@ -93,7 +93,8 @@ def largest_difference(
     Args:
       run: batches by name, uint8 `[b, S, S, 3]`, → the exported network's logits by name.
     Returns:
-      The largest difference over batches of 1 and 3, in units of the logits' root mean square.
+      The largest difference over batches of 1 and 3, in units of the logits' root mean square;
+      infinite where one side is not finite, or the logits are all zero and the other's are not.
     """
     rng = np.random.default_rng(0)
     shape = (preprocessing.size, preprocessing.size, 3)
@@ -110,7 +111,9 @@ def largest_difference(
     for name, batch in batches.items():
         expected = np.asarray(expect(batch), np.float64)
         error = np.abs(np.asarray(found[name], np.float64) - expected).max()
-        worst = max(worst, float(error / np.sqrt(np.mean(expected**2))))
+        size = np.sqrt(np.mean(expected**2))
+        ratio = float(error / size) if size else (0.0 if error == 0 else np.inf)
+        worst = max(worst, ratio if np.isfinite(ratio) else np.inf)
     return worst
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,9 @@ import googlenet_jax as gj
 from googlenet_jax.cli.main import main
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.errors import UserError
+from googlenet_jax.models.network import Output
 from googlenet_jax.models.registry import option_defaults
+from googlenet_jax.weights.export import largest_difference
 from googlenet_jax.weights.safetensors import load_weights
 
 PREPROCESSING = Preprocessing(
@@ -145,6 +148,21 @@ def test_onnx_of_a_network_without_a_reference_is_refused(onnx, tmp_path):
         UserError, match=r"goes through PyTorch, and the reference .* no activation"
     ):
         write_onnx(tmp_path / "net.onnx", model, {}, PREPROCESSING)
+
+
+@pytest.mark.parametrize(
+    ("scale", "given", "difference"),
+    [(0.0, 0.0, 0.0), (0.0, 1.0, np.inf), (1.0, np.nan, np.inf), (np.nan, 1.0, np.inf)],
+)
+def test_numbers_that_are_not_numbers_are_a_difference(scale, given, difference):
+    class Constant(nn.Module):
+        dtype = jnp.float32
+
+        def __call__(self, images, train):
+            return Output(jnp.full((len(images), 2), scale), {}, features=None)
+
+    run = lambda batches: {n: np.full((len(b), 2), given) for n, b in batches.items()}  # noqa: E731
+    assert largest_difference(run, Constant(), {}, PREPROCESSING) == difference
 
 
 def test_an_artifact_that_differs_is_not_written(weights, tmp_path, capsys, monkeypatch):
