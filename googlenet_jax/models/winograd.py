@@ -229,11 +229,11 @@ def _from_points(tiles: Array, matrix: np.ndarray) -> Array:
 
     def columns(tiles: Array) -> Array:
         parts = [part for shifted in pairs(tiles, 4) for part in shifted]
-        return _total(weights[:, j, None] * v[..., None, :] for j, v in enumerate(parts))
+        return _total(_scaled(weights[:, j, None], v[..., None, :]) for j, v in enumerate(parts))
 
     found = _apart(columns, tiles)  # [6, N, rows, columns, 4, C]
     parts = [part for shifted in pairs(found, 2) for part in shifted]
-    y = _total(weights[:, i, None, None, None] * v[:, :, None] for i, v in enumerate(parts))
+    y = _total(_scaled(weights[:, i, None, None, None], v[:, :, None]) for i, v in enumerate(parts))
     n, height, _, width, _, channels = y.shape
     return y.reshape(n, TILE * height, TILE * width, channels)
 
@@ -241,7 +241,7 @@ def _from_points(tiles: Array, matrix: np.ndarray) -> Array:
 def _stacked(matrix: np.ndarray, parts: Sequence[Array]) -> Array:
     """`matrix` `[rows, len(parts)]` times the parts, `[rows, …]`, in one loop over the result."""
     weights: Any = np.asarray(matrix, parts[0].dtype).reshape(*matrix.shape, *(1,) * parts[0].ndim)
-    return _total(weights[:, i] * part for i, part in enumerate(parts))
+    return _total(_scaled(weights[:, i], part) for i, part in enumerate(parts))
 
 
 def _apart(function: Callable[..., Array], *arguments: Array) -> Array:
@@ -250,6 +250,13 @@ def _apart(function: Callable[..., Array], *arguments: Array) -> Array:
     """
     with set_xla_metadata(inlineable="false"):
         return jax.jit(function)(*arguments)
+
+
+def _scaled(weight: Any, part: Array) -> Array:
+    """Their product; the one of lower rank gets leading axes, which JAX may be told not to add."""
+    rank = max(weight.ndim, part.ndim)
+    one, other = (v.reshape((1,) * (rank - v.ndim) + v.shape) for v in (weight, part))
+    return one * other
 
 
 def _total(terms: Iterable[Array]) -> Array:

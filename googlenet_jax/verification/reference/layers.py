@@ -62,6 +62,7 @@ class ShiftBatchNorm2d(nn.BatchNorm2d):
 
     def reset_parameters(self) -> None:
         self.reset_running_stats()
+        nn.init.zeros_(self.bias)
 
 
 class Unit(nn.Module):
