@@ -55,7 +55,7 @@ class Network(nn.Module):
         return outputs
 
     def scaled(self, channels: int) -> int:
-        return round(channels * self.width)
+        return max(1, round(channels * self.width))
 
     def add_first(
         self, unit: Callable[..., nn.Module], pool: nn.Module, channels: int = 64, **options
