@@ -1,4 +1,5 @@
-"""FID and its relatives beside other packages: `python -m benchmarks.fid PART`, JSON on standard output.
+"""FID and its relatives beside other packages: `python -m benchmarks.fid PART`, JSON on standard
+output.
 
 Parts: agreement (features and values of the same images through each package), speed (images a
 second beside pytorch-fid), distance (the distance alone beside scipy's square root), million (sums

@@ -3,8 +3,8 @@
     python -m benchmarks gpu OUT.json [--minutes 8] [--rehearse]
 
 It writes OUT.json and OUT.md (a table) after every part, begins with what matters most, and leaves
-out what the time does not allow; the same command resumes it with what is missing. Each part runs in a
-process of its own.
+out what the time does not allow; the same command resumes it with what is missing. Each part runs
+in a process of its own.
 
 - machine: versions; operations a second of large products, bytes a second of a copy.
 - speed: training and inference in bfloat16, batch 256, of three networks, ours beside torch.compile

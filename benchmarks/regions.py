@@ -2,9 +2,9 @@
 
     python -m benchmarks regions [--size 224] [--width 1.0] [--regions 256] [--images 4]
 
-Both ways classify the same boxes of the same photographs with the same network, in turns in one process.
-On the host each window is cut, resized and normalised by OpenCV and NumPy and then uploaded; on the device
-an image is uploaded once. Prints JSON.
+Both ways classify the same boxes of the same photographs with the same network, in turns in one
+process. On the host each window is cut, resized and normalised by OpenCV and NumPy and then
+uploaded; on the device an image is uploaded once. Prints JSON.
 """
 
 import argparse
@@ -29,7 +29,8 @@ from googlenet_jax.runtime.sharding import create_mesh, replicate
 
 
 def host_windows(image: np.ndarray, boxes: np.ndarray, size: int, fill: np.ndarray) -> np.ndarray:
-    """The same windows cut on the host: uint8 [P, size, size, 3], the mean colour beyond the image."""
+    """The same windows cut on the host: uint8 [P, size, size, 3], the mean colour beyond the image.
+    """
     result = np.empty((len(boxes), size, size, 3), np.uint8)
     pad = max(image.shape)
     padded = cv2.copyMakeBorder(image, pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=fill.tolist())

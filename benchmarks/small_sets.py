@@ -2,11 +2,11 @@
 
     python -m benchmarks small_sets --cifar-dir DATA_DIR --folder runs/small_sets
 
-DATA_DIR holds CIFAR-10, as TFDS writes it. A trunk, `configs/cifar10_fast.py` at a width of 0.35, learns five of
-its classes, from 25,000 images. The small sets are of the other five, which it has never seen: 30, 10
-and 5 training pictures a class, and 5 of two classes; 200 test images a class for all. On each:
-`googlenet-jax probe`, and `configs/finetune_folder.py` as it is, raw and averaged. What is done is not
-done again. Prints a JSON line a set.
+DATA_DIR holds CIFAR-10, as TFDS writes it. A trunk, `configs/cifar10_fast.py` at a width of 0.35,
+learns five of its classes, from 25,000 images. The small sets are of the other five, which it has
+never seen: 30, 10 and 5 training pictures a class, and 5 of two classes; 200 test images a class
+for all. On each: `googlenet-jax probe`, and `configs/finetune_folder.py` as it is, raw and
+averaged. What is done is not done again. Prints a JSON line a set.
 """
 
 import argparse

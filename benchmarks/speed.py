@@ -1,4 +1,5 @@
-"""The figures of `docs/speed.md`: `python -m benchmarks speed run OUT.json`, then `… plot OUT.json PNG`.
+"""The figures of `docs/speed.md`: `python -m benchmarks speed run OUT.json`, then `… plot OUT.json
+PNG`.
 
 `run` calls `googlenet-jax bench` once a line of RUNS, each of which measures its sides in turn, and
 writes one JSON file after every line, so that it may be stopped and begun again. `plot` draws it.

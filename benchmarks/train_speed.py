@@ -1,7 +1,8 @@
-"""Training speed of `googlenet_bn` beside a plain linen form of the same network: `python -m benchmarks train_speed [--batch-size 32]`.
+"""Training speed of `googlenet_bn` beside a plain linen form of the same network: `python -m
+benchmarks train_speed [--batch-size 32]`.
 
-Each form runs in processes of its own, in turn (A B A B …), with the same allocator setting, optimizer and losses. Prints JSON: images a
-second of each round, medians and their ratio.
+Each form runs in processes of its own, in turn (A B A B …), with the same allocator setting,
+optimizer and losses. Prints JSON: images a second of each round, medians and their ratio.
 """
 
 import argparse
@@ -17,7 +18,9 @@ FORMS = ("ours", "plain_linen")
 
 
 def measure(form: str, batch_size: int, steps: int) -> dict[str, float]:
-    """Compiles one training step and times it; returns images/s (of the median step) and the seconds of compilation."""
+    """Compiles one training step and times it; returns images/s (of the median step) and the
+    seconds of compilation.
+    """
     from googlenet_jax.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()

@@ -2,12 +2,13 @@
 
     python train.py --config=configs/cifar10.py --workdir=runs/cifar10
 
-`--config=configs/cifar10.py:tune` trains on 45,000 of the training images and evaluates on the other 5,000, so that choices never see the
-test set.
+`--config=configs/cifar10.py:tune` trains on 45,000 of the training images and evaluates on the
+other 5,000, so that choices never see the test set.
 
-Hardware: 2 cores of an AMD EPYC (matrix products at 192 GFLOP/s), jax 0.10.2. Result: after 28 epochs, on all 10,000
-test images, 89.56 % top-1 with the averaged weights, 89.44 % raw; top-5 99.65 %. About 100 minutes at 230–240 images/s
-where nothing else runs; it took 129 beside other work. Metrics: benchmarks/results/2026-11-24-cifar10-metrics.jsonl.
+Hardware: 2 cores of an AMD EPYC (matrix products at 192 GFLOP/s), jax 0.10.2. Result: after 28
+epochs, on all 10,000 test images, 89.56 % top-1 with the averaged weights, 89.44 % raw; top-5 99.65
+%. About 100 minutes at 230–240 images/s where nothing else runs; it took 129 beside other work.
+Metrics: benchmarks/results/2026-11-24-cifar10-metrics.jsonl.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +18,9 @@ from googlenet_jax.training.config import default_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; `arg` "tune" holds out training images instead of the test set. Raises UserError for any other."""
+    """Returns the config; `arg` "tune" holds out training images instead of the test set. Raises
+    UserError for any other.
+    """
     if arg not in ("", "tune"):
         raise UserError(
             f"configs/cifar10.py takes no argument, or 'tune', found {arg!r}; change fields with --config.field=value"

@@ -2,16 +2,18 @@
 
     python train.py --config=configs/cifar10_fast.py --workdir=runs/cifar10_fast
 
-`--config=configs/cifar10_fast.py:tune` trains on 45,000 of the training images and evaluates on the other 5,000, so that choices never see
-the test set. Five epochs take a third of the operations of `configs/cifar10.py`: 63.6 M multiply-adds an image forward, 9.5e13
-operations in all. The first convolution whitens from the beginning and is not trained.
+`--config=configs/cifar10_fast.py:tune` trains on 45,000 of the training images and evaluates on the
+other 5,000, so that choices never see the test set. Five epochs take a third of the operations of
+`configs/cifar10.py`: 63.6 M multiply-adds an image forward, 9.5e13 operations in all. The first
+convolution whitens from the beginning and is not trained.
 
 Hardware: 2 cores of an AMD EPYC, beside other work.
-Result: after 5 epochs, on all 10,000 test images, evaluated once, 84.03 % top-1 averaged, 83.92 % raw, in 24 minutes
-of one core (53 of the clock). `configs/cifar10.py` stands at 84.6 % after the same operations, on its way to 89.56 %.
-94 % is not reached. The loss fell fastest at the end, at the lowest rates, so a lower rate and more epochs are the next
-to try: `--config.schedule.learning_rate=0.03 --config.duration="20 epochs"`, about 100 minutes of one core. Trials,
-metrics and curve: benchmarks/results/2026-11-27-cifar10-*.
+Result: after 5 epochs, on all 10,000 test images, evaluated once, 84.03 % top-1 averaged, 83.92 %
+raw, in 24 minutes of one core (53 of the clock). `configs/cifar10.py` stands at 84.6 % after the
+same operations, on its way to 89.56 %. 94 % is not reached. The loss fell fastest at the end, at
+the lowest rates, so a lower rate and more epochs are the next to try:
+`--config.schedule.learning_rate=0.03 --config.duration="20 epochs"`, about 100 minutes of one core.
+Trials, metrics and curve: benchmarks/results/2026-11-27-cifar10-*.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +23,9 @@ from googlenet_jax.training.config import default_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; `arg` "tune" holds out training images instead of the test set. Raises UserError for any other."""
+    """Returns the config; `arg` "tune" holds out training images instead of the test set. Raises
+    UserError for any other.
+    """
     if arg not in ("", "tune"):
         raise UserError(
             f"configs/cifar10_fast.py takes no argument, or 'tune', found {arg!r}; change fields with --config.field=value"

@@ -1,4 +1,5 @@
-"""Detection of real digits on real photographs: 400 scenes to train on, 100 to test. Nothing is downloaded.
+"""Detection of real digits on real photographs: 400 scenes to train on, 100 to test. Nothing is
+downloaded.
 
     googlenet-jax proposals digit_scenes --split train
     googlenet-jax proposals digit_scenes --split test
@@ -7,8 +8,8 @@
     googlenet-jax detect --weights runs/detection_digits --split test --output runs/detection_digits
 
 The classifier is fine-tuned from the network that `configs/digits.py` trains. Three of them, with
---config.seed=0, 1 and 2, are averaged by `detect --weights A,B,C`. `:multibox` trains MultiBox on the same
-scenes; docs/detection.md shows all of it.
+--config.seed=0, 1 and 2, are averaged by `detect --weights A,B,C`. `:multibox` trains MultiBox on
+the same scenes; docs/detection.md shows all of it.
 
 Hardware: 2 cores of an AMD EPYC.
 Result: not measured to its end; docs/detection.md has what was.

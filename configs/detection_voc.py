@@ -1,21 +1,24 @@
-"""PASCAL VOC 2007 with GoogLeNet as R-CNN's region classifier, as in the ILSVRC14 entry (arXiv 1409.4842, section 8).
+"""PASCAL VOC 2007 with GoogLeNet as R-CNN's region classifier, as in the ILSVRC14 entry (arXiv
+1409.4842, section 8).
 
     googlenet-jax prepare voc/2007
     googlenet-jax proposals voc/2007 --split train+validation --methods selective_search_x2_w500
     googlenet-jax proposals voc/2007 --split test --methods selective_search_x2_w500
     python train.py --config=configs/detection_voc.py --workdir=runs/detection_voc
 
-It begins with torchvision's GoogLeNet for ImageNet. `--config.init_from=X` begins with whatever `gj.load` opens, of any network of the
-family, and takes network, size and preprocessing from it.
+It begins with torchvision's GoogLeNet for ImageNet. `--config.init_from=X` begins with whatever
+`gj.load` opens, of any network of the family, and takes network, size and preprocessing from it.
 `:multibox` trains MultiBox; with its 200 boxes besides, as the entry had them:
 
     python train.py --config=configs/detection_voc.py:multibox --workdir=runs/voc_multibox
     googlenet-jax proposals voc/2007 --split test --methods multibox --multibox runs/voc_multibox
 
-and the same for train+validation, then `proposals.names = ("selective_search_x2_w500", "multibox")`.
+and the same for train+validation, then `proposals.names = ("selective_search_x2_w500",
+"multibox")`.
 
-Windows are warped with 16/227 of the input's side as context, batches hold 32 windows of objects and 96 of
-background, the rate is a tenth of pretraining's and falls once by 10 (R-CNN, arXiv 1311.2524).
+Windows are warped with 16/227 of the input's side as context, batches hold 32 windows of objects
+and 96 of background, the rate is a tenth of pretraining's and falls once by 10 (R-CNN, arXiv
+1311.2524).
 
 Hardware: one GPU or more. Result: not measured.
 """

@@ -1,8 +1,10 @@
-"""Handwritten digits: 1,437 real 8×8 images to train on, 360 to test, bundled with scikit-learn. Nothing is downloaded.
+"""Handwritten digits: 1,437 real 8×8 images to train on, 360 to test, bundled with scikit-learn.
+Nothing is downloaded.
 
     python train.py --config=configs/digits.py --workdir=runs/digits
 
-Hardware: 2 cores of an AMD EPYC (Zen 4). Result: 98.6 % top-1 on the held-out images after 84 s, nothing compiled before.
+Hardware: 2 cores of an AMD EPYC (Zen 4). Result: 98.6 % top-1 on the held-out images after 84 s,
+nothing compiled before.
 """
 
 from ml_collections import ConfigDict

@@ -3,9 +3,9 @@
     python train.py --config=configs/finetune_folder.py:PHOTOS --workdir=runs/photos
 
 PHOTOS holds `train/CLASS/…` and `val/CLASS/…`, or `CLASS/…`, of which a tenth is set apart. It is
-written once in the format that training reads, beside the other data sets (TFDS_DATA_DIR). PHOTOS may also
-be the name of a set that is there already. What depends on the number of images, the batch, the length and the average,
-is set for it; without PHOTOS, for a thousand:
+written once in the format that training reads, beside the other data sets (TFDS_DATA_DIR). PHOTOS
+may also be the name of a set that is there already. What depends on the number of images, the
+batch, the length and the average, is set for it; without PHOTOS, for a thousand:
 
     python train.py --config=configs/finetune_folder.py --workdir=runs/finetune_folder --config.data.name=NAME
 
@@ -13,8 +13,8 @@ Begins with torchvision's GoogLeNet for ImageNet. `--config.init_from=X` begins 
 `gj.load` opens, and takes network, size and preprocessing from it. All
 stays as it is but the last two modules, which learn, and a new head at ten times their rate.
 
-Hardware: –. Result: with ImageNet's weights not measured; they could not be downloaded where this was written.
-docs/tutorials/your-photos.md has small sets' results.
+Hardware: –. Result: with ImageNet's weights not measured; they could not be downloaded where this
+was written. docs/tutorials/your-photos.md has small sets' results.
 """
 
 import re
@@ -30,7 +30,8 @@ EPOCHS = 20  # where that is more
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config for the folder `arg`, having prepared it, or for the data set of that name; for one named "photos" without.
+    """Returns the config for the folder `arg`, having prepared it, or for the data set of that
+    name; for one named "photos" without.
 
     Raises UserError where there is no such folder or set, or it holds no images by class.
     """
@@ -57,8 +58,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def scale(config: ConfigDict, examples: int) -> None:
-    """Sets what depends on the number of images to train on: batches of at most a quarter of them, steps enough for a head, an
-    average over the last twentieth of the run, in which the rate is near 0, so that it ends where the raw weights do.
+    """Sets what depends on the number of images to train on: batches of at most a quarter of them,
+    steps enough for a head, an average over the last twentieth of the run, in which the rate is
+    near 0, so that it ends where the raw weights do.
     """
     config.batch_size = next((size for size in (32, 16) if 4 * size <= examples), 8)
     steps = max(FEWEST_STEPS, round(EPOCHS * examples / config.batch_size))
@@ -69,7 +71,9 @@ def scale(config: ConfigDict, examples: int) -> None:
 
 
 def _open(arg: str) -> tuple[str, int]:
-    """The name of the data set of a folder, which is written where it was not yet, or of a prepared set, and its training examples."""
+    """The name of the data set of a folder, which is written where it was not yet, or of a prepared
+    set, and its training examples.
+    """
     from googlenet_jax.data.folder import prepare_folder
     from googlenet_jax.data.sources import default_data_dir, load_source
 

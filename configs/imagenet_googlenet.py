@@ -2,20 +2,24 @@
 
     python train.py --config=configs/imagenet_googlenet.py --workdir=runs/imagenet_googlenet
 
-From the paper (1409.4842, section 6): momentum 0.9, the learning rate falls by 4 % every 8 epochs, crops of 8–100 % of the area with an
-aspect ratio of 3/4–4/3, an interpolation drawn from four, mirror images, photometric distortions,
-both auxiliary heads with weight 0.3, and Polyak averaging. The paper gives no amounts for the
+From the paper (1409.4842, section 6): momentum 0.9, the learning rate falls by 4 % every 8 epochs,
+crops of 8–100 % of the area with an aspect ratio of 3/4–4/3, an interpolation drawn from four,
+mirror images, photometric distortions, both auxiliary heads with weight 0.3, and Polyak averaging.
+The paper gives no amounts for the
 distortions: they are those of the work it cites for them (1312.5402: brightness, contrast and
 colour by 0.5–1.5, AlexNet's lighting noise), and hue by up to a fifth of the circle as in
 TensorFlow's published Inception code.
-Where the paper is silent, Caffe's bvlc_googlenet with its quick solver: batch 32, rate 0.01, weight decay 2e-4 on kernels alone, biases
-at twice the rate, 2.4 million steps, images in BGR minus their mean. Caffe itself states 68.7 % top-1 and 88.9 % top-5 for that solver,
-with its own polynomial decay and plain crops.
+Where the paper is silent, Caffe's bvlc_googlenet with its quick solver: batch 32, rate 0.01, weight
+decay 2e-4 on kernels alone, biases at twice the rate, 2.4 million steps, images in BGR minus their
+mean. Caffe itself states 68.7 % top-1 and 88.9 % top-5 for that solver, with its own polynomial
+decay and plain crops.
 
-`--config=configs/imagenet_googlenet.py:ensemble0` … `:ensemble6` are the paper's seven models (section 7): the same initial parameters
-and learning rates, each with its own order of the images and its own sampling, and one wider network (`:ensemble6`). How they sample
-and how wide the wide one is the paper does not say, only that some models saw smaller crops and others larger ones (section 6).
-Evaluate them together with `googlenet-jax evaluate --weights runs/ensemble0,runs/ensemble1,… --crops 144`.
+`--config=configs/imagenet_googlenet.py:ensemble0` … `:ensemble6` are the paper's seven models
+(section 7): the same initial parameters and learning rates, each with its own order of the images
+and its own sampling, and one wider network (`:ensemble6`). How they sample and how wide the wide
+one is the paper does not say, only that some models saw smaller crops and others larger ones
+(section 6). Evaluate them together with `googlenet-jax evaluate --weights
+runs/ensemble0,runs/ensemble1,… --crops 144`.
 
 Hardware: one GPU or more; the batch is 32 whatever the number of devices. Result: not measured.
 """
@@ -40,7 +44,9 @@ WIDE = 1.25  # the width of the last one
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config, or with `arg` "ensemble0" … "ensemble6" that model's. Raises UserError for any other `arg`."""
+    """Returns the config, or with `arg` "ensemble0" … "ensemble6" that model's. Raises UserError
+    for any other `arg`.
+    """
     models = [f"ensemble{number}" for number in range(len(SAMPLING))]
     if arg and arg not in models:
         raise UserError(

@@ -1,10 +1,12 @@
-"""GoogLeNet with batch norm on ImageNet, today's way: large batches in bfloat16, a cosine with warm-up, label smoothing.
+"""GoogLeNet with batch norm on ImageNet, today's way: large batches in bfloat16, a cosine with
+warm-up, label smoothing.
 
     python train.py --config=configs/imagenet_googlenet_bn.py --workdir=runs/imagenet_googlenet_bn
 
-The rate follows the linear rule of 1706.02677, 0.1 for a batch of 256: scale both together. For batches of 8,192, where that rule
-breaks, `:lars` (1708.03888) and `:lamb` (1904.00962, whose table of ResNet-50 has this rate and warm-up) scale each layer's update
-by its weights' norm; the rates are where to begin, none is measured.
+The rate follows the linear rule of 1706.02677, 0.1 for a batch of 256: scale both together. For
+batches of 8,192, where that rule breaks, `:lars` (1708.03888) and `:lamb` (1904.00962, whose table
+of ResNet-50 has this rate and warm-up) scale each layer's update by its weights' norm; the rates
+are where to begin, none is measured.
 
 Hardware: one GPU or more. Result: not measured.
 """
@@ -16,7 +18,9 @@ from googlenet_jax.training.config import default_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config; `arg` "lars" or "lamb" is for large batches. Raises UserError for any other."""
+    """Returns the config; `arg` "lars" or "lamb" is for large batches. Raises UserError for any
+    other.
+    """
     if arg not in ("", "lars", "lamb"):
         raise UserError(
             f"configs/imagenet_googlenet_bn.py takes 'lars', 'lamb' or no argument, found {arg!r}; change fields with --config.field=value"

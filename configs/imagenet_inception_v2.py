@@ -2,16 +2,19 @@
 
     python train.py --config=configs/imagenet_inception_v2.py --workdir=runs/imagenet_inception_v2
 
-RMSProp with decay 0.9 and epsilon 1, its accumulator beginning at one as TensorFlow's does, momentum 0.9; a rate of 0.045 that falls
-by 0.94 every two epochs; gradients clipped to a norm of 2; label smoothing 0.1; an average of the parameters. The paper's 50 replicas
-of 32 images stand here as one batch of 1600: for fewer devices scale batch and rate down together. Weight decay is slim's, the
-auxiliary head's weight GoogLeNet's; the paper gives neither.
+RMSProp with decay 0.9 and epsilon 1, its accumulator beginning at one as TensorFlow's does,
+momentum 0.9; a rate of 0.045 that falls by 0.94 every two epochs; gradients clipped to a norm of 2;
+label smoothing 0.1; an average of the parameters. The paper's 50 replicas of 32 images stand here
+as one batch of 1600: for fewer devices scale batch and rate down together. Weight decay is slim's,
+the auxiliary head's weight GoogLeNet's; the paper gives neither.
 
-The rows of the paper's ablation (Table 3) are fields: `--config.optimizer.name=sgd`, `--config.loss.label_smoothing=0`,
-`--config.model.options.stem=dense` and `--config.model.options.aux_bn=False` go back from the last row, which this is, to the first.
+The rows of the paper's ablation (Table 3) are fields: `--config.optimizer.name=sgd`,
+`--config.loss.label_smoothing=0`, `--config.model.options.stem=dense` and
+`--config.model.options.aux_bn=False` go back from the last row, which this is, to the first.
 
-`:digits` is the same config for a narrow network without the auxiliary head on 75×75 digits; `:smoke` is 20 steps of it at 299, with
-the head: run it with `--config.duration="10 steps"` and then as it is, and it resumes in between.
+`:digits` is the same config for a narrow network without the auxiliary head on 75×75 digits;
+`:smoke` is 20 steps of it at 299, with the head: run it with `--config.duration="10 steps"` and
+then as it is, and it resumes in between.
 
 Hardware: 8 GPUs or a TPU slice. Result: not measured.
 """

@@ -1,14 +1,17 @@
-"""Inception-v3 on ImageNet as its paper trained it (arXiv 1512.00567, section 8), in TF-slim's form.
+"""Inception-v3 on ImageNet as its paper trained it (arXiv 1512.00567, section 8), in TF-slim's
+form.
 
     python train.py --config=configs/imagenet_inception_v3.py --workdir=runs/imagenet_inception_v3
 
-RMSProp with decay 0.9 and epsilon 1, its accumulator beginning at one as TensorFlow's does, momentum 0.9; a rate of 0.045 that falls
-by 0.94 every two epochs; gradients clipped to a norm of 2; label smoothing 0.1; an average of the parameters. The paper's 50 replicas
-of 32 images stand here as one batch of 1600: for fewer devices scale batch and rate down together. Weight decay is slim's, the
-auxiliary head's weight GoogLeNet's; the paper gives neither.
+RMSProp with decay 0.9 and epsilon 1, its accumulator beginning at one as TensorFlow's does,
+momentum 0.9; a rate of 0.045 that falls by 0.94 every two epochs; gradients clipped to a norm of 2;
+label smoothing 0.1; an average of the parameters. The paper's 50 replicas of 32 images stand here
+as one batch of 1600: for fewer devices scale batch and rate down together. Weight decay is slim's,
+the auxiliary head's weight GoogLeNet's; the paper gives neither.
 
-`:digits` is the same config for a narrow network without the auxiliary head on 75×75 digits; `:smoke` is 20 steps of it at 299, with
-the head: run it with `--config.duration="10 steps"` and then as it is, and it resumes in between.
+`:digits` is the same config for a narrow network without the auxiliary head on 75×75 digits;
+`:smoke` is 20 steps of it at 299, with the head: run it with `--config.duration="10 steps"` and
+then as it is, and it resumes in between.
 
 Hardware: 8 GPUs or a TPU slice. Result: not measured.
 """

@@ -1,7 +1,9 @@
-"""A training step by hand in `jax.shard_map`: each device holds a part of every parameter and of the batch.
+"""A training step by hand in `jax.shard_map`: each device holds a part of every parameter and of
+the batch.
 
 Parameters are gathered where they are used; the transpose of gathering sums their gradients and
-leaves each device its part. Batch norm's statistics are those of the whole batch, by `bn_axis_name`.
+leaves each device its part. Batch norm's statistics are those of the whole batch, by
+`bn_axis_name`.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=2 python examples/fsdp_step.py
 """
@@ -34,7 +36,9 @@ def main(**options: object) -> tuple[float, float]:
     params, stats = variables["params"], variables["batch_stats"]
 
     def axis(value):
-        """The first axis that the devices divide evenly, or None: those parameters lie whole on each."""
+        """The first axis that the devices divide evenly, or None: those parameters lie whole on
+        each.
+        """
         return next((i for i, n in enumerate(value.shape) if n % mesh.size == 0), None)
 
     axes = jax.tree.map(lambda v: -1 if axis(v) is None else axis(v), params)

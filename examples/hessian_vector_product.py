@@ -1,4 +1,5 @@
-"""The largest curvature of the loss, by power iteration on Hessian-vector products (forward over reverse).
+"""The largest curvature of the loss, by power iteration on Hessian-vector products (forward over
+reverse).
 
 python examples/hessian_vector_product.py
 """

@@ -1,4 +1,5 @@
-"""Each example's own gradient, clipped before the mean, as differentially private training wants it (arXiv:1607.00133).
+"""Each example's own gradient, clipped before the mean, as differentially private training wants it
+(arXiv:1607.00133).
 
 python examples/per_example_gradients.py
 """

@@ -1,8 +1,10 @@
-"""Recomputes the numerical claims of the Inception papers and of common tutorials on them; writes docs/claims.md and its picture.
+"""Recomputes the numerical claims of the Inception papers and of common tutorials on them; writes
+docs/claims.md and its picture.
 
 python -m proofs claims        # a minute or two on 2 cores; prints the figures as JSON
 
-Counts are of the traced computation (`googlenet_jax.profiling.summary`): nothing is typed in but what the sources print.
+Counts are of the traced computation (`googlenet_jax.profiling.summary`): nothing is typed in but
+what the sources print.
 """
 
 import argparse
@@ -43,7 +45,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PAGE, PICTURE = ROOT / "docs" / "claims.md", ROOT / "docs" / "gradient-norms.png"
 V1, BN, V3 = "arXiv 1409.4842", "arXiv 1502.03167", "arXiv 1512.00567"
-# One-tower AlexNet as Krizhevsky's paper (2012) splits it over two GPUs: kernel entries and biases by layer, by its section 3.5.
+# One-tower AlexNet as Krizhevsky's paper (2012) splits it over two GPUs: kernel entries and biases
+# by layer, by its section 3.5.
 ALEXNET = (
     (11 * 11 * 3, 96),
     (5 * 5 * 48, 256),
@@ -68,7 +71,9 @@ class Claim:
 
 
 class Probe(Network):
-    """`block` alone, on a map of `channels` channels: the row "block" of its summary is what it costs."""
+    """`block` alone, on a map of `channels` channels: the row "block" of its summary is what it
+    costs.
+    """
 
     channels: int = 128
     block: Callable[[Layers, jax.Array], jax.Array] | None = None
@@ -412,7 +417,9 @@ def _head(average: bool) -> Row:
 
 
 def tables() -> dict[str, list[list[str]]]:
-    """The papers' tables beside what the networks give, row by row: layers, output, weights, multiply-adds, verdict."""
+    """The papers' tables beside what the networks give, row by row: layers, output, weights,
+    multiply-adds, verdict.
+    """
     found = {}
     for name, size, options in (
         ("googlenet", 224, {"stem": "separable"}),
@@ -450,9 +457,11 @@ WEIGHTS = {"without": 0.0, "with": 0.3}
 
 
 def gradient_norms(name: str) -> dict[str, dict[str, float]]:
-    """By "with" and "without" auxiliary heads: each layer's gradient norm over that of its kernels, as drawn, on 32 real digits.
+    """By "with" and "without" auxiliary heads: each layer's gradient norm over that of its kernels,
+    as drawn, on 32 real digits.
 
-    The network has a quarter of its widths and takes 64×64 images; dropout is off, so that nothing but the heads differs.
+    The network has a quarter of its widths and takes 64×64 images; dropout is off, so that nothing
+    but the heads differs.
     """
     model = gj.create_model(name, num_classes=10, width=0.25, dropout=0.0, aux_dropout=0.0)
     digits = load_digits()
@@ -547,7 +556,9 @@ def gradient_claims(norms: dict[str, dict[str, dict[str, float]]]) -> list[Claim
 
 
 def _verdict(raised: float, carried: float) -> str:
-    """`raised`: conv1's gradient with the heads over that without; `carried`: that without over inception_5b's."""
+    """`raised`: conv1's gradient with the heads over that without; `carried`: that without over
+    inception_5b's.
+    """
     heads = "the heads raise it" if raised > 1.1 else "the heads change next to nothing"
     if carried > 1:
         return f"{heads}; without them it grows towards the image"
@@ -606,8 +617,8 @@ def render(claims: list[Claim], papers: dict[str, list[list[str]]], gradients: l
 
 
 def differences(page: str, *, gradients: bool) -> list[str]:
-    """The lines of docs/claims.md that the code computes otherwise: all tables, and with `gradients`
-    the norms, to one in a hundred, as rounding differs from one CPU to another.
+    """The lines of docs/claims.md that the code computes otherwise: all tables, and with
+    `gradients` the norms, to one in a hundred, as rounding differs from one CPU to another.
     """
     claims, papers = counted()
     lines = [

@@ -1,13 +1,13 @@
-"""The core tests in environments that nobody works in: the lowest versions that pyproject.toml allows,
-a newer Python with the newest of all, and DeprecationWarnings as errors.
+"""The core tests in environments that nobody works in: the lowest versions that pyproject.toml
+allows, a newer Python with the newest of all, and DeprecationWarnings as errors.
 
     python -m proofs environments lowest
     python -m proofs environments newest --python python3.13
     python -m proofs environments deprecations
 
-Each makes an environment in a temporary folder with uv (fetched from PyPI where there is none), copies the files that git
-knows there, and runs the tests that need no other framework. It prints what was installed as JSON, then
-pytest's own lines, and ends with pytest's exit status.
+Each makes an environment in a temporary folder with uv (fetched from PyPI where there is none),
+copies the files that git knows there, and runs the tests that need no other framework. It prints
+what was installed as JSON, then pytest's own lines, and ends with pytest's exit status.
 """
 
 import argparse

@@ -1,9 +1,11 @@
-"""Does evaluation count every example once? A run's split, evaluated with several batch sizes on one and on eight simulated devices.
+"""Does evaluation count every example once? A run's split, evaluated with several batch sizes on
+one and on eight simulated devices.
 
     python -m proofs evaluation_exactness --run runs/cifar10 --split test
 
-Prints JSON: a row for each of the six evaluations, whether all six counted the same number of examples, and by how many examples their
-top-1 differ at most. Sums in another order round differently, so that an example on the edge may fall to either side.
+Prints JSON: a row for each of the six evaluations, whether all six counted the same number of
+examples, and by how many examples their top-1 differ at most. Sums in another order round
+differently, so that an example on the edge may fall to either side.
 """
 
 import argparse
@@ -45,7 +47,9 @@ def main() -> None:
 
 
 def evaluate(arguments: list[str], batch_size: int, devices: int) -> dict[str, Any]:
-    """One evaluation in a process of its own, because the number of simulated devices is fixed when JAX starts."""
+    """One evaluation in a process of its own, because the number of simulated devices is fixed when
+    JAX starts.
+    """
     flags = [
         f"--xla_force_host_platform_device_count={devices}",
         # More devices than cores take turns: none may be given up for late.

@@ -1,4 +1,6 @@
-"""The faults that proofs/mutations.py plants: each a text that stands once in its file, what replaces it, and the tests that see it."""
+"""The faults that proofs/mutations.py plants: each a text that stands once in its file, what
+replaces it, and the tests that see it.
+"""
 
 from typing import NamedTuple
 

@@ -157,7 +157,8 @@ def put_through(folder: Path, mutants: dict[str, bytes]) -> dict[str, Any]:
     for exact in (True, False) if has_jpegs else (True,):
         bad = through_training(folder / "data", exact)
         assert exact is False or bad == unreadable, f"training differs: {bad ^ unreadable}"
-        # The fast decoder may read a damaged JPEG that the exact one doesn't, never a good one less.
+        # The fast decoder may read a damaged JPEG that the exact one doesn't, never a good one
+        # less.
         assert all(name.startswith("bad/") for name in bad)
     trained = time.monotonic()
     refused = through_predict(source, folder)

@@ -1,12 +1,15 @@
-"""Runs of configs/digits.py (shortened), each ended by a signal once and started again, beside one that was left alone. Prints JSON.
+"""Runs of configs/digits.py (shortened), each ended by a signal once and started again, beside one
+that was left alone. Prints JSON.
 
     python -m proofs kill_and_resume [--signal KILL|INT|TERM] [--runs 10] [--steps 40] [--seed 0] [--config.field=value …]
 
-A third of the signals come while a checkpoint is being written (up to 30 ms after its temporary folder appears), a third up to a second
-after a random line of metrics.jsonl, the others at any moment from the start of the process on. Of each run it is checked that all arrays
-of the final state (parameters, momenta, statistics, averages) equal the undisturbed run's bit for bit, that metrics.jsonl has every line
-once, and that the lines are the same, images_per_second apart; after SIGINT and SIGTERM also that the process ended by itself, with its
-exit status (130 or 0), a traceback nowhere, and not more than a step after the signal.
+A third of the signals come while a checkpoint is being written (up to 30 ms after its temporary
+folder appears), a third up to a second after a random line of metrics.jsonl, the others at any
+moment from the start of the process on. Of each run it is checked that all arrays of the final
+state (parameters, momenta, statistics, averages) equal the undisturbed run's bit for bit, that
+metrics.jsonl has every line once, and that the lines are the same, images_per_second apart; after
+SIGINT and SIGTERM also that the process ended by itself, with its exit status (130 or 0), a
+traceback nowhere, and not more than a step after the signal.
 """
 
 import argparse
@@ -70,7 +73,9 @@ def main() -> int:
 
 
 def shortened(steps: int, more: list[str]) -> list[str]:
-    """The command that a person would give, without --workdir; `more` are further fields of the config."""
+    """The command that a person would give, without --workdir; `more` are further fields of the
+    config.
+    """
     fields = {"duration": f"{steps} steps", "schedule.warmup": "5 steps", "log_every": "3 steps"}
     fields |= {"checkpoint_every": "5 steps", "eval_every": "10 steps"}
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
@@ -98,7 +103,9 @@ def kill(
     *,
     moment: str,
 ) -> dict[str, Any]:
-    """Starts a run, which takes so many seconds, and sends it the signal at a random moment. Returns what it left."""
+    """Starts a run, which takes so many seconds, and sends it the signal at a random moment.
+    Returns what it left.
+    """
     process = start(workdir, command)
     delay = rng.uniform(0, 1)
     if moment == "save":
@@ -121,7 +128,8 @@ def kill(
     too_late = status == 0 and "finished all" in said
     as_it_should = status == STATUS[args.signal] or too_late
     if args.signal != "KILL":
-        # A line stands for up to three steps and is written a step late; then comes the step under way.
+        # A line stands for up to three steps and is written a step late; then comes the step under
+        # way.
         as_it_should &= "Traceback" not in said and saved <= at_signal + 3 + 1 + 1
         as_it_should &= "stopped by" in said or "finished all" in said
     return {

@@ -1,10 +1,12 @@
-"""Does a test fail when the code is wrong? Plants the faults of proofs/faults.py one by one and runs the test files named for each.
+"""Does a test fail when the code is wrong? Plants the faults of proofs/faults.py one by one and
+runs the test files named for each.
 
     python -m proofs mutations [--jobs 2] [--only NAME …]      # writes docs/mutations.md once every fault has its answer
 
-Each fault is planted in a copy of the tree, where pytest stops at the first failure. A fault that no test sees is "alive". What
-is known is kept in --state (default: mutations.json in the temporary folder), so that an interrupted run goes on where it stopped; a fault
-whose file or test files have changed since runs again.
+Each fault is planted in a copy of the tree, where pytest stops at the first failure. A fault that
+no test sees is "alive". What is known is kept in --state (default: mutations.json in the temporary
+folder), so that an interrupted run goes on where it stopped; a fault whose file or test files have
+changed since runs again.
 """
 
 import argparse
@@ -53,7 +55,9 @@ tree, and the test files named for it must fail. {alive}
 
 
 def plant(fault: Fault, root: Path) -> None:
-    """Writes the fault into the tree at `root`; raises ValueError unless its text stands there exactly once."""
+    """Writes the fault into the tree at `root`; raises ValueError unless its text stands there
+    exactly once.
+    """
     path = root / fault.file
     source = path.read_text(encoding="utf-8")
     if source.count(fault.text) != 1:
@@ -64,7 +68,9 @@ def plant(fault: Fault, root: Path) -> None:
 
 
 def try_fault(fault: Fault) -> dict[str, Any]:
-    """Plants a fault in a copy and runs its tests: {"seen_by": the failed test, or None where the fault is alive, "seconds"}."""
+    """Plants a fault in a copy and runs its tests: {"seen_by": the failed test, or None where the
+    fault is alive, "seconds"}.
+    """
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         for name in COPIED:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -116,7 +122,8 @@ def fingerprint(fault: Fault) -> str:
 
 
 def run(faults: Sequence[Fault], state_file: Path, jobs: int) -> dict[str, Any]:
-    """Tries the faults that have no answer yet, `jobs` side by side; returns all answers by name."""
+    """Tries the faults that have no answer yet, `jobs` side by side; returns all answers by name.
+    """
     state: dict[str, Any] = json.loads(state_file.read_text()) if state_file.exists() else {}
     prints = {fault.name: fingerprint(fault) for fault in faults}
     missing = [
@@ -140,7 +147,8 @@ def run(faults: Sequence[Fault], state_file: Path, jobs: int) -> dict[str, Any]:
 
 
 def check() -> list[str]:
-    """What is wrong with the faults themselves: one that can't be planted, or whose tests are gone."""
+    """What is wrong with the faults themselves: one that can't be planted, or whose tests are gone.
+    """
     problems = [
         f"{name}: several have this name"
         for name, times in collections.Counter(fault.name for fault in FAULTS).items()

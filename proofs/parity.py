@@ -1,9 +1,10 @@
-"""Makes the parity tables: our networks beside their PyTorch references in float64, the largest relative error by model and kind.
+"""Makes the parity tables: our networks beside their PyTorch references in float64, the largest
+relative error by model and kind.
 
 python -m proofs parity        # writes docs/parity.md and prints its rows as JSON; half an hour on 2 cores
 
-What is measured is kept in --state (default: parity.json in the temporary folder), so that an interrupted run goes on where it stopped;
-delete that file after a change of the code.
+What is measured is kept in --state (default: parity.json in the temporary folder), so that an
+interrupted run goes on where it stopped; delete that file after a change of the code.
 """
 
 import argparse

@@ -1,8 +1,10 @@
-"""Makes the parity table of the Inception family: ours beside the PyTorch references in float64, flavour by flavour.
+"""Makes the parity table of the Inception family: ours beside the PyTorch references in float64,
+flavour by flavour.
 
 python -m proofs parity_inception        # writes docs/parity-inception.md and prints its rows as JSON; ten minutes on 2 cores
 
-What is measured is kept in --state, so that an interrupted run goes on where it stopped; delete that file after a change of the code.
+What is measured is kept in --state, so that an interrupted run goes on where it stopped; delete
+that file after a change of the code.
 """
 
 import argparse

@@ -2,12 +2,12 @@
 
     python -m proofs same_numbers --other DIR [--only models run files] [--json]
 
-Each checkout runs in processes of its own, with its `.venv` where it has one. Compared are, as SHA-256
-of the bytes: parameters, outputs in evaluation and in training, batch statistics and gradients of
-every network and flavour, narrow; the state and the lines of a run of configs/digits.py that SIGTERM
-stops and a second start resumes; and the files that `convert` writes of that run and of foreign
-files, their arrays and what they carry along apart. Prints what differs; exit status 1 if anything
-does. Some ten minutes on 2 cores.
+Each checkout runs in processes of its own, with its `.venv` where it has one. Compared are, as
+SHA-256 of the bytes: parameters, outputs in evaluation and in training, batch statistics and
+gradients of every network and flavour, narrow; the state and the lines of a run of
+configs/digits.py that SIGTERM stops and a second start resumes; and the files that `convert` writes
+of that run and of foreign files, their arrays and what they carry along apart. Prints what differs;
+exit status 1 if anything does. Some ten minutes on 2 cores.
 """
 
 import argparse

@@ -4,14 +4,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Workers side by side share the processors: with a thread for each processor in each, they wait for each other.
+# Workers side by side share the processors: with a thread for each processor in each, they wait for
+# each other.
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A command run in a test's process would set XLA's flags for processes that a later test starts, whose
-# numbers would differ from its own in the last bits.
+# A command run in a test's process would set XLA's flags for processes that a later test starts,
+# whose numbers would differ from its own in the last bits.
 os.environ.setdefault("GOOGLENET_JAX_TUNING", "0")
-# Most of a test's time is compiling; unoptimised it takes two fifths. JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest
-# tests what users run.
+# Most of a test's time is compiling; unoptimised it takes two fifths.
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest tests what users run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
@@ -54,7 +55,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """JAX's compilation cache, shared by the workers: many of these tests compile the same steps."""
+    """JAX's compilation cache, shared by the workers: many of these tests compile the same steps.
+    """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
     folder.mkdir(exist_ok=True)

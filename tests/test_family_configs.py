@@ -1,4 +1,6 @@
-"""The configs of the Inception family: each change of the papers, and `:smoke` run with a resume in between."""
+"""The configs of the Inception family: each change of the papers, and `:smoke` run with a resume in
+between.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""The planted faults: each can be planted, and a sample is seen; `python -m proofs mutations` tries all of them."""
+"""The planted faults: each can be planted, and a sample is seen; `python -m proofs mutations` tries
+all of them.
+"""
 
 import json
 import subprocess

@@ -1,4 +1,6 @@
-"""The command line: what is wrong is one line on standard error with the right exit status; what is right trains."""
+"""The command line: what is wrong is one line on standard error with the right exit status; what is
+right trains.
+"""
 
 import os
 import subprocess
@@ -184,7 +186,9 @@ def test_debug_shows_the_traceback(command, tmp_path):
 
 @pytest.mark.proof
 def test_the_first_command_trains_and_says_what_it_does(tmp_path):
-    """configs/digits.py with the smallest network, in a process of its own; then once more, when it is finished."""
+    """configs/digits.py with the smallest network, in a process of its own; then once more, when it
+    is finished.
+    """
     fields = {
         "data.dir": tmp_path,
         "duration": "3 steps",

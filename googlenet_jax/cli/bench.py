@@ -1,5 +1,5 @@
-"""`googlenet-jax bench`: how fast a network trains or infers here, compared with PyTorch and the machine's
-floor.
+"""`googlenet-jax bench`: how fast a network trains or infers here, compared with PyTorch and the
+machine's floor.
 """
 
 import argparse

@@ -128,6 +128,6 @@ def _onnx() -> Form:
     return make, {"opset": OPSET}, f"opset {OPSET}; it was run by onnxruntime"
 
 
-# Name → what gives: a function that writes and checks the file, what is said of it in the .json, and
-# to a person.
+# Name → what gives: a function that writes and checks the file, what is said of it in the .json,
+# and to a person.
 FORMATS: dict[str, Callable[[], Form]] = {"stablehlo": _stablehlo, "onnx": _onnx}

@@ -1,5 +1,5 @@
-"""`googlenet-jax summary`: a network's layers with their sizes and costs, compared with the paper's table
-or another network.
+"""`googlenet-jax summary`: a network's layers with their sizes and costs, compared with the paper's
+table or another network.
 """
 
 import argparse

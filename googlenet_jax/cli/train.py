@@ -139,7 +139,8 @@ def read_config(config: str, fields: list[str]) -> Any:
     return holder.value
 
 
-# Options that config_flags can't set: all of a group, {…}, or those by the name of what they are of.
+# Options that config_flags can't set: all of a group, {…}, or those by the name of what they are
+# of.
 _OPTIONS = re.compile(
     r"--config\.((?:\w+\.)+options(?:\.\w+\.\w+(?==)|(?==\{.*\}$)))=(.*)", re.DOTALL
 )

@@ -34,8 +34,8 @@ def flip(batch: Batch, key: Array) -> Batch:
 
 
 def translate(batch: Batch, key: Array, *, by: int = 2) -> Batch:
-    """Moves each image by up to `by` pixels along both axes, independently; what comes in at the edges is a mirror image. image
-    [N, H, W, C], any dtype.
+    """Moves each image by up to `by` pixels along both axes, independently; what comes in at the
+    edges is a mirror image. image [N, H, W, C], any dtype.
     """
     images = batch["image"]
     padded = jnp.pad(images, ((0, 0), (by, by), (by, by), (0, 0)), mode="reflect")

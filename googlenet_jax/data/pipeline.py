@@ -97,9 +97,9 @@ def train_batches(
             then one of its examples, with replacement.
 
     Yields:
-        image [B, S, S, C] (RGB) in the source's dtype, label int32 [B] or float32 [B, K], index int64 [B] (position in the source),
-        and with `bad_images` weight float32 [B]: 0 for a picture that can't be read, whose pixels
-        are 0, else 1.
+        image [B, S, S, C] (RGB) in the source's dtype, label int32 [B] or float32 [B, K], index
+        int64 [B] (position in the source), and with `bad_images` weight float32 [B]: 0 for a
+        picture that can't be read, whose pixels are 0, else 1.
 
     Raises:
         UserError: if an argument is impossible, or (while iterating) an example can't be read or a
@@ -156,8 +156,9 @@ def eval_batches(
             process_index, process_count, channels: as in `train_batches`.
 
     Yields:
-        image [B, S, S, C] (RGB) in the source's dtype, label int32 [B] or float32 [B, K], index int64 [B] (position in the source),
-        weight float32 [B] (1 for an example that could be read).
+        image [B, S, S, C] (RGB) in the source's dtype, label int32 [B] or float32 [B, K], index
+        int64 [B] (position in the source), weight float32 [B] (1 for an example that could be
+        read).
 
     Raises:
         UserError: if an argument is impossible, or (while iterating) an example can't be read or a
@@ -405,8 +406,8 @@ def random_crop(
 
 
 def eval_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Short side to `resize` (both with the crop "squash"), centre crop of `size`; sizes and offsets
-    are rounded as torchvision's Resize and CenterCrop do."""
+    """Short side to `resize` (both with the crop "squash"), centre crop of `size`; sizes and
+    offsets are rounded as torchvision's Resize and CenterCrop do."""
     height, width = image.shape[:2]
     goal = _scaled(height, width, preprocessing)
     scaled = scale(image, *goal, preprocessing.interpolation)

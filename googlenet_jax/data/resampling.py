@@ -56,8 +56,8 @@ def scale(image: np.ndarray, height: int, width: int, interpolation: str = "auto
 
 
 def scale_part(image: np.ndarray, edges: Sequence[float], height: int, width: int) -> np.ndarray:
-    """Scales what lies between the edges (top, left, bottom, right), which may be fractions of pixels,
-    with ANTIALIASED's kernel.
+    """Scales what lies between the edges (top, left, bottom, right), which may be fractions of
+    pixels, with ANTIALIASED's kernel.
     """
     top, left, bottom, right = edges
     image = image[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)]

@@ -128,7 +128,9 @@ def _background(half: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
 
 
 def _strokes(digit: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-    """A digit, uint8 [H, W, 1], at a random size, cut to its strokes: their cover, float32 [h, w], 0 to 1."""
+    """A digit, uint8 [H, W, 1], at a random size, cut to its strokes: their cover, float32 [h, w],
+    0 to 1.
+    """
     side = round(SMALLEST * (LARGEST / SMALLEST) ** rng.random_sample())
     grey = resampling.scale(digit.astype(np.float32) / 255, side, side, "bicubic")[..., 0]
     # A sharp edge, wherever the enlarged grey is soft.

@@ -1,4 +1,6 @@
-"""Detections over a split as files that other programs read: COCO's JSON, and VOC's text, a class a file."""
+"""Detections over a split as files that other programs read: COCO's JSON, and VOC's text, a class a
+file.
+"""
 
 import json
 from collections.abc import Sequence
@@ -26,8 +28,9 @@ def write_detections(
 
     `coco_detections.json` is a list of results as COCO's server and `pycocotools` (`loadRes`) take
     them; `coco_truth.json` holds the images and annotations that it speaks of. VOC's files are
-    `comp4_det_SPLIT_CLASS.txt`, as its development kit reads them: an image's name, the score, and left, top, right, bottom in pixels
-    counted from 1. A name that no file may have gets underscores.
+    `comp4_det_SPLIT_CLASS.txt`, as its development kit reads them: an image's name, the score, and
+    left, top, right, bottom in pixels counted from 1. A name that no file may have gets
+    underscores.
 
     Args:
       names: an image each, as the data set has them, such as "000012.jpg".
@@ -51,8 +54,8 @@ def write_detections(
 
 
 def image_ids(names: Sequence[str]) -> list[int]:
-    """COCO's number of each image: the one in its name, as in "000000000139.jpg"; where a name is none, or two are the same, all are
-    counted from 1.
+    """COCO's number of each image: the one in its name, as in "000000000139.jpg"; where a name is
+    none, or two are the same, all are counted from 1.
     """
     stems = [Path(name).stem for name in names]
     if all(stem.isdecimal() for stem in stems):

@@ -9,8 +9,8 @@ whole rectangle (as in torchvision's FiveCrop), the centre of its centre square,
 images.
 
 Scaling by default averages areas where the image shrinks, which is antialiased, and interpolates
-bilinearly where it grows, as `data.pipeline.eval_image` does; `data.resampling.INTERPOLATIONS` lists
-what else there is. The result is rounded to uint8 before anything is cut.
+bilinearly where it grows, as `data.pipeline.eval_image` does; `data.resampling.INTERPOLATIONS`
+lists what else there is. The result is rounded to uint8 before anything is cut.
 """
 
 import functools

@@ -39,10 +39,11 @@ def make_eval_step(
 ) -> Callable[[dict[str, Any], Batch], Sums]:
     """Returns the compiled step (variables, batch) -> sums over the batch's examples.
 
-    batch: image [B, S, S, C] in the preprocessing's dtype, label int32 [B] or float32 [B, K], weight float32 [B] (1 an example, 0 padding)
-    and whatever else the metrics use, split over the mesh. The sums are scalars: loss, each of
-    `metrics` (top1 and top5 by default; top5 is absent below five classes) and examples; counts are
-    int32. Add up batches in Python's numbers: float32 loses counts above 2^24.
+    batch: image [B, S, S, C] in the preprocessing's dtype, label int32 [B] or float32 [B, K],
+    weight float32 [B] (1 an example, 0 padding) and whatever else the metrics use, split over the
+    mesh. The sums are scalars: loss, each of `metrics` (top1 and top5 by default; top5 is absent
+    below five classes) and examples; counts are int32. Add up batches in Python's numbers: float32
+    loses counts above 2^24.
 
     Args:
       loss: (output, batch) -> a batch's mean loss; it is asked for each example by itself, so that
@@ -123,12 +124,14 @@ def evaluate_source(
         devices.
       threads, workers: that decode images: threads, or processes where there are any.
       bad_images: where images that can't be read are counted, and not evaluated; None is for an
-        error. channels: of the network's images. progress: whether a bar with the time left stands on standard
+        error. channels: of the network's images. progress: whether a bar with the time left stands
+          on standard
         error.
       set_metrics: of the whole split, where `eval_step` keeps the outputs.
       should_stop: asked before each batch.
     Returns:
-      The means of all sums and the set metrics (top5 is absent below five classes), and examples, their number.
+      The means of all sums and the set metrics (top5 is absent below five classes), and examples,
+      their number.
     Raises:
       UserError: a batch size below one.
       CutShort: `should_stop()` said so.

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 
 def read_picture(file: str | Path | BinaryIO | Image.Image) -> np.ndarray:
-    """Reads a picture, or takes one that Pillow has opened, as training reads those of a folder: uint8 `[H, W, 3]`, RGB, turned as its
-    EXIF orientation says; alpha is dropped, and 16 bits become their upper 8.
+    """Reads a picture, or takes one that Pillow has opened, as training reads those of a folder:
+    uint8 `[H, W, 3]`, RGB, turned as its EXIF orientation says; alpha is dropped, and 16 bits
+    become their upper 8.
 
     Raises:
       UserError: no such file, no regular one (a pipe, a device), not a picture, or a damaged one.

@@ -21,8 +21,8 @@ def grad_cam(
 ) -> Array:
     """Grad-CAM (Selvaraju et al., 2016, arXiv:1610.02391, equations 1 and 2).
 
-    A channel's weight is the mean, over the map, of the gradient of the class's logit; the map is the
-    weighted sum of the channels, without what is below 0.
+    A channel's weight is the mean, over the map, of the gradient of the class's logit; the map is
+    the weighted sum of the channels, without what is below 0.
 
     Args:
       images: normalised, `[N, H, W, C]`. target: the class's logit, an index.
@@ -72,8 +72,8 @@ def integrated_gradients(
 ) -> tuple[np.ndarray, float]:
     """Integrated gradients (Sundararajan et al., 2017, arXiv:1703.01365, equation 1), of the logit.
 
-    The straight line from the baseline to the image is cut into `steps` equal parts, and the gradient
-    taken at the middle of each.
+    The straight line from the baseline to the image is cut into `steps` equal parts, and the
+    gradient taken at the middle of each.
 
     Args:
       image, baseline: normalised, `[H, W, C]`.
@@ -130,8 +130,8 @@ def occlusion(
 ) -> np.ndarray:
     """Occlusion (Zeiler and Fergus, 2013, arXiv:1311.2901, section 4.2).
 
-    A square of the training images' mean moves over the image; a pixel has the mean, over the squares
-    that cover it, of how much probability the class loses.
+    A square of the training images' mean moves over the image; a pixel has the mean, over the
+    squares that cover it, of how much probability the class loses.
 
     Args:
       image: normalised, `[H, W, C]`: 0 is the mean.

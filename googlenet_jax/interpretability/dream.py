@@ -34,10 +34,10 @@ def deep_dream(
     """DeepDream by octaves, as its authors published it (Mordvintsev, Olah and Tyka, 2015,
     github.com/google/deepdream).
 
-    The image is shrunk `octaves` − 1 times by `scale`. From the smallest on, `steps` steps of gradient
-    ascent raise half the sum of the layer's squares (or one channel's sum), and what they added is
-    carried to the next size. A step moves the pixels by `rate` on average, in units of 0–255, on an
-    image that is rolled by up to `jitter` pixels.
+    The image is shrunk `octaves` − 1 times by `scale`. From the smallest on, `steps` steps of
+    gradient ascent raise half the sum of the layer's squares (or one channel's sum), and what they
+    added is carried to the next size. A step moves the pixels by `rate` on average, in units of
+    0–255, on an image that is rolled by up to `jitter` pixels.
 
     Args:
       image: uint8 `[H, W, 3]`, RGB.

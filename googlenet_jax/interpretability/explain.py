@@ -40,10 +40,9 @@ class Explanation:
       method: one of METHODS.
       image: what the network saw, uint8 `[S, S, 3]`, RGB; None where there was no image.
       picture: uint8 `[H, W, 3]`, for people.
-      values: the numbers: of "gradcam" `[S, S]`, at least 0; of "integrated" `[S, S, C]`, in units of
-        the logit; of "occlusion" `[S, S]`, lost probability; of "filters" the kernels
-        `[h, w, C, K]`; of "activations" `[K, h, w]`, the strongest channels; of "deepdream" the
-        picture.
+      values: the numbers: of "gradcam" `[S, S]`, at least 0; of "integrated" `[S, S, C]`, in units
+        of the logit; of "occlusion" `[S, S]`, lost probability; of "filters" the kernels `[h, w, C,
+        K]`; of "activations" `[K, h, w]`, the strongest channels; of "deepdream" the picture.
       layer: the endpoint that was looked at; None where the method takes the whole network.
       class_name, probability: the class that it is about, and what the network gives it.
       note: what a person should know.
@@ -114,8 +113,8 @@ def explain(
       logit.
     - "filters": the first convolution's kernels; without an image.
     - "activations" (`layer`, `count`): a layer's strongest channels.
-    - "deepdream" (`layer`, `channel`, `octaves`, `scale`, `steps`, `rate`, `jitter`, `seed`): the image
-      changed until the layer answers more strongly.
+    - "deepdream" (`layer`, `channel`, `octaves`, `scale`, `steps`, `rate`, `jitter`, `seed`): the
+      image changed until the layer answers more strongly.
 
     Args:
       trained: as `gj.load` returns it.
@@ -304,7 +303,8 @@ METHODS: dict[str, Callable[..., _Found]] = {
 
 
 def _maps(model: Network, variables: Any, inputs: jax.Array) -> dict[str, tuple[int, ...]]:
-    """The endpoints that are maps, and their shapes, in the network's order; nothing is computed."""
+    """The endpoints that are maps, and their shapes, in the network's order; nothing is computed.
+    """
     function = functools.partial(endpoints, model)
     # Names alone keep their order: a dictionary's keys are sorted on the way through JAX.
     names: list[str] = []

@@ -153,8 +153,8 @@ def batches(
     prepare: Callable[[np.ndarray], np.ndarray] | None = None,
     start: int = 0,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (images [B, H, W, 3], mask bool [B]) in order, from number `start`, the next ones being
-    read meanwhile. The last is padded with zeros.
+    """Yields (images [B, H, W, 3], mask bool [B]) in order, from number `start`, the next ones
+    being read meanwhile. The last is padded with zeros.
 
     `prepare` brings each image, uint8 [H, W, 3], to one size, where they are not of one.
     """

@@ -1,4 +1,6 @@
-"""A linear probe: how far a logistic regression gets on a network's features, its weights as they are."""
+"""A linear probe: how far a logistic regression gets on a network's features, its weights as they
+are.
+"""
 
 import dataclasses
 import warnings
@@ -25,7 +27,8 @@ class Probe:
     """A probe's result.
 
     Attributes:
-      strength: scikit-learn's C, chosen on the training examples alone: of STRENGTHS the best in cross-validation.
+      strength: scikit-learn's C, chosen on the training examples alone: of STRENGTHS the best in
+        cross-validation.
       train_top1, top1: shares of the training and of the test examples that are right.
       examples: of both, in this order.
       per_class: by class, the share of its test examples that is right; None where it has none.
@@ -43,10 +46,12 @@ def probe(
 ) -> Probe:
     """Fits a logistic regression to the features of `train` and tests it on `test`.
 
-    The features are what the classifier reads of the centre crop, each brought to mean 0 and variance 1.
+    The features are what the classifier reads of the centre crop, each brought to mean 0 and
+    variance 1.
 
     Raises:
-      UserError: weights without a preprocessing, sets of other classes, or one class alone to train on.
+      UserError: weights without a preprocessing, sets of other classes, or one class alone to train
+        on.
     """
     if trained.preprocessing is None:
         raise UserError(f"{trained.source}: doesn't say how images are prepared for it")
@@ -95,7 +100,8 @@ def _fit(x: Any, y: Any, x_test: Any, y_test: Any, class_names: tuple[str, ...])
 def features_of(
     trained: TrainedModel, source: Source, *, mesh: Mesh, batch_size: int = 128
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what the classifier reads of each example, float `[N, C]`, and the labels, int `[N]`."""
+    """Returns what the classifier reads of each example, float `[N, C]`, and the labels, int `[N]`.
+    """
     preprocessing = trained.preprocessing
     assert preprocessing is not None
     model = trained.model

@@ -1,4 +1,5 @@
-"""What the metrics keep of images beside moments: features themselves, and sums of probabilities."""
+"""What the metrics keep of images beside moments: features themselves, and sums of probabilities.
+"""
 
 from typing import Any
 

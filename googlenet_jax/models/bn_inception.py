@@ -1,4 +1,6 @@
-"""BN-Inception (arXiv 1502.03167, Fig. 5): GoogLeNet's successor, batch-normalised, two 3×3 in place of each 5×5."""
+"""BN-Inception (arXiv 1502.03167, Fig. 5): GoogLeNet's successor, batch-normalised, two 3×3 in
+place of each 5×5.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +16,8 @@ from googlenet_jax.models.network import NormedNetwork, Output
 
 Array = jax.Array
 
-# Of the paper's there is no code: what it does not say is as in TensorFlow, where its network lived on.
+# Of the paper's there is no code: what it does not say is as in TensorFlow, where its network lived
+# on.
 PAPER = InceptionStyle(
     kernel_init=he_fan_in_truncated,
     dense_init=he_fan_in_truncated,
@@ -67,7 +70,8 @@ TORCH_UNIT = {
 
 
 class BNInception(NormedNetwork):
-    """BN-Inception as its paper prints it, as the common PyTorch port has it, or as TF-slim's `inception_v2`. No auxiliary heads.
+    """BN-Inception as its paper prints it, as the common PyTorch port has it, or as TF-slim's
+    `inception_v2`. No auxiliary heads.
 
     | | paper | port | slim |
     |---|---|---|---|
@@ -81,15 +85,19 @@ class BNInception(NormedNetwork):
     | `dropout` | 0 | 0 | 0.2 |
     | `num_classes` | 1000 | 1000 | 1001 |
 
-    The port wants images whose map is a multiple of 4 where inception_3c begins, since its convolutions and pools round odd maps apart: 31
-    to 38 pixels, 63 to 70, and so on by 32 to 223 to 230 and beyond.
+    The port wants images whose map is a multiple of 4 where inception_3c begins, since its
+    convolutions and pools round odd maps apart: 31 to 38 pixels, 63 to 70, and so on by 32 to 223
+    to 230 and beyond.
 
     Attributes:
-      flavour: one of these columns, which sets the options named in it where they are not given to `create_model`.
-      stem: "dense" (7×7/2); "separable", a depthwise 7×7 with multiplier 8, then a 1×1; "small" for images such as 32×32: a 3×3/1, and
-        no pool2.
-      pool_proj_4c: width of the pool projections of 4c and 4d. 128 is what the paper prints beside sums (576, 576, 1024) that need 96.
-      lrn: whether local response norm stands in the stem, as in GoogLeNet: the paper's BN-Baseline kept it, x5 and x30 removed it.
+      flavour: one of these columns, which sets the options named in it where they are not given to
+        `create_model`.
+      stem: "dense" (7×7/2); "separable", a depthwise 7×7 with multiplier 8, then a 1×1; "small" for
+        images such as 32×32: a 3×3/1, and no pool2.
+      pool_proj_4c: width of the pool projections of 4c and 4d. 128 is what the paper prints beside
+        sums (576, 576, 1024) that need 96.
+      lrn: whether local response norm stands in the stem, as in GoogLeNet: the paper's BN-Baseline
+        kept it, x5 and x30 removed it.
     """
 
     aux_heads: bool = False

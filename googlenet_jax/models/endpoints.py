@@ -24,14 +24,17 @@ def endpoints(
 ) -> dict[str, Array]:
     """Returns the activations in evaluation by name, computing no more than they need.
 
-    `conv1` … `inception_5b` are the outputs of units and modules, `inception_3a/conv_1x1` those inside a module, `pool1`, `norm1` … those
-    of layers without parameters, `aux1`, `aux2` and `head` the logits, `features` what `head` reads. The first call for a model and a
-    shape compiles, later ones don't; inside `jit`, `grad` and other transformations it is an ordinary function.
+    `conv1` … `inception_5b` are the outputs of units and modules, `inception_3a/conv_1x1` those
+    inside a module, `pool1`, `norm1` … those of layers without parameters, `aux1`, `aux2` and
+    `head` the logits, `features` what `head` reads. The first call for a model and a shape
+    compiles, later ones don't; inside `jit`, `grad` and other transformations it is an ordinary
+    function.
 
     Args:
       images: floats `[N, H, W, C]`.
-      names: which, in this order; by default every one, in the network's order, without `features`, which has a name of its own there;
-        the auxiliary heads' only where the images are large enough for them.
+      names: which, in this order; by default every one, in the network's order, without `features`,
+        which has a name of its own there; the auxiliary heads' only where the images are large
+        enough for them.
     Returns:
       Arrays `[N, H, W, C]` or `[N, C]`.
     Raises:
@@ -46,7 +49,9 @@ def endpoints(
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Names:
-    """The names of what a compiled call returns, in the network's order: jit would sort a dictionary."""
+    """The names of what a compiled call returns, in the network's order: jit would sort a
+    dictionary.
+    """
 
     names: tuple[str, ...]
 

@@ -1,6 +1,7 @@
 """The networks of 2014: GoogLeNet as published (arXiv 1409.4842) and its well-known variants.
 
-`GoogLeNet.__call__` is the paper's Table 1. A variant is a `Style`, its smallest sizes and its options' defaults.
+`GoogLeNet.__call__` is the paper's Table 1. A variant is a `Style`, its smallest sizes and its
+options' defaults.
 """
 
 import dataclasses
@@ -49,7 +50,9 @@ class Widths(NamedTuple):
 
 
 class Inception(nn.Module):
-    """The module with dimension reductions (Fig. 2b): 1×1 | 1×1 → 3×3 | 1×1 → 5×5 | pool → 1×1, concatenated in this order."""
+    """The module with dimension reductions (Fig. 2b): 1×1 | 1×1 → 3×3 | 1×1 → 5×5 | pool → 1×1,
+    concatenated in this order.
+    """
 
     layers: Layers
     widths: Widths
@@ -69,7 +72,9 @@ class Inception(nn.Module):
 
 
 class NaiveInception(nn.Module):
-    """The naive module (Fig. 2a): 1×1 | 3×3 | 5×5 | pool, without reductions and projection: its output outgrows its input."""
+    """The naive module (Fig. 2a): 1×1 | 3×3 | 5×5 | pool, without reductions and projection: its
+    output outgrows its input.
+    """
 
     layers: Layers
     widths: Widths
@@ -86,9 +91,11 @@ class NaiveInception(nn.Module):
 
 
 class AuxHead(nn.Module):
-    """An auxiliary classifier: average to 4×4, 1×1 convolution, fully connected layer, dropout, classifier.
+    """An auxiliary classifier: average to 4×4, 1×1 convolution, fully connected layer, dropout,
+    classifier.
 
-    The average is 5×5/3 where the style has the paper's and the map is 14×14, else PyTorch's adaptive one.
+    The average is 5×5/3 where the style has the paper's and the map is 14×14, else PyTorch's
+    adaptive one.
     """
 
     layers: Layers
@@ -229,16 +236,20 @@ def torchvision_names(branches: Mapping[str, str]) -> dict[str, str]:
 
 
 class GoogLeNet(Network):
-    """GoogLeNet as published (arXiv 1409.4842, Table 1 and Fig. 3; Caffe's bvlc_googlenet): LRN, biases, ceil-mode pooling.
+    """GoogLeNet as published (arXiv 1409.4842, Table 1 and Fig. 3; Caffe's bvlc_googlenet): LRN,
+    biases, ceil-mode pooling.
 
     Initialised as Caffe's: Xavier-uniform by fan-in, biases 0.2, those of the classifiers 0.
-    `stem="separable"` is Table 1's first row as printed (2.7K weights): a depthwise 7×7 with multiplier 8, then a 1×1.
+    `stem="separable"` is Table 1's first row as printed (2.7K weights): a depthwise 7×7 with
+    multiplier 8, then a 1×1.
 
     Attributes:
       aux_dropout: rate before the auxiliary classifiers.
-      stem: "dense" (7×7/2); "separable"; "small" for images such as 32×32: a 3×3/1 in place of the 7×7/2, and no pool2, so that the
-        modules begin at half the image's size instead of an eighth.
-      fully_connected_head: the classifier reads the whole last map in place of its global average; fixes the image's size.
+      stem: "dense" (7×7/2); "separable"; "small" for images such as 32×32: a 3×3/1 in place of the
+        7×7/2, and no pool2, so that the modules begin at half the image's size instead of an
+        eighth.
+      fully_connected_head: the classifier reads the whole last map in place of its global average;
+        fixes the image's size.
     """
 
     aux_dropout: float = 0.7
@@ -311,7 +322,9 @@ class GoogLeNet(Network):
 
 
 class GoogLeNetNaive(GoogLeNet):
-    """GoogLeNet of the naive modules (Fig. 2a), with the same widths: what it costs to leave out the 1×1 reductions."""
+    """GoogLeNet of the naive modules (Fig. 2a), with the same widths: what it costs to leave out
+    the 1×1 reductions.
+    """
 
     style = NAIVE
     torch_names = torchvision_names(NAIVE_BRANCHES)
@@ -319,7 +332,8 @@ class GoogLeNetNaive(GoogLeNet):
 
 
 class GoogLeNetPlain(GoogLeNet):
-    """The network of many tutorials: no normalisation, no auxiliary heads, no ReLU and no reduction in the stem, pools padded by one.
+    """The network of many tutorials: no normalisation, no auxiliary heads, no ReLU and no reduction
+    in the stem, pools padded by one.
 
     Attributes:
       base_dim: width of the stem: `base_dim`, then three times that.
@@ -336,9 +350,11 @@ class GoogLeNetPlain(GoogLeNet):
 
 
 class GoogLeNetBN(NormedNetwork, GoogLeNet):
-    """GoogLeNet with batch norm, as common PyTorch tutorials build it: true 5×5, pools padded by one, He initialisation.
+    """GoogLeNet with batch norm, as common PyTorch tutorials build it: true 5×5, pools padded by
+    one, He initialisation.
 
-    The auxiliary heads have two dropouts, after the convolution and after the fully connected layer, both of `aux_dropout`.
+    The auxiliary heads have two dropouts, after the convolution and after the fully connected
+    layer, both of `aux_dropout`.
 
     Attributes:
       transform_input: see `Network.begin`.
@@ -355,7 +371,8 @@ class GoogLeNetBN(NormedNetwork, GoogLeNet):
 
 
 class GoogLeNetTorchvision(NormedNetwork, GoogLeNet):
-    """torchvision's `googlenet`: batch norm, a 3×3 in the place of the 5×5 (its issue 906), ceil-mode pools of which the last is 2×2/2.
+    """torchvision's `googlenet`: batch norm, a 3×3 in the place of the 5×5 (its issue 906),
+    ceil-mode pools of which the last is 2×2/2.
 
     Attributes:
       transform_input: see `Network.begin`; its released weights want it.
@@ -371,7 +388,9 @@ class GoogLeNetTorchvision(NormedNetwork, GoogLeNet):
 
 
 class GoogLeNetSlim(NormedNetwork, GoogLeNet):
-    """TF-slim's `inception_v1`: SAME padding, a 3×3 in the place of the 5×5, batch norm without gamma, no auxiliary heads."""
+    """TF-slim's `inception_v1`: SAME padding, a 3×3 in the place of the 5×5, batch norm without
+    gamma, no auxiliary heads.
+    """
 
     aux_heads: bool = False
     dropout: float = 0.2

@@ -1,6 +1,8 @@
-"""The modules of BN-Inception (arXiv 1502.03167) and of "Rethinking the Inception architecture" (arXiv 1512.00567).
+"""The modules of BN-Inception (arXiv 1502.03167) and of "Rethinking the Inception architecture"
+(arXiv 1512.00567).
 
-Figures are the latter's. Each module stands alone: `ModuleB(layers, 128)(x)`, with `Layers` as `network.py` has them.
+Figures are the latter's. Each module stands alone: `ModuleB(layers, 128)(x)`, with `Layers` as
+`network.py` has them.
 """
 
 import dataclasses
@@ -27,7 +29,8 @@ class InceptionStyle(Style):
     """Where published implementations of these networks differ.
 
     Attributes:
-      count_padding: whether the modules' average pools count what is padded, so that a mean at the map's border is of nine values.
+      count_padding: whether the modules' average pools count what is padded, so that a mean at the
+        map's border is of nine values.
       unbiased: whether batch norm's running variance is the unbiased one.
       reduction: padding of the stride-2 convolutions of grid reductions.
       last_max_pool: whether the last module pools by maximum.
@@ -40,7 +43,9 @@ class InceptionStyle(Style):
 
 
 class TwoConv3x3(nn.Module):
-    """Two 3×3 convolutions in place of a 5×5 (Fig. 1): the same reach with 18/25 of the weights where the widths are equal."""
+    """Two 3×3 convolutions in place of a 5×5 (Fig. 1): the same reach with 18/25 of the weights
+    where the widths are equal.
+    """
 
     layers: Layers
     features: int
@@ -53,7 +58,9 @@ class TwoConv3x3(nn.Module):
 
 
 class AsymmetricConv(nn.Module):
-    """A 1×n convolution, then an n×1, in place of an n×n (Fig. 3): the same reach with 2/n of the weights where the widths are equal."""
+    """A 1×n convolution, then an n×1, in place of an n×n (Fig. 3): the same reach with 2/n of the
+    weights where the widths are equal.
+    """
 
     layers: Layers
     features: int
@@ -80,7 +87,8 @@ class WidthsA(NamedTuple):
 
 
 class ModuleA(nn.Module):
-    """1×1 | 1×1 → 3×3 | 1×1 → 3×3 → 3×3 | pool → 1×1, concatenated in this order (Fig. 5): two 3×3 in place of the 5×5.
+    """1×1 | 1×1 → 3×3 | 1×1 → 3×3 → 3×3 | pool → 1×1, concatenated in this order (Fig. 5): two 3×3
+    in place of the 5×5.
 
     Attributes:
       kernel: of the second branch: 5 in Inception-v3 as released.
@@ -109,7 +117,8 @@ class ModuleA(nn.Module):
 
 
 class ModuleB(nn.Module):
-    """1×1 | 1×1 → 1×n → n×1 | 1×1 → n×1 → 1×n → n×1 → 1×n | average → 1×1 (Fig. 6): n×n convolutions, factorised.
+    """1×1 | 1×1 → 1×n → n×1 | 1×1 → n×1 → 1×n → n×1 → 1×n | average → 1×1 (Fig. 6): n×n
+    convolutions, factorised.
 
     Attributes:
       middle: width inside the two factorised branches.
@@ -141,7 +150,8 @@ class ModuleB(nn.Module):
 
 
 class ModuleC(nn.Module):
-    """1×1 | 1×1 → {1×3, 3×1} | 1×1 → 3×3 → {1×3, 3×1} | pool → 1×1 (Fig. 7): the filter bank spread wide, on the coarsest grid.
+    """1×1 | 1×1 → {1×3, 3×1} | 1×1 → 3×3 → {1×3, 3×1} | pool → 1×1 (Fig. 7): the filter bank spread
+    wide, on the coarsest grid.
 
     Attributes:
       pool_max: whether the last branch pools by maximum and not by average.
@@ -169,7 +179,8 @@ class ModuleC(nn.Module):
 
 
 class GridReductionA(nn.Module):
-    """[1×1 →] 3×3/2 | 1×1 → 3×3 → 3×3/2 | max 3×3/2 (Fig. 10): half the grid, without a pool that all would have to pass.
+    """[1×1 →] 3×3/2 | 1×1 → 3×3 → 3×3/2 | max 3×3/2 (Fig. 10): half the grid, without a pool that
+    all would have to pass.
 
     Attributes:
       conv_3x3, double_reduce, double: widths of the convolutions.
@@ -196,7 +207,9 @@ class GridReductionA(nn.Module):
 
 
 class GridReductionB(nn.Module):
-    """1×1 → 3×3/2 | 1×1 → 1×7 → 7×1 → 3×3/2 | max 3×3/2: the second reduction, as released in Inception-v3."""
+    """1×1 → 3×3/2 | 1×1 → 1×7 → 7×1 → 3×3/2 | max 3×3/2: the second reduction, as released in
+    Inception-v3.
+    """
 
     layers: Layers
 
@@ -215,10 +228,12 @@ class GridReductionB(nn.Module):
 
 
 class AuxHead(nn.Module):
-    """The auxiliary classifier: average 5×5/3, 1×1, a 5×5 that is a fully connected layer on the 17×17 grid, classifier.
+    """The auxiliary classifier: average 5×5/3, 1×1, a 5×5 that is a fully connected layer on the
+    17×17 grid, classifier.
 
     Attributes:
-      norm_5x5: whether batch norm follows the 5×5 too ("BN-auxiliary" in Table 3); a bias where not.
+      norm_5x5: whether batch norm follows the 5×5 too ("BN-auxiliary" in Table 3); a bias where
+        not.
     """
 
     layers: Layers

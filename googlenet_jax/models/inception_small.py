@@ -1,8 +1,10 @@
-"""A small Inception with batch norm for images such as CIFAR's 32×32, made to learn much in few epochs.
+"""A small Inception with batch norm for images such as CIFAR's 32×32, made to learn much in few
+epochs.
 
-Its module is that of "Inception (small)" of arXiv 1611.03530, Fig. 3, with GoogLeNet's 1×1 before the wide 3×3.
-What makes it quick is known from speed runs on CIFAR-10 (Page 2018; Jordan, arXiv 2404.00498): few layers, a first
-one that whitens, and most of the work at half the image's size and below.
+Its module is that of "Inception (small)" of arXiv 1611.03530, Fig. 3, with GoogLeNet's 1×1 before
+the wide 3×3. What makes it quick is known from speed runs on CIFAR-10 (Page 2018; Jordan, arXiv
+2404.00498): few layers, a first one that whitens, and most of the work at half the image's size and
+below.
 """
 
 import dataclasses
@@ -22,13 +24,16 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Whitening:
-    """Filters that whiten patches of photographs: principal components over their standard deviations, each beside its negative.
+    """Filters that whiten patches of photographs: principal components over their standard
+    deviations, each beside its negative.
 
-    The patches' covariance is not measured but modelled: the correlation of two pixels falls with their distance, and is the
-    same between all channels; so no data is needed. Components beyond the patch's are repeated.
+    The patches' covariance is not measured but modelled: the correlation of two pixels falls with
+    their distance, and is the same between all channels; so no data is needed. Components beyond
+    the patch's are repeated.
 
     Attributes:
-      neighbours: correlation of pixels at distance one. colours: of two channels. epsilon: added to the variances.
+      neighbours: correlation of pixels at distance one. colours: of two channels. epsilon: added to
+        the variances.
     """
 
     neighbours: float = 0.95
@@ -49,7 +54,8 @@ class Whitening:
 
 
 class SmallInception(nn.Module):
-    """1×1 beside 1×1 → 3×3, concatenated; with a reduction of 0 the 3×3 reads the module's input."""
+    """1×1 beside 1×1 → 3×3, concatenated; with a reduction of 0 the 3×3 reads the module's input.
+    """
 
     layers: Layers
     conv_1x1: int
@@ -84,7 +90,8 @@ TORCH_NAMES = {
 class InceptionSmall(NormedNetwork):
     """Six modules behind a convolution that whitens and one more; no auxiliary heads.
 
-    `freeze = ("conv1",)` keeps the first convolution as it begins, which saves its gradient and loses nothing that was measured.
+    `freeze = ("conv1",)` keeps the first convolution as it begins, which saves its gradient and
+    loses nothing that was measured.
     """
 
     num_classes: int = 10

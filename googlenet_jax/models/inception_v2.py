@@ -1,4 +1,6 @@
-"""Inception-v2 of "Rethinking the Inception architecture" (arXiv 1512.00567), Table 1, which no public code builds."""
+"""Inception-v2 of "Rethinking the Inception architecture" (arXiv 1512.00567), Table 1, which no
+public code builds.
+"""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -23,7 +25,8 @@ from googlenet_jax.models.network import VALID, Output, PrintedRow, PrintedTable
 
 Array = jax.Array
 
-# Not published: initialisers and pools are those of TF-slim's v3, batch norm has its scale as in arXiv 1502.03167.
+# Not published: initialisers and pools are those of TF-slim's v3, batch norm has its scale as in
+# arXiv 1502.03167.
 STYLE = InceptionStyle(kernel_init=he_fan_in_truncated, dense_init=he_fan_in_truncated, pool=VALID)
 
 STEM = {
@@ -36,7 +39,8 @@ STEM = {
     "conv4b": "Conv2d_4b_3x3",
 }
 
-# The paper prints what goes into each row: an output is the next row's input. A grid reduction belongs to the modules before it.
+# The paper prints what goes into each row: an output is the next row's input. A grid reduction
+# belongs to the modules before it.
 # fmt: off
 TABLE_1 = PrintedTable(
     source="Table 1 of arXiv 1512.00567",
@@ -63,13 +67,16 @@ TABLE_1 = PrintedTable(
 class InceptionV2(InceptionV2V3Base):
     """Inception-v2: 42 layers, modules A, B and C between two grid reductions.
 
-    The branches' widths are not published: they are those of v3 as released; of the five modules B, one more than v3 has, the last repeats
-    v3's last. Module A is the paper's Fig. 5, with a 3×3 where the released v3 kept a 5×5.
+    The branches' widths are not published: they are those of v3 as released; of the five modules B,
+    one more than v3 has, the last repeats v3's last. Module A is the paper's Fig. 5, with a 3×3
+    where the released v3 kept a 5×5.
 
-    The rows of the paper's ablation (Table 3) are options: `stem`, `aux_bn`, and label smoothing in the config.
+    The rows of the paper's ablation (Table 3) are options: `stem`, `aux_bn`, and label smoothing in
+    the config.
 
     Attributes:
-      stem: "factorised" (three 3×3, as in Table 1) or "dense" (the 7×7/2 that they replace, to the same 147×147×64).
+      stem: "factorised" (three 3×3, as in Table 1) or "dense" (the 7×7/2 that they replace, to the
+        same 147×147×64).
       aux_bn: whether batch norm follows the auxiliary head's fully connected layer too.
     """
 

@@ -58,7 +58,8 @@ STEM = {
 class InceptionV2V3Base(NormedNetwork):
     """What Inception-v2 and -v3 share: the sizes that they take.
 
-    The auxiliary head ends in a 5×5 on what a 5×5/3 pool leaves, which needs a 17×17 map: 299 pixels. Without it 75 do.
+    The auxiliary head ends in a 5×5 on what a 5×5/3 pool leaves, which needs a 17×17 map: 299
+    pixels. Without it 75 do.
     """
 
     dropout: float = 0.5
@@ -68,12 +69,14 @@ class InceptionV2V3Base(NormedNetwork):
 
     @property
     def min_size(self) -> int:
-        """The smallest height and width of an image, for the auxiliary head too where there is one."""
+        """The smallest height and width of an image, for the auxiliary head too where there is one.
+        """
         return 299 if self.aux_heads else self.min_size_without_aux
 
 
 class InceptionV3(InceptionV2V3Base):
-    """Inception-v3: torchvision's, TF-slim's, Keras's or the one that the Fréchet Inception distance is defined by.
+    """Inception-v3: torchvision's, TF-slim's, Keras's or the one that the Fréchet Inception
+    distance is defined by.
 
     | | torchvision | slim | keras | fid |
     |---|---|---|---|---|
@@ -86,7 +89,8 @@ class InceptionV3(InceptionV2V3Base):
     | `num_classes` | 1000 | 1001 | 1000 | 1008 |
 
     Attributes:
-      flavour: one of these columns, which sets the options below the first three rows where they are not given to `create_model`.
+      flavour: one of these columns, which sets the options below the first three rows where they
+        are not given to `create_model`.
       transform_input: see `Network.begin`; torchvision's released weights want it.
     """
 

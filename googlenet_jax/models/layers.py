@@ -1,6 +1,8 @@
-"""The units that every network is built of: convolution unit, batch norm, LRN, pooling, initialisers.
+"""The units that every network is built of: convolution unit, batch norm, LRN, pooling,
+initialisers.
 
-Arrays are `[N, H, W, C]`. A layer computes in `dtype`; statistics, LRN and logits have `promote_types(dtype, float32)`.
+Arrays are `[N, H, W, C]`. A layer computes in `dtype`; statistics, LRN and logits have
+`promote_types(dtype, float32)`.
 """
 
 import dataclasses
@@ -62,7 +64,9 @@ class Normal:
 
 @dataclasses.dataclass(frozen=True)
 class TruncatedNormal:
-    """TensorFlow's truncated normal: `stddev` is that of the normal before it is cut at two of them."""
+    """TensorFlow's truncated normal: `stddev` is that of the normal before it is cut at two of
+    them.
+    """
 
     stddev: float
 
@@ -97,7 +101,9 @@ def sow(module: nn.Module, name: str, value: Array) -> Array:
 
 
 def statistics_dtype(dtype: Any) -> Any:
-    """The dtype of losses, logits, LRN and batch statistics beside a computation in `dtype`: at least float32."""
+    """The dtype of losses, logits, LRN and batch statistics beside a computation in `dtype`: at
+    least float32.
+    """
     return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -107,8 +113,10 @@ def statistics_dtype(dtype: Any) -> Any:
 def pads(size: int, kernel: int, stride: int, padding: Padding) -> tuple[int, int]:
     """Returns how much a convolution or pool pads `size` before and after.
 
-    `padding` is "half" (half the kernel on both sides), "same" (TensorFlow's), "ceil" (Caffe's and PyTorch's ceil mode without
-    padding: a last window that begins inside the input counts) or a number (that many on both sides; 0 is "valid").
+    `padding` is "half" (half the kernel on both sides), "same" (TensorFlow's), "ceil" (Caffe's and
+    PyTorch's ceil mode without
+    padding: a last window that begins inside the input counts) or a number (that many on both
+    sides; 0 is "valid").
     """
     if padding == "half":
         return kernel // 2, kernel // 2
@@ -124,7 +132,8 @@ def pads(size: int, kernel: int, stride: int, padding: Padding) -> tuple[int, in
 def max_pool(
     x: Array, kernel: int = 3, stride: int = 2, padding: Padding = "ceil", forms: str = "fast"
 ) -> Array:
-    """Maximum over square windows; among equal values the first in row-major order gets the gradient, as in PyTorch.
+    """Maximum over square windows; among equal values the first in row-major order gets the
+    gradient, as in PyTorch.
 
     Args:
       x: `[N, H, W, C]`, any float dtype.
@@ -147,7 +156,8 @@ def avg_pool(
       x: `[N, H, W, C]`, any float dtype.
       kernel, stride: of both axes.
       padding: see `pads`; what is padded is zero.
-      count_padding: whether a window divides by its whole size (PyTorch's default) or by how much of it lies inside the map (TensorFlow's).
+      count_padding: whether a window divides by its whole size (PyTorch's default) or by how much
+        of it lies inside the map (TensorFlow's).
     Returns:
       `[N, H', W', C]` of x's dtype.
     """
@@ -163,7 +173,8 @@ def avg_pool(
 
 
 def adaptive_avg_pool(x: Array, out: int) -> Array:
-    """PyTorch's adaptive average pooling to `out` × `out`: window i is [⌊i·H/out⌋, ⌈(i+1)·H/out⌉)."""
+    """PyTorch's adaptive average pooling to `out` × `out`: window i is [⌊i·H/out⌋, ⌈(i+1)·H/out⌉).
+    """
 
     def weights(size: int) -> np.ndarray:
         return _averaging([(i * size // out, -(-(i + 1) * size // out)) for i in range(out)], size)
@@ -174,7 +185,9 @@ def adaptive_avg_pool(x: Array, out: int) -> Array:
 def _averaging(
     windows: Sequence[tuple[int, int]], size: int, divisor: int | None = None
 ) -> np.ndarray:
-    """The matrix [len(windows), size] of the means over [start, end) of an axis, or of the sums over `divisor`."""
+    """The matrix [len(windows), size] of the means over [start, end) of an axis, or of the sums
+    over `divisor`.
+    """
     matrix = np.zeros((len(windows), size))
     for row, (start, end) in zip(matrix, windows, strict=True):
         inside = slice(max(start, 0), min(end, size))
@@ -183,7 +196,9 @@ def _averaging(
 
 
 def _weigh(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
-    """Averages by one product an axis: windows are separable, and so are the counts of what lies inside."""
+    """Averages by one product an axis: windows are separable, and so are the counts of what lies
+    inside.
+    """
     x = jnp.einsum("ih,nhwc->niwc", jnp.asarray(rows, x.dtype), x)
     return jnp.einsum("jw,niwc->nijc", jnp.asarray(columns, x.dtype), x)
 
@@ -224,9 +239,11 @@ class AvgPool(nn.Module):
 def local_response_norm(
     x: Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> Array:
-    """Local response normalisation across channels, as Caffe's and PyTorch's: x · (k + alpha/size · Σ x²)^−beta.
+    """Local response normalisation across channels, as Caffe's and PyTorch's: x · (k + alpha/size ·
+    Σ x²)^−beta.
 
-    The sum runs over `size` neighbouring channels, those outside counting as zero. Computed in `promote_types(x.dtype, float32)`.
+    The sum runs over `size` neighbouring channels, those outside counting as zero. Computed in
+    `promote_types(x.dtype, float32)`.
 
     Args:
       x: `[N, H, W, C]`.
@@ -267,17 +284,20 @@ class Norm:
 class BatchNorm(nn.Module):
     """Batch normalisation over N, H and W.
 
-    In training the statistics are those of the whole (global) batch, or of `groups` equal parts of it, in order; the variance is the mean
-    squared distance from the mean, so that nothing cancels. The running variance is the biased one or, with `unbiased`, n/(n−1) of it, as
-    PyTorch and TensorFlow's fused form keep it. With groups, the running statistics follow the mean over the groups. Gradients flow
-    through the batch's statistics, also where they leave the network as updated running ones.
+    In training the statistics are those of the whole (global) batch, or of `groups` equal parts of
+    it, in order; the variance is the mean squared distance from the mean, so that nothing cancels.
+    The running variance is the biased one or, with `unbiased`, n/(n−1) of it, as PyTorch and
+    TensorFlow's fused form keep it. With groups, the running statistics follow the mean over the
+    groups. Gradients flow through the batch's statistics, also where they leave the network as
+    updated running ones.
 
     Attributes:
       momentum: running = momentum · running + (1 − momentum) · batch (PyTorch's is one minus this).
       epsilon: added to the variance.
       use_scale: whether there is a learnt `scale` (gamma) beside `bias` (beta).
-      axis_name: inside `shard_map` or `pmap`, where a device sees its part of the batch alone: the axis (or axes) over which the
-        statistics are taken together. Under `jit` they are the whole batch's without it.
+      axis_name: inside `shard_map` or `pmap`, where a device sees its part of the batch alone: the
+        axis (or axes) over which the statistics are taken together. Under `jit` they are the whole
+        batch's without it.
       forms: see `ops.FORMS`.
     """
 
@@ -295,7 +315,8 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Array, use_running_average: bool, relu: bool = False) -> Array:
         """Normalises `[N, H, W, C]`. With `relu`, the rectified result.
 
-        Raises ValueError where `groups` does not divide N, or a channel has one value, which has no variance.
+        Raises ValueError where `groups` does not divide N, or a channel has one value, which has no
+        variance.
         """
         channels = x.shape[-1]
         statistics = statistics_dtype(self.param_dtype)
@@ -383,8 +404,8 @@ class ConvUnit(nn.Module):
       features: output channels.
       kernel: (height, width).
       padding: see `pads`.
-      depth_multiplier: with a number, the convolution is separable: a depthwise one with that many outputs a channel (`depthwise_kernel`),
-        then a 1×1 (`kernel`), nothing between.
+      depth_multiplier: with a number, the convolution is separable: a depthwise one with that many
+        outputs a channel (`depthwise_kernel`), then a 1×1 (`kernel`), nothing between.
       norm: the batch norm, if there is one.
       use_bias: whether the convolution has a bias.
       relu: whether the rectifier follows, or what `activation` names in its place.
@@ -453,7 +474,9 @@ class ConvUnit(nn.Module):
 
 
 class Dense(nn.Module):
-    """A fully connected layer, `kernel` [in, out] and `bias` [out]; `bias_init` `None` is PyTorch's."""
+    """A fully connected layer, `kernel` [in, out] and `bias` [out]; `bias_init` `None` is
+    PyTorch's.
+    """
 
     features: int
     kernel_init: Initializer = torch_uniform

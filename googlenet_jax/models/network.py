@@ -1,7 +1,9 @@
-"""What every network shares: its options, the check of its input, its output, and the tools of one call.
+"""What every network shares: its options, the check of its input, its output, and the tools of one
+call.
 
-A network's file states its blocks and one `__call__`, a line for a row of the paper's table. It makes its layers with the tools of
-`Layers`, which know how published implementations differ (`Style`) and nothing of any network.
+A network's file states its blocks and one `__call__`, a line for a row of the paper's table. It
+makes its layers with the tools of `Layers`, which know how published implementations differ
+(`Style`) and nothing of any network.
 """
 
 import dataclasses
@@ -40,7 +42,8 @@ class Output:
     Attributes:
       logits: `[N, num_classes]`, `promote_types(dtype, float32)`.
       aux_logits: the auxiliary heads' logits by name, in training or where asked for; else empty.
-      features: `[N, C]` of the logits' dtype: what the classifier reads, before dropout. `None` where a network of a user's own names none.
+      features: `[N, C]` of the logits' dtype: what the classifier reads, before dropout. `None`
+        where a network of a user's own names none.
     """
 
     logits: Array
@@ -50,15 +53,17 @@ class Output:
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """Where published implementations of one network differ. An architecture may add fields of its own.
+    """Where published implementations of one network differ. An architecture may add fields of its
+    own.
 
     Attributes:
       kernel_init: of convolutions. dense_init: of fully connected layers and classifiers.
-      bias_init: of convolutions without batch norm; dense_bias_init: of fully connected layers; logits_bias_init: of classifiers. `None`
-        is PyTorch's, uniform within ±1/√fan_in.
+      bias_init: of convolutions without batch norm; dense_bias_init: of fully connected layers;
+        logits_bias_init: of classifiers. `None` is PyTorch's, uniform within ±1/√fan_in.
       bias_beside_norm: whether convolutions have a bias where batch norm follows.
       norm_scale: whether batch norm has a learnt scale.
-      padding: of convolutions where none is named: "half" the kernel on every side (PyTorch) or TensorFlow's "same".
+      padding: of convolutions where none is named: "half" the kernel on every side (PyTorch) or
+        TensorFlow's "same".
       pool: padding of the stride-2 max pools: "ceil", "same" or what is padded on every side.
       lrn: whether local response norm stands where the paper has it.
     """
@@ -77,9 +82,11 @@ class Style:
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """The tools of one call. Data, never a module: blocks hold it as an attribute and stay comparable, clonable and fit for `nn.remat`.
+    """The tools of one call. Data, never a module: blocks hold it as an attribute and stay
+    comparable, clonable and fit for `nn.remat`.
 
-    A layer that a tool makes belongs to the module whose `__call__` is running. `features` are the paper's: `width` multiplies them.
+    A layer that a tool makes belongs to the module whose `__call__` is running. `features` are the
+    paper's: `width` multiplies them.
     """
 
     style: Any  # the network's Style, with its architecture's own fields
@@ -109,8 +116,8 @@ class Layers:
     ) -> Array:
         """Convolution, batch norm or bias, ReLU: `[N, H, W, C]` → `[N, H', W', features]`.
 
-        `kernel` is (height, width) or one number for both; `padding` is as in `layers.pads`, the style's where it is not given;
-        `settings` are `ConvUnit`'s.
+        `kernel` is (height, width) or one number for both; `padding` is as in `layers.pads`, the
+        style's where it is not given; `settings` are `ConvUnit`'s.
         """
         given = {
             "kernel_init": self.style.kernel_init,
@@ -177,7 +184,8 @@ class PrintedRow:
     Attributes:
       layers: our layers that it sums up, the last of which gives its output.
       output: (height, width, channels).
-      weights: of the kernels, in K = 1024; multiply_adds: in millions; None where the paper prints none.
+      weights: of the kernels, in K = 1024; multiply_adds: in millions; None where the paper prints
+        none.
       weights_unit: one unit of the last printed digit, in K.
     """
 
@@ -213,7 +221,8 @@ class PrintedTable:
         )
 
 
-# What PyTorch calls the parts of a layer, in the order of its state dicts; after the layer's own name.
+# What PyTorch calls the parts of a layer, in the order of its state dicts; after the layer's own
+# name.
 TORCH_UNIT = {
     "depthwise_kernel": ".depthwise.weight",
     "kernel": ".conv.weight",
@@ -227,7 +236,8 @@ TORCH_UNIT = {
 
 
 class Network(nn.Module):
-    """What the networks share. One of a user's own states its `__call__`, which begins with `self.begin(…)`, and registers.
+    """What the networks share. One of a user's own states its `__call__`, which begins with
+    `self.begin(…)`, and registers.
 
     Attributes:
       num_classes: of the main and the auxiliary classifiers.
@@ -237,7 +247,8 @@ class Network(nn.Module):
       dtype: of the computation. param_dtype: of the parameters.
       in_channels: of the images, 3 for RGB; see `gj.load` for weights of other images.
       activation: after each unit, one of `layers.ACTIVATIONS`.
-      forms: of pools, convolutions and batch norms: "fast", "plain" or "indexed"; see `ops.FORMS`. They compute the same.
+      forms: of pools, convolutions and batch norms: "fast", "plain" or "indexed"; see `ops.FORMS`.
+        They compute the same.
     """
 
     num_classes: int = 1000
@@ -260,7 +271,8 @@ class Network(nn.Module):
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     # Flavour → the defaults that it gives to other options. The first flavour is the default.
     flavours: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    # Layer → PyTorch's name of it, and the part of a convolution unit → the end of its name, both in the order of PyTorch's state dict.
+    # Layer → PyTorch's name of it, and the part of a convolution unit → the end of its name, both
+    # in the order of PyTorch's state dict.
     torch_names: ClassVar[Mapping[str, str]] = {}
     torch_unit: ClassVar[Mapping[str, str]] = TORCH_UNIT
     printed: ClassVar[PrintedTable | None] = None
@@ -272,12 +284,15 @@ class Network(nn.Module):
 
     @property
     def min_size_without_aux(self) -> int:
-        """The smallest height and width where the auxiliary heads don't answer, as in evaluation."""
+        """The smallest height and width where the auxiliary heads don't answer, as in evaluation.
+        """
         return self.min_size
 
     @nn.nowrap
     def size_problem(self, height: int, width: int, aux: bool) -> str:
-        """Why the network can't take images of this size, in words; "" where it can. `aux`: its auxiliary heads are to answer."""
+        """Why the network can't take images of this size, in words; "" where it can. `aux`: its
+        auxiliary heads are to answer.
+        """
         smallest, found = self.min_size if aux else self.min_size_without_aux, min(height, width)
         if found >= smallest:
             return ""
@@ -301,14 +316,19 @@ class Network(nn.Module):
         """What a `__call__` begins with.
 
         Args:
-          images: floats `[N, H, W, 3]`, at least `min_size` high and wide, normalised as the network's preprocessing says.
-          train: whether dropout acts (it draws from the "dropout" stream), the auxiliary heads answer and batch norm uses the batch.
+          images: floats `[N, H, W, 3]`, at least `min_size` high and wide, normalised as the
+            network's preprocessing says.
+          train: whether dropout acts (it draws from the "dropout" stream), the auxiliary heads
+            answer and batch norm uses the batch.
           aux: whether the auxiliary heads answer, where that should differ from `train`.
-          use_running_average: whether batch norm uses its running statistics, where that should differ from `not train`.
-        With `transform_input`, images normalised with ImageNet's mean and standard deviation are turned into [−1, 1], as torchvision does.
+          use_running_average: whether batch norm uses its running statistics, where that should
+            differ from `not train`.
+        With `transform_input`, images normalised with ImageNet's mean and standard deviation are
+        turned into [−1, 1], as torchvision does.
 
         Returns:
-          The tools of the call, the images in the network's dtype, and whether the auxiliary heads are to answer.
+          The tools of the call, the images in the network's dtype, and whether the auxiliary heads
+          are to answer.
         Raises:
           ValueError: images of another rank, channel count or dtype, or smaller than `min_size`.
         """
@@ -348,7 +368,8 @@ class Network(nn.Module):
         """
         x = x.astype(statistics_dtype(x.dtype))
         x = sow(self, name, x.mean((1, 2)) if average else x.reshape(x.shape[0], -1))
-        # The classifier is the submodule "head": no method may have that name, or flax.nnx takes it for one.
+        # The classifier is the submodule "head": no method may have that name, or flax.nnx takes it
+        # for one.
         logits = layers.logits("head", layers.dropout(x, self.dropout), self.num_classes)
         return Output(logits, dict(aux_logits or {}), x)
 
@@ -359,9 +380,11 @@ class NormedNetwork(Network):
     Attributes:
       bn_epsilon, bn_momentum: of every batch norm; see `layers.BatchNorm`.
       bn_groups: equal parts of a training batch that have statistics of their own.
-      bn_axis_name: inside `shard_map` or `pmap`, the axis over whose parts of the batch the statistics are taken together.
+      bn_axis_name: inside `shard_map` or `pmap`, the axis over whose parts of the batch the
+        statistics are taken together.
       normalization: "batch", or "group", "layer" (see `layers.other_norm`) or "none" in its place.
-      bn_folded: whether the convolutions have biases in place of batch norms; see `fold_batch_norm`.
+      bn_folded: whether the convolutions have biases in place of batch norms; see
+        `fold_batch_norm`.
     """
 
     bn_epsilon: float = 1e-3
@@ -408,14 +431,18 @@ def check_images(model: Network, images: Array, aux: bool) -> None:
 
 
 def imagenet_to_unit_range(x: Array) -> Array:
-    """From ImageNet's mean and standard deviation, in units of 0–1, to (x − 0.5) / 0.5. Any shape [..., 3]."""
+    """From ImageNet's mean and standard deviation, in units of 0–1, to (x − 0.5) / 0.5. Any shape
+    [..., 3].
+    """
     mean = jnp.array([0.485, 0.456, 0.406], x.dtype)
     std = jnp.array([0.229, 0.224, 0.225], x.dtype)
     return x * (std / 0.5) + (mean - 0.5) / 0.5
 
 
 def variable_shapes(model: Network, size: int) -> dict[str, Any]:
-    """Traces `model.init` on an image of `size` × `size`: the variables' tree, as ShapeDtypeStructs; nothing is computed."""
+    """Traces `model.init` on an image of `size` × `size`: the variables' tree, as
+    ShapeDtypeStructs; nothing is computed.
+    """
     key = jax.eval_shape(lambda: jax.random.key(0))
     images = jax.ShapeDtypeStruct((1, size, size, model.in_channels), jnp.float32)
 

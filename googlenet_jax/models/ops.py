@@ -1,12 +1,15 @@
-"""The forms that XLA compiles best, chosen here and nowhere else; beside each stands the plain form that the tests compare it with.
+"""The forms that XLA compiles best, chosen here and nowhere else; beside each stands the plain form
+that the tests compare it with.
 
-`FORMS` are what a network's option `forms` takes: "fast", the best on each platform; "plain", what the
-formula says and JAX differentiates, everywhere; "indexed", the fast ones, with the max pool by index
-on every platform: on a GPU its plain gradient scatters, which deterministic XLA refuses or slows.
+`FORMS` are what a network's option `forms` takes: "fast", the best on each platform; "plain", what
+the formula says and JAX differentiates, everywhere; "indexed", the fast ones, with the max pool by
+index on every platform: on a GPU its plain gradient scatters, which deterministic XLA refuses or
+slows.
 
 On a CPU the gradients that XLA derives for pooling and for 1×1 convolutions are slow, so they
 are written out, and a 3×3 convolution takes fewer products by Winograd's tiles; elsewhere the plain
-forms are used. Batch norm's gradient serves every platform. Every form computes the same mathematics, ties in pooling included.
+forms are used. Batch norm's gradient serves every platform. Every form computes the same
+mathematics, ties in pooling included.
 """
 
 import functools
@@ -30,7 +33,9 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 def plain_max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
-    """Maximum over windows by XLA's reduce_window, whose gradient is select-and-scatter: the first maximum gets it."""
+    """Maximum over windows by XLA's reduce_window, whose gradient is select-and-scatter: the first
+    maximum gets it.
+    """
     return lax.reduce_window(
         x,
         -jnp.inf,
@@ -55,7 +60,9 @@ def max_pool(x: Array, window: int, stride: int, pads: Pads, forms: str = "fast"
 
 
 def _indexed_max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
-    """Maximum over columns, then over rows. The first row with the maximum, and in it the first column: the first in row-major order."""
+    """Maximum over columns, then over rows. The first row with the maximum, and in it the first
+    column: the first in row-major order.
+    """
     x = lax.pad(
         x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0))
     )
@@ -74,7 +81,8 @@ def _parts(x: Array, axis: int, window: int, stride: int) -> list[Array]:
 
 
 def _max_along_forward(x: Array, axis: int, window: int, stride: int) -> tuple[Array]:
-    # The barrier keeps XLA from computing the maxima once more for each window that they enter next.
+    # The barrier keeps XLA from computing the maxima once more for each window that they enter
+    # next.
     best = functools.reduce(jnp.maximum, _parts(x, axis, window, stride))
     return (lax.optimization_barrier(best),)
 
@@ -157,7 +165,8 @@ def plain_conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1
 def conv(
     x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1, forms: str = "fast"
 ) -> Array:
-    """`plain_conv`, where a 1×1 is a matrix product, and a 3×3 on a CPU a quarter of the products."""
+    """`plain_conv`, where a 1×1 is a matrix product, and a 3×3 on a CPU a quarter of the products.
+    """
     if stride == 1 and groups == 1 and forms != "plain":
         if kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
             return lax.platform_dependent(x, kernel[0, 0], cpu=_flat_product, default=_product)
@@ -251,7 +260,8 @@ def batch_norm(
     axis_name: AxisName = None,
     forms: str = "fast",
 ) -> tuple[Array, Array, Array]:
-    """Batch norm, with ReLU where asked: saves the input alone for the backward pass, which recomputes the rest.
+    """Batch norm, with ReLU where asked: saves the input alone for the backward pass, which
+    recomputes the rest.
 
     Args:
       x: `[N, H, W, C]`; gamma, beta: `[C]`, of the dtype that the statistics are computed in.
@@ -276,7 +286,9 @@ def _group(x: Array, groups: int) -> Array:
 
 
 def _sum(x: Array) -> Array:
-    """Sum over all but the first and last axes, H and W before N: XLA's CPU reductions are faster so."""
+    """Sum over all but the first and last axes, H and W before N: XLA's CPU reductions are faster
+    so.
+    """
     return x.sum((2, 3)).sum(1)
 
 

@@ -63,7 +63,8 @@ def create_model(name: str, /, **options: Any) -> Network:
 
     Args:
       name: one of `list_models()`.
-      options: `num_classes`, `dtype` (of the computation), `param_dtype`, and the network's own, which its class documents.
+      options: `num_classes`, `dtype` (of the computation), `param_dtype`, and the network's own,
+        which its class documents.
     Raises:
       UserError: an unknown name or option, or a value that the option can't have.
     """
@@ -85,13 +86,17 @@ def create_model(name: str, /, **options: Any) -> Network:
 
 
 def option_defaults(name: str) -> dict[str, Any]:
-    """Returns a network's options and their defaults, those of its first flavour where it has flavours."""
+    """Returns a network's options and their defaults, those of its first flavour where it has
+    flavours.
+    """
     fields = dataclasses.fields(_network(name))
     return {field.name: field.default for field in fields if field.name not in ("parent", "name")}
 
 
 def model_name(model: Network) -> str:
-    """Returns the name under which `create_model` makes networks of this class. Raises UserError where it is registered under none."""
+    """Returns the name under which `create_model` makes networks of this class. Raises UserError
+    where it is registered under none.
+    """
     for name, network in _MODELS.items():
         if type(model) is network:
             return name

@@ -1,9 +1,9 @@
 """Operations with a backward pass of their own that compose with JAX's transformations.
 
-`jax.custom_vjp` forbids forward mode, and under `jax.shard_map` it leaves the types of cotangents to
-the user. Here the forward pass is a `jax.custom_jvp`, whose tangent is one primitive: linear, as JAX
-sees it, and transposed by the operation's backward pass. What is neither the operation itself nor
-that transposition (forward mode, derivatives of derivatives, batching of tangents) goes by the
+`jax.custom_vjp` forbids forward mode, and under `jax.shard_map` it leaves the types of cotangents
+to the user. Here the forward pass is a `jax.custom_jvp`, whose tangent is one primitive: linear, as
+JAX sees it, and transposed by the operation's backward pass. What is neither the operation itself
+nor that transposition (forward mode, derivatives of derivatives, batching of tangents) goes by the
 tangent's own formula, which is made of JAX's operations.
 """
 
@@ -25,15 +25,17 @@ Arrays = Sequence[Array]
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """A differentiable function of arrays with a backward pass of its own. Calling it returns a tuple.
+    """A differentiable function of arrays with a backward pass of its own. Calling it returns a
+    tuple.
 
     Attributes:
       forward: `(*args, **settings)` → the outputs, a tuple of floats.
       saved: `(args, outputs, **settings)` → what tangents and the backward pass need, a tuple.
-      tangent: `(saved, tangents, **settings)` → the outputs' tangents, a tuple; linear in `tangents`,
-        one for each argument.
-      backward: `(saved, cotangents, **settings)` → the arguments' cotangents. It is the tangent's transpose;
-        among `cotangents`, one for each output, `None` stands for what nothing depends on.
+      tangent: `(saved, tangents, **settings)` → the outputs' tangents, a tuple; linear in
+        `tangents`, one for each argument.
+      backward: `(saved, cotangents, **settings)` → the arguments' cotangents. It is the tangent's
+        transpose; among `cotangents`, one for each output, `None` stands for what nothing depends
+        on.
     """
 
     forward: Callable[..., tuple[Array, ...]]

@@ -1,8 +1,9 @@
-"""Winograd's minimal filtering for 3×3 convolutions of stride 1 (Lavin and Gray, 2016, arXiv:1509.09308).
+"""Winograd's minimal filtering for 3×3 convolutions of stride 1 (Lavin and Gray, 2016,
+arXiv:1509.09308).
 
 A tile of 4×4 outputs takes 36 products for each pair of channels, where direct convolution
-takes 144. It is the same mathematics; the rounding errors are two to five times those of direct convolution,
-more with more channels.
+takes 144. It is the same mathematics; the rounding errors are two to five times those of direct
+convolution, more with more channels.
 """
 
 import functools
@@ -44,7 +45,8 @@ def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
 
 
 def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A `[4, 6]`, G `[6, 3]` and B `[6, 6]` of y = A [(G k) ⊙ (B x)], the four values of a filter k on six of x.
+    """A `[4, 6]`, G `[6, 3]` and B `[6, 6]` of y = A [(G k) ⊙ (B x)], the four values of a filter k
+    on six of x.
 
     Cook and Toom's: two polynomials are multiplied at six points, infinity among them, and the
     product is interpolated; a filter is the transpose of that.
@@ -116,7 +118,8 @@ def _conv_tangent(saved: Arrays, tangents: Arrays, pads: Pads) -> tuple[Array, A
 def _conv_backward(
     saved: Arrays, cotangents: Sequence[Array | None], pads: Pads
 ) -> tuple[Array, Array]:
-    """The transposes of the steps forward, in reverse order; the tiles of x are computed once more."""
+    """The transposes of the steps forward, in reverse order; the tiles of x are computed once more.
+    """
     (x, _, filters), (dy, dfilters) = saved, cotangents
     out = _out(x, pads)
     dy = _zeros((x.shape[0], *out, filters.shape[-1]), x) if dy is None else dy
@@ -170,7 +173,9 @@ def _out(x: Array, pads: Pads) -> tuple[int, int]:
 
 
 def _parts(x: Array, filters: Array, pads: Pads) -> int:
-    """In how many parts the batch is taken, for each to fit `_PART_BYTES`; an exported network's batch is one."""
+    """In how many parts the batch is taken, for each to fit `_PART_BYTES`; an exported network's
+    batch is one.
+    """
     count = x.shape[0]
     if not isinstance(count, int):
         return 1
@@ -181,7 +186,9 @@ def _parts(x: Array, filters: Array, pads: Pads) -> int:
 
 
 def _split(x: Array, parts: int) -> Array:
-    """`[N, …]` → `[N/parts, parts, …]`: each part has images of every device that the batch lies on."""
+    """`[N, …]` → `[N/parts, parts, …]`: each part has images of every device that the batch lies
+    on.
+    """
     return x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
 
 
@@ -189,16 +196,20 @@ def _split(x: Array, parts: int) -> Array:
 
 
 def _both_axes(matrix: np.ndarray, v: Array) -> Array:
-    """`[side, side, C, O]` times `matrix` `[rows, side]` along both axes, which change places: `[rows, rows, C, O]`."""
+    """`[side, side, C, O]` times `matrix` `[rows, side]` along both axes, which change places:
+    `[rows, rows, C, O]`.
+    """
     first = _apart(lambda v: _stacked(matrix, list(v)), v)
     return _stacked(matrix, [first[:, i] for i in range(v.shape[1])])
 
 
 def _tiles(x: Array, matrix: np.ndarray, out: tuple[int, int], pads: Pads) -> Array:
-    """The tiles of x, each of which begins 4 after the one before, times `matrix` `[6, side]` along both axes.
+    """The tiles of x, each of which begins 4 after the one before, times `matrix` `[6, side]` along
+    both axes.
 
     Returns:
-      `[6, 6, N, rows, columns, C]`: the column's point, the row's, the image, the tile's row and column.
+      `[6, 6, N, rows, columns, C]`: the column's point, the row's, the image, the tile's row and
+        column.
     """
     counts = tile_counts(out)
     window = matrix.shape[1]
@@ -218,7 +229,8 @@ def _tiles(x: Array, matrix: np.ndarray, out: tuple[int, int], pads: Pads) -> Ar
 def _from_points(tiles: Array, matrix: np.ndarray) -> Array:
     """`[6, 6, N, rows, columns, C]` times `matrix` along both axes: `[N, 4·rows, 4·columns, C]`.
 
-    With `_B_OVERLAPPING` there is one row and one column of tiles less, each with the one before it.
+    With `_B_OVERLAPPING` there is one row and one column of tiles less, each with the one before
+    it.
     """
     weights: Any = np.asarray(matrix, tiles.dtype)
 
@@ -245,8 +257,8 @@ def _stacked(matrix: np.ndarray, parts: Sequence[Array]) -> Array:
 
 
 def _apart(function: Callable[..., Array], *arguments: Array) -> Array:
-    """Calls a function that XLA does not fuse with what reads its result: of two fused transforms the
-    second would compute the first anew for each of its terms.
+    """Calls a function that XLA does not fuse with what reads its result: of two fused transforms
+    the second would compute the first anew for each of its terms.
     """
     with set_xla_metadata(inlineable="false"):
         return jax.jit(function)(*arguments)
@@ -264,7 +276,8 @@ def _total(terms: Iterable[Array]) -> Array:
 
 
 def _multiply(x: Array, y: Array, contracted: tuple[int, int]) -> Array:
-    """For each of the 36 points the product of two matrices, of channels and of tiles or channels."""
+    """For each of the 36 points the product of two matrices, of channels and of tiles or channels.
+    """
     x_flat, y_flat = (v.reshape(_POINTS**2, -1, v.shape[-1]) for v in (x, y))
     axes = (contracted[:1], contracted[1:])
     products = lax.dot_general(x_flat, y_flat, (axes, ((0,), (0,))))

@@ -1,5 +1,5 @@
-"""A network's computed figures compared with those that its paper printed; the network's class holds the
-printed table.
+"""A network's computed figures compared with those that its paper printed; the network's class
+holds the printed table.
 """
 
 import dataclasses

@@ -28,7 +28,8 @@ class Timing:
     """What one process measured.
 
     Attributes:
-      seconds: wall time of each step, those to warm up left out; cpu_seconds: of all threads, likewise.
+      seconds: wall time of each step, those to warm up left out; cpu_seconds: of all threads,
+        likewise.
       compile_seconds: tracing and compiling, or reading compiled code from JAX's cache.
       peak_bytes: the largest resident size of the process; on an accelerator, of its own memory.
       device: "cpu", or the accelerator's name.

@@ -97,7 +97,8 @@ class GoogLeNet(nn.Module):
 
 
 def create(name: str) -> nn.Module:
-    """The peer of one of our networks, which `whose` names. Raises UserError where there is none."""
+    """The peer of one of our networks, which `whose` names. Raises UserError where there is none.
+    """
     if name in ("googlenet", "googlenet_bn"):
         return GoogLeNet(norm=name == "googlenet_bn")
     if name not in _TORCHVISION:
@@ -132,8 +133,8 @@ def _torchvision() -> tuple[Any, str]:
 def time_peer(
     name: str, *, train: bool, batch_size: int, size: int, steps: int, dtype: str, compiled: bool
 ) -> Timing:
-    """As `speed.time_network`: SGD with momentum and the auxiliary losses, or folded inference; on a
-    GPU where PyTorch has one.
+    """As `speed.time_network`: SGD with momentum and the auxiliary losses, or folded inference; on
+    a GPU where PyTorch has one.
     """
     gpu = torch.cuda.is_available()
     # A GPU's kernels are chosen by timing and float32 products may round to TF32: XLA does both.

@@ -1,4 +1,5 @@
-"""Compiled functions shared within the process: a second run of the same shapes compiles nothing."""
+"""Compiled functions shared within the process: a second run of the same shapes compiles nothing.
+"""
 
 import contextlib
 import hashlib

@@ -1,8 +1,8 @@
 """A run's folder on Google Cloud Storage, gs://BUCKET/FOLDER.
 
 Files go through `etils.epath` (gcsfs, or TensorFlow where that is installed), checkpoints through
-Orbax, which uses TensorStore's own driver. A store has neither locks nor renames nor folders, but an
-object appears whole or not at all.
+Orbax, which uses TensorStore's own driver. A store has neither locks nor renames nor folders, but
+an object appears whole or not at all.
 """
 
 import contextlib
@@ -162,7 +162,8 @@ def _patience() -> dict[str, Any]:
 
 
 def _is_from_store(error: BaseException) -> bool:
-    """Whether it says that the store can't be reached, or refuses; not that an object is missing."""
+    """Whether it says that the store can't be reached, or refuses; not that an object is missing.
+    """
     if any(kind.__module__.split(".")[0] in _CLIENTS for kind in type(error).__mro__):
         return True
     return isinstance(error, ValueError | OSError) and any(w in str(error) for w in _REFUSALS)

@@ -217,8 +217,8 @@ def disk_reason(error: BaseException) -> str | None:
 
 
 def try_lock(file: IO[Any]) -> bool:
-    """Takes the operating system's lock of an open file, until this process ends or closes any handle
-    of that file; False where another process has it.
+    """Takes the operating system's lock of an open file, until this process ends or closes any
+    handle of that file; False where another process has it.
     """
     try:
         import fcntl

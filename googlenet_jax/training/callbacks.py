@@ -14,7 +14,8 @@ class Callback:
     """Does nothing; one of a user's overrides some of it.
 
     Each method may return True, and the run ends after it has saved; all processes of several call
-    them, and have to answer alike. A state is valid during the call alone: the next step uses it up.
+    them, and have to answer alike. A state is valid during the call alone: the next step uses it
+    up.
     """
 
     def started(self, step: int, lines: Sequence[Line]) -> bool | None:

@@ -88,8 +88,8 @@ def default_config() -> ConfigDict:
     config.data.eval_splits = ("validation",)  # the first decides which checkpoint is the best
     # "shuffle", or "balanced": every class as often as another, by seed and step.
     config.data.sampling = "shuffle"
-    # Of the training split, drawn by subset_seed: so many examples a class (0 is all), and all but a
-    # fold ("2/5": the second of five), which is evaluated first, as the split "fold".
+    # Of the training split, drawn by subset_seed: so many examples a class (0 is all), and all but
+    # a fold ("2/5": the second of five), which is evaluated first, as the split "fold".
     config.data.per_class = 0
     config.data.fold = ""
     config.data.subset_seed = 0
@@ -151,8 +151,8 @@ def default_config() -> ConfigDict:
     config.log_every = "100 steps"
 
     config.optimizer = ConfigDict(type_safe=False)
-    # "sgd" as PyTorch's, "rmsprop" as TensorFlow's, "adamw", "lamb", "lion", "muon", or a registered
-    # one
+    # "sgd" as PyTorch's, "rmsprop" as TensorFlow's, "adamw", "lamb", "lion", "muon", or a
+    # registered one
     config.optimizer.name = "sgd"
     config.optimizer.options = ConfigDict(type_safe=False)  # as Optax names them: {"b2": 0.95}
     config.optimizer.momentum = 0.9
@@ -184,8 +184,8 @@ def default_config() -> ConfigDict:
     config.loss.label_smoothing = 0.0  # share of a target that is spread evenly over all classes
     config.metrics = ("top1", "top5")  # in all lines, besides the losses; registered ones too
 
-    # A step whose loss or gradients are not finite stops the run, or with a number here is left out,
-    # until there are more than so many.
+    # A step whose loss or gradients are not finite stops the run, or with a number here is left
+    # out, until there are more than so many.
     config.skip_not_finite = 0
 
     config.devices = ConfigDict(type_safe=False)  # how a step is laid out on them
@@ -530,8 +530,8 @@ def changed_fields(
     "schedule.power: 0.5 → 1.0"; empty if nothing does.
 
     All are nested dictionaries, as `ConfigDict.to_dict` or a config.json gives them; a field that
-    `old` or `new` lacks has its default. The fields of MAY_CHANGE and the writers' options are passed over, and so is
-    `duration` where both use the "step" schedule.
+    `old` or `new` lacks has its default. The fields of MAY_CHANGE and the writers' options are
+    passed over, and so is `duration` where both use the "step" schedule.
     """
     before, after = (
         {**flatten_dict(defaults, sep="."), **flatten_dict(tree, sep=".")} for tree in (old, new)

@@ -1,4 +1,6 @@
-"""Muon: steps whose directions weigh equally (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon)."""
+"""Muon: steps whose directions weigh equally (Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon).
+"""
 
 from typing import Any
 
@@ -15,8 +17,8 @@ _QUINTIC = (
 
 
 def orthogonalized(matrix: Array, iterations: int = 3) -> Array:
-    """Returns U·Vᵀ of a matrix U·S·Vᵀ, roughly: Newton and Schulz's iteration by a quintic, which moves all singular values
-    towards 1.
+    """Returns U·Vᵀ of a matrix U·S·Vᵀ, roughly: Newton and Schulz's iteration by a quintic, which
+    moves all singular values towards 1.
 
     Args:
       matrix: `[m, n]`, any float dtype; the smaller side is worked on. Zeros stay zeros.
@@ -46,8 +48,8 @@ def scale_by_muon(iterations: int = 3) -> optax.GradientTransformation:
 
 
 def keep_norms() -> optax.GradientTransformation:
-    """Brings each kernel to the norm √out before it takes its step: batch norm makes its length of no matter, so a rate is then the
-    share that a step changes.
+    """Brings each kernel to the norm √out before it takes its step: batch norm makes its length of
+    no matter, so a rate is then the share that a step changes.
     """
 
     def shortened(update: Array, kernel: Array) -> Array:
@@ -66,8 +68,8 @@ def muon(
 ) -> optax.GradientTransformation:
     """Muon on the kernels of convolutions, `others` on all other parameters.
 
-    buffer = momentum · buffer + gradient; d = buffer, or gradient + momentum · buffer under Nesterov;
-    p = p · √out / ‖p‖ − rate · UVᵀ(d), each kernel as a matrix `[h · w · in, out]`.
+    buffer = momentum · buffer + gradient; d = buffer, or gradient + momentum · buffer under
+    Nesterov; p = p · √out / ‖p‖ − rate · UVᵀ(d), each kernel as a matrix `[h · w · in, out]`.
     """
     kernels = optax.chain(
         optax.trace(momentum, nesterov=nesterov),

@@ -92,7 +92,8 @@ def muon_and_sgd(
     iterations: int = 3,
     others: float = 1.0,
 ) -> optax.GradientTransformation:
-    """Muon on the kernels of convolutions, SGD at `others` times the rate on all else, which alone decays; see `muon.muon`.
+    """Muon on the kernels of convolutions, SGD at `others` times the rate on all else, which alone
+    decays; see `muon.muon`.
 
     The rate is the share of a kernel that a step changes: 0.05 to 0.25 at first.
     """

@@ -41,8 +41,8 @@ class RunRecord:
     """Appends an entry to a run's `run.json`, and keeps it true: at each save, and at the end.
 
     `{"starts": [entry, …]}`; an entry holds versions (of the package with its commit and whether
-    its tree was clean), command, hardware, hosts, times in UTC, the steps, examples seen, seconds of
-    compiling, peak memory in bytes, and how it ended; a killed process's is "running".
+    its tree was clean), command, hardware, hosts, times in UTC, the steps, examples seen, seconds
+    of compiling, peak memory in bytes, and how it ended; a killed process's is "running".
     """
 
     def __init__(self, workdir: Path, start: int, batch_size: int) -> None:

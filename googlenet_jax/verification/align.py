@@ -61,7 +61,9 @@ class Alignment:
     how: dict[int, str]
 
     def nodes(self) -> dict[int, Node]:
-        """The id of a reference's convolution → the candidate's; those of unequal shape are left out."""
+        """The id of a reference's convolution → the candidate's; those of unequal shape are left
+        out.
+        """
         return {
             id(self.reference[r].node): self.candidate[c].node
             for r, c in self.pairs.items()

@@ -1,7 +1,8 @@
 """Makes an op graph from a run's calls, whatever layout they have.
 
-Maps are kept [N, H, W, C] and matrices [N, 1, 1, C]. A tensor of the run is a `Ref`: a node, and how
-the tensor's axes lie in the node's, so that transposing, flattening and squeezing make no nodes.
+Maps are kept [N, H, W, C] and matrices [N, 1, 1, C]. A tensor of the run is a `Ref`: a node, and
+how the tensor's axes lie in the node's, so that transposing, flattening and squeezing make no
+nodes.
 """
 
 import dataclasses
@@ -28,7 +29,9 @@ POINTWISE = {"affine", "act"}
 
 @dataclasses.dataclass(frozen=True)
 class Ref:
-    """A tensor of the run: axis i is the product of the node's axes `axes[i]`, those of size 1 left out."""
+    """A tensor of the run: axis i is the product of the node's axes `axes[i]`, those of size 1 left
+    out.
+    """
 
     node: Node
     axes: tuple[tuple[int, ...], ...]

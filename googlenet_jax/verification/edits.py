@@ -25,10 +25,11 @@ class Edit:
     """One rewrite; nodes of the reference are named by their `order`, which copies keep.
 
     Attributes:
-      kind: "replace" (node `at` by `candidate`'s operation), "delete" (node `at`), "insert" (`candidate`'s
-        operation on input `slot` of node `at`), "permute" (inputs of `at`, to `order`), "keep"
-        (input `slot` of `at` in its place), "rewire" (input `slot` of `at` reads node `source`),
-        "splice" (it reads the candidate's own operations) or "set" (attributes of `at`).
+      kind: "replace" (node `at` by `candidate`'s operation), "delete" (node `at`), "insert"
+        (`candidate`'s operation on input `slot` of node `at`), "permute" (inputs of `at`, to
+        `order`), "keep" (input `slot` of `at` in its place), "rewire" (input `slot` of `at` reads
+        node `source`), "splice" (it reads the candidate's own operations) or "set" (attributes of
+        `at`).
       reference: the reference's node that it is about; below: the node that an inserted one reads.
     """
 
@@ -44,7 +45,9 @@ class Edit:
 
 
 def apply(graph: Graph, edits: Iterable[Edit], matched: Mapping[int, int]) -> Graph:
-    """A copy of the reference with edits. `matched`: id of a candidate's node → order of the reference's."""
+    """A copy of the reference with edits. `matched`: id of a candidate's node → order of the
+    reference's.
+    """
     made, _ = graph.copy()
     nodes = {node.order: node for node in made.nodes()}
     gone: dict[int, Node] = {}
@@ -162,7 +165,9 @@ class Differ:
         return [self._splice(consumer, slot, candidate)]
 
     def _spine(self, consumer: Node, slot: int) -> tuple[list[Node], Node, Node, int]:
-        """(unary operations from the top down, what they begin with, who reads that, at which input)."""
+        """(unary operations from the top down, what they begin with, who reads that, at which
+        input).
+        """
         found: list[Node] = []
         node = consumer.inputs[slot]
         while id(node) not in self.stops and len(node.inputs) == 1:

@@ -1,4 +1,5 @@
-"""Why segments differ: rewrites of the reference that make them the candidate's, as few as will do."""
+"""Why segments differ: rewrites of the reference that make them the candidate's, as few as will do.
+"""
 
 import dataclasses
 from collections.abc import Sequence

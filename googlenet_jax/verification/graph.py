@@ -1,4 +1,5 @@
-"""The op graph that both sides are brought to: a few operations on maps [N, H, W, C], executed by PyTorch.
+"""The op graph that both sides are brought to: a few operations on maps [N, H, W, C], executed by
+PyTorch.
 
 A value is a `Node`'s; what depends on weights alone is a `Const`, which remembers how it came from
 them. The operations:

@@ -65,8 +65,9 @@ def names_of(
 
 
 def _follows_size(edit: Edit) -> bool:
-    """Whether an inserted pool is adaptive, to the size that the reference's map has anyway: there it
-    was the identity, and the candidate's map has another size for a reason that is found elsewhere.
+    """Whether an inserted pool is adaptive, to the size that the reference's map has anyway: there
+    it was the identity, and the candidate's map has another size for a reason that is found
+    elsewhere.
     """
     assert edit.candidate is not None and edit.below is not None
     return edit.candidate.op == "average" and all(

@@ -1,4 +1,6 @@
-"""A verification for people: text, Markdown for a pull request, JSON, and one HTML page that loads nothing."""
+"""A verification for people: text, Markdown for a pull request, JSON, and one HTML page that loads
+nothing.
+"""
 
 import html
 import io

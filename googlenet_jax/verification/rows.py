@@ -1,4 +1,5 @@
-"""Local comparison: each segment of the reference is given what the candidate recorded before it."""
+"""Local comparison: each segment of the reference is given what the candidate recorded before it.
+"""
 
 import dataclasses
 import math
@@ -57,8 +58,9 @@ class Row:
 def rounding(units: Sequence[Unit], dtype: str) -> float:
     """The bound on a relative error at the end of a network.
 
-    Rounding errors of layers are independent, so squares add up; a layer's own is a unit in the last
-    place for its output and one for each root of its number of terms, in the accumulator's dtype.
+    Rounding errors of layers are independent, so squares add up; a layer's own is a unit in the
+    last place for its output and one for each root of its number of terms, in the accumulator's
+    dtype.
     """
     accumulator = min(EPSILON[dtype], EPSILON["float32"])
     total = 0.0
@@ -69,9 +71,11 @@ def rounding(units: Sequence[Unit], dtype: str) -> float:
 
 
 def difference(of_reference: Tensor | None, of_candidate: Tensor | None) -> tuple[float, float]:
-    """(‖reference − candidate‖₂ / ‖candidate‖₂, largest absolute difference); infinite where shapes differ.
+    """(‖reference − candidate‖₂ / ‖candidate‖₂, largest absolute difference); infinite where shapes
+    differ.
 
-    Where the candidate is all zeros, 0 if the reference is too and infinite if not. Not-a-number is infinite.
+    Where the candidate is all zeros, 0 if the reference is too and infinite if not. Not-a-number is
+    infinite.
     """
     if of_reference is None or of_candidate is None or of_reference.shape != of_candidate.shape:
         return math.inf, math.inf
@@ -86,7 +90,8 @@ def difference(of_reference: Tensor | None, of_candidate: Tensor | None) -> tupl
 
 
 class Pairing:
-    """A reference graph with a probe wherever a layer reads, and the candidate's values beside it."""
+    """A reference graph with a probe wherever a layer reads, and the candidate's values beside it.
+    """
 
     def __init__(
         self,

@@ -49,8 +49,8 @@ class _Images(nn.Module):
 def write_onnx(
     path: Path, model: Network, variables: Mapping[str, Any], preprocessing: Preprocessing
 ) -> None:
-    """Writes a file that takes "images", uint8 `[b, S, S, 3]`, RGB, any b, and gives "logits", float32
-    `[b, num_classes]`; mean, standard deviation and channel order are inside.
+    """Writes a file that takes "images", uint8 `[b, S, S, 3]`, RGB, any b, and gives "logits",
+    float32 `[b, num_classes]`; mean, standard deviation and channel order are inside.
 
     Raises:
       UserError: without the packages, or a network or option that has no PyTorch reference.

@@ -1,4 +1,5 @@
-"""Random weights, moved from one side to the other by the alignment, and the table that says how."""
+"""Random weights, moved from one side to the other by the alignment, and the table that says how.
+"""
 
 import dataclasses
 import itertools
@@ -47,8 +48,8 @@ class Move:
 
 
 def random_variables(model: Network, size: int, dtype: str, seed: int = 0) -> dict[str, Any]:
-    """Random variables of one of this package's networks, none of them zero or one; kernels such that
-    activations keep their size.
+    """Random variables of one of this package's networks, none of them zero or one; kernels such
+    that activations keep their size.
     """
     generator = np.random.default_rng(seed)
 

@@ -102,7 +102,8 @@ class TrainedModel:
         `[N, S, S, 3]`.
 
         Raises:
-          UserError: an image that can't be read, or a source that doesn't say how they are prepared.
+          UserError: an image that can't be read, or a source that doesn't say how they are
+            prepared.
         """
         return np.concatenate(list(self._batches(images)))
 

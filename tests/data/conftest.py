@@ -31,7 +31,9 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture
 def make_data_set(tmp_path, monkeypatch) -> MakeDataSet:
-    """Writes the set "pictures" with a "train" split; returns the data folder. TFDS shuffles: `label` tells the examples apart."""
+    """Writes the set "pictures" with a "train" split; returns the data folder. TFDS shuffles:
+    `label` tells the examples apart.
+    """
 
     def make(
         images: list[bytes],

@@ -113,7 +113,9 @@ def test_without_augmentation_images_are_normalized_and_labels_left():
 
 
 def test_the_flip_draws_from_the_key_itself_and_the_others_from_one_of_their_name():
-    """The flips of a run are those of every version before; another augmentation changes none of them."""
+    """The flips of a run are those of every version before; another augmentation changes none of
+    them.
+    """
     keys = {}
 
     def remember(batch, key):

@@ -177,7 +177,8 @@ def test_areas_are_uniform_and_aspect_ratios_log_uniform():
 
 @pytest.mark.parametrize(
     ("size", "box"),
-    # torchvision's fallback: the whole of the short side, the other as long as the ratio permits, centred.
+    # torchvision's fallback: the whole of the short side, the other as long as the ratio permits,
+    # centred.
     [
         ((100, 1000), (0, 433, 100, 133)),
         ((1000, 100), (433, 0, 133, 100)),

@@ -28,7 +28,9 @@ def digits(folder: Path) -> Source:
 
 
 class Tiny(nn.Module):
-    """A network of the same interface, compiled at once; random, so that its answers are right now and then."""
+    """A network of the same interface, compiled at once; random, so that its answers are right now
+    and then.
+    """
 
     dtype: Any = jnp.float32
 

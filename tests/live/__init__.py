@@ -1,4 +1,5 @@
-"""Public implementations, installed from PyPI by the extra `[live]`, beside ours: a reference of one's own can repeat one's own mistake.
+"""Public implementations, installed from PyPI by the extra `[live]`, beside ours: a reference of
+one's own can repeat one's own mistake.
 
 They need TensorFlow and stay out of CI: where a package is missing, its tests skip. Run them with
 

@@ -1,7 +1,9 @@
-"""TF-slim's networks with random weights, run once in float64: variables by their names, and every end point.
+"""TF-slim's networks with random weights, run once in float64: variables by their names, and every
+end point.
 
-TensorFlow runs in a process of its own, which imports nothing of this project: its threads and its memory are gone afterwards, and nothing
-of the two can mix. `run_slim` gives what a test needs as NumPy arrays.
+TensorFlow runs in a process of its own, which imports nothing of this project: its threads and its
+memory are gone afterwards, and nothing of the two can mix. `run_slim` gives what a test needs as
+NumPy arrays.
 """
 
 import importlib.util
@@ -19,14 +21,18 @@ PACKAGES = ("tensorflow", "tf_keras", "tf_slim")
 
 
 class SlimRun(NamedTuple):
-    """Variables by slim's names ("InceptionV1/Conv2d_1a_7x7/weights") and activations by end point [N, H, W, C]; all float64."""
+    """Variables by slim's names ("InceptionV1/Conv2d_1a_7x7/weights") and activations by end point
+    [N, H, W, C]; all float64.
+    """
 
     variables: dict[str, np.ndarray]
     endpoints: dict[str, np.ndarray]
 
 
 def require_slim() -> None:
-    """Skips the calling test module where the extra is not installed; nothing is imported to find out, since TensorFlow takes seconds."""
+    """Skips the calling test module where the extra is not installed; nothing is imported to find
+    out, since TensorFlow takes seconds.
+    """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(
@@ -35,10 +41,12 @@ def require_slim() -> None:
 
 
 def run_slim(network: str, images: np.ndarray, seed: int = 0, **options: Any) -> SlimRun:
-    """Builds slim's `network`, draws every variable, none of them zero or one, and runs it in evaluation.
+    """Builds slim's `network`, draws every variable, none of them zero or one, and runs it in
+    evaluation.
 
     Args:
-      network: a function of tf_slim.nets.inception with an `…_arg_scope` beside it, such as "inception_v1".
+      network: a function of tf_slim.nets.inception with an `…_arg_scope` beside it, such as
+        "inception_v1".
       images: floats [N, H, W, 3].
       options: of the function, such as num_classes=7.
     """

@@ -1,4 +1,6 @@
-"""Keras's own InceptionV3, on its JAX backend in float64, beside our `keras` flavour. No TensorFlow is needed."""
+"""Keras's own InceptionV3, on its JAX backend in float64, beside our `keras` flavour. No TensorFlow
+is needed.
+"""
 
 import importlib.util
 import os
@@ -19,8 +21,9 @@ from tests.parity.harness import relative_error
 if importlib.util.find_spec("keras") is None:
     pytest.skip("needs keras: pip install -e '.[test,live-inception]'", allow_module_level=True)
 
-# Keras 3.15's batch norm on JAX is exact to float32 alone, also where all of its arrays are float64: one layer beside the formula
-# in NumPy is off by 3e-7, its pools by 2e-16. Another epsilon or a counted padding would show a hundred times larger.
+# Keras 3.15's batch norm on JAX is exact to float32 alone, also where all of its arrays are
+# float64: one layer beside the formula in NumPy is off by 3e-7, its pools by 2e-16. Another epsilon
+# or a counted padding would show a hundred times larger.
 TOLERANCE = 1e-6
 SIZE = 139
 # Runs in a process of its own: Keras fixes its backend and its float type as it is imported.
@@ -80,7 +83,9 @@ def test_kerass_logits_and_modules(tmp_path: Path) -> None:
 
 
 def convert(out: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Keras's weights as our variables: it makes its units in torchvision's order, which our class knows."""
+    """Keras's weights as our variables: it makes its units in torchvision's order, which our class
+    knows.
+    """
     layers = [
         layer
         for layer in gj.create_model("inception_v3").torch_names

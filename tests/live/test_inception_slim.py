@@ -1,4 +1,6 @@
-"""TF-slim's own `inception_v2` and `inception_v3` beside the slim flavours of `bn_inception` and `inception_v3`, in float64."""
+"""TF-slim's own `inception_v2` and `inception_v3` beside the slim flavours of `bn_inception` and
+`inception_v3`, in float64.
+"""
 
 import re
 from collections.abc import Callable
@@ -90,7 +92,9 @@ def convert(
     stem: dict[str, str],
     units: Callable[[str], tuple[str, list[list[str]]]],
 ) -> dict:
-    """slim's variables as ours. Its names inside a branch are irregular (0b and 0c for one place): their order is what counts."""
+    """slim's variables as ours. Its names inside a branch are irregular (0b and 0c for one place):
+    their order is what counts.
+    """
     flat: dict[tuple[str, ...], np.ndarray] = {}
     seen: dict[tuple[str, str], list[str]] = {}
     for name, value in variables.items():

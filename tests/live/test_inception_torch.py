@@ -1,4 +1,6 @@
-"""torchvision's, timm's and pytorch-fid's Inception-v3 and pretrainedmodels' BN-Inception beside ours, in float64."""
+"""torchvision's, timm's and pytorch-fid's Inception-v3 and pretrainedmodels' BN-Inception beside
+ours, in float64.
+"""
 
 import importlib
 import importlib.util
@@ -15,8 +17,9 @@ from googlenet_jax.verification import reference
 from tests.parity.harness import randomise, relative_error
 
 TOLERANCE = 1e-9
-# torchvision's wheels hold compiled operators for a GPU build of PyTorch; beside a CPU build they do not load, and its package
-# then fails as it describes them. No network here uses one: naming them is enough for the import.
+# torchvision's wheels hold compiled operators for a GPU build of PyTorch; beside a CPU build they
+# do not load, and its package then fails as it describes them. No network here uses one: naming
+# them is enough for the import.
 OPERATORS = ("nms", "qnms")
 
 
@@ -40,7 +43,9 @@ def load(name: str) -> Any:
 
 
 def compare(theirs: nn.Module, name: str, size: int, taps: dict[str, str], **options: Any) -> None:
-    """Holds the logits and the activations at `taps` (our endpoint → their module) to the tolerance, with random weights."""
+    """Holds the logits and the activations at `taps` (our endpoint → their module) to the
+    tolerance, with random weights.
+    """
     theirs = theirs.double().eval()
     randomise(theirs, 0)
     found: dict[str, torch.Tensor] = {}

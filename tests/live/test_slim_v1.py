@@ -99,7 +99,9 @@ def test_every_end_point_equals_slims(slim: SlimRun, images: np.ndarray) -> None
 
 
 def test_the_parameters_are_as_many(slim: SlimRun) -> None:
-    """1000 classes in place of 7 give 6,617,624, the figure of `googlenet-jax summary googlenet_slim`."""
+    """1000 classes in place of 7 give 6,617,624, the figure of `googlenet-jax summary
+    googlenet_slim`.
+    """
     moving = ("moving_mean", "moving_variance")
     count = sum(value.size for name, value in slim.variables.items() if not name.endswith(moving))
     assert count + (1000 - CLASSES) * 1025 == 6_617_624

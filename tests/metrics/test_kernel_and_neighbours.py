@@ -53,7 +53,8 @@ def test_neighbourhoods_on_a_line():
     assert found.precision == 0.5
     # The generated images' own balls are points: none holds a real one.
     assert found.recall == 0
-    # 4.1 lies in the open balls of 4 (radius 1) alone and of those of radius 1 about 5: |4.1-5| < 1.
+    # 4.1 lies in the open balls of 4 (radius 1) alone and of those of radius 1 about 5: |4.1-5| <
+    # 1.
     assert found.density == pytest.approx(0.5 * 2 / 2)
     assert found.coverage == 0.2
 

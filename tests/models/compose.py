@@ -1,4 +1,6 @@
-"""JAX's transformations of a scalar function of parameters and images, for the tests to lay beside each other."""
+"""JAX's transformations of a scalar function of parameters and images, for the tests to lay beside
+each other.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,5 @@
-"""Networks inside JAX's transformations: the fast forms give what the plain ones give, in float64."""
+"""Networks inside JAX's transformations: the fast forms give what the plain ones give, in float64.
+"""
 
 import functools
 
@@ -22,7 +23,8 @@ SMALL |= dict.fromkeys(("inception_v2", "inception_v3"), ({"aux_heads": False}, 
 
 
 class Every(NormedNetwork):
-    """A 3×3 and a 1×1 convolution with batch norm, and max pools of both strides: what has forms."""
+    """A 3×3 and a 1×1 convolution with batch norm, and max pools of both strides: what has forms.
+    """
 
     style = TUTORIAL
 
@@ -43,7 +45,9 @@ def float64(monkeypatch):
 
 
 def loss_of(model, size, train):
-    """(loss, parameters, images): the loss reads the logits and, in training, the new statistics too."""
+    """(loss, parameters, images): the loss reads the logits and, in training, the new statistics
+    too.
+    """
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(4, size, size, 3)))
     tree = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)

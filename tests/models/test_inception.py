@@ -1,4 +1,6 @@
-"""BN-Inception, Inception-v2 and -v3: flavours, sizes, names, what they refuse, and Table 1 of "Rethinking" beside `summary`."""
+"""BN-Inception, Inception-v2 and -v3: flavours, sizes, names, what they refuse, and Table 1 of
+"Rethinking" beside `summary`.
+"""
 
 import functools
 

@@ -1,4 +1,6 @@
-"""The Inception modules by themselves: what each computes, what it costs, how its pools treat the map's border."""
+"""The Inception modules by themselves: what each computes, what it costs, how its pools treat the
+map's border.
+"""
 
 import flax.linen as nn
 import jax
@@ -86,7 +88,9 @@ def test_a_factorised_convolution_reaches_as_far_as_the_whole(module, side):
 
 
 def test_1xn_then_nx1_is_the_nxn_of_rank_one():
-    """A kernel that is a column times a row can be applied as a 1×n, then an n×1, where no rectifier cuts between them."""
+    """A kernel that is a column times a row can be applied as a 1×n, then an n×1, where no
+    rectifier cuts between them.
+    """
     rng = np.random.default_rng(0)
     row, column = rng.uniform(0.1, 1, 3), rng.uniform(0.1, 1, 3)
     x = jnp.asarray(rng.uniform(0, 1, (1, 9, 9, 1)), jnp.float32)
@@ -213,7 +217,9 @@ def test_the_last_modules_pool_may_take_the_maximum(make):
 
 
 def test_a_reduction_halves_the_grid_without_a_bottleneck():
-    """All of the input's channels pass the pool beside the convolutions: the module is wider than its input."""
+    """All of the input's channels pass the pool beside the convolutions: the module is wider than
+    its input.
+    """
     module = GridReductionA(layers(), 2, 1, 1)
     x = jnp.asarray(np.random.default_rng(0).uniform(0, 1, (1, 7, 7, 4)), jnp.float32)
     output = np.asarray(module.apply(module.init(KEY, x), x))

@@ -231,7 +231,9 @@ def test_average_pool_counts_what_is_padded_or_does_not(size, count_padding):
 
 
 def test_tensorflows_same_puts_what_is_left_over_behind():
-    """Windows of 3 with a stride of 2 over 1 2 3 4 are 1 2 3 and 3 4 ·; put before they would be · 1 2 and 2 3 4."""
+    """Windows of 3 with a stride of 2 over 1 2 3 4 are 1 2 3 and 3 4 ·; put before they would be ·
+    1 2 and 2 3 4.
+    """
     x = jnp.arange(1.0, 5.0).reshape(1, 4, 1, 1) * jnp.ones((1, 1, 4, 1))
     np.testing.assert_array_equal(layers.max_pool(x, 3, 2, "same")[0, :, 0, 0], [3, 4])
     unit = layers.ConvUnit(1, (3, 3), 2, "same", relu=False, bias_init=layers.Constant(0.0))

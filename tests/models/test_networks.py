@@ -1,4 +1,5 @@
-"""The networks' public surface: parameters, options, sizes, dtypes, outputs and what they refuse."""
+"""The networks' public surface: parameters, options, sizes, dtypes, outputs and what they refuse.
+"""
 
 import dataclasses
 import functools
@@ -318,7 +319,9 @@ def test_what_is_no_network_is_not_registered(name, cls, words):
 
 
 def test_blocks_are_data_fit_for_remat_and_pickle():
-    """Tools that held the calling module would make blocks unequal and leak tracers under `nn.remat`."""
+    """Tools that held the calling module would make blocks unequal and leak tracers under
+    `nn.remat`.
+    """
     model, variables, images = small("googlenet_bn", dropout=0.0, aux_dropout=0.0)
     assert pickle.loads(pickle.dumps(model)) == model
 
@@ -406,7 +409,9 @@ def test_endpoints_stand_in_the_networks_order():
 
 @pytest.mark.parametrize(("name", "papers"), [("googlenet", True), ("googlenet_bn", False)])
 def test_only_the_papers_network_pools_5x5_with_stride_3_before_its_aux_heads(name, papers):
-    """By `aux1`'s endpoints: the 1×1 after the pool sees the mean of [3, 8) in the paper's, of [3, 7) in PyTorch's adaptive windows."""
+    """By `aux1`'s endpoints: the 1×1 after the pool sees the mean of [3, 8) in the paper's, of [3,
+    7) in PyTorch's adaptive windows.
+    """
     model = gj.create_model(name, num_classes=5, width=0.1)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 224, 224, 3)), jnp.float32)
     rng = np.random.default_rng(1)

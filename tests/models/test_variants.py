@@ -1,4 +1,6 @@
-"""Each layer gives PyTorch's values however it is run: compiled or not, on arrays of the device or of the host."""
+"""Each layer gives PyTorch's values however it is run: compiled or not, on arrays of the device or
+of the host.
+"""
 
 import functools
 from collections.abc import Callable
@@ -88,7 +90,9 @@ CASES: tuple[tuple[str, Layer, Layer], ...] = (
 
 
 class LayersTest(chex.TestCase):
-    """`all_variants` is jit, no jit, device, no device, and pmap where there is more than one device."""
+    """`all_variants` is jit, no jit, device, no device, and pmap where there is more than one
+    device.
+    """
 
     @chex.all_variants
     @parameterized.named_parameters(*CASES)

@@ -46,7 +46,9 @@ def test_outputs_and_gradients_are_those_of_the_sum(shape, features, pads):
 
 
 def test_a_batch_in_parts_is_the_whole_one(monkeypatch):
-    """With room for two images at a time, six come in three parts; what is summed over is all of them."""
+    """With room for two images at a time, six come in three parts; what is summed over is all of
+    them.
+    """
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         x = jnp.asarray(rng.normal(size=(6, 8, 8, 2)))

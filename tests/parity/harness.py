@@ -1,7 +1,9 @@
-"""A reference network and ours with the same random weights, run on the same images, in float64 on the CPU; see docs/parity.md.
+"""A reference network and ours with the same random weights, run on the same images, in float64 on
+the CPU; see docs/parity.md.
 
-Everything on PyTorch's side (normalisation, losses, optimizer, average) is written here with PyTorch's own means; on ours the project's
-train step runs as `train.py` runs it. Needs JAX's 64-bit mode.
+Everything on PyTorch's side (normalisation, losses, optimizer, average) is written here with
+PyTorch's own means; on ours the project's train step runs as `train.py` runs it. Needs JAX's 64-bit
+mode.
 """
 
 import copy
@@ -32,12 +34,15 @@ from googlenet_jax.training.step import make_train_step
 from googlenet_jax.verification import reference
 
 TOLERANCE = 1e-9
-# Training amplifies rounding, the more the higher the rate. At this one it stays far below the tolerance, so that what exceeds it is logic;
-# at the configs' own rates `drift` compares with a control in place of a fixed tolerance.
+# Training amplifies rounding, the more the higher the rate. At this one it stays far below the
+# tolerance, so that what exceeds it is logic; at the configs' own rates `drift` compares with a
+# control in place of a fixed tolerance.
 LEARNING_RATE, BATCH_SIZE = 1e-4, 12
-# The control at higher rates: PyTorch beside itself, every weight moved by one unit in the last place. Our distance from PyTorch may be
-# this many times the largest of so many such distances, over the steps where that says something: where it is below the limit. Beyond,
-# single ReLUs and pools fall to another side in one run and not in the others, and one such fall outweighs all rounding.
+# The control at higher rates: PyTorch beside itself, every weight moved by one unit in the last
+# place. Our distance from PyTorch may be this many times the largest of so many such distances,
+# over the steps where that says something: where it is below the limit. Beyond, single ReLUs and
+# pools fall to another side in one run and not in the others, and one such fall outweighs all
+# rounding.
 DRIFT_FACTOR, DRIFT_CONTROLS, DRIFT_LIMIT = 10, 8, 1e-8
 WITH_AUX_DROPOUT = ("googlenet", "googlenet_bn", "googlenet_naive", "googlenet_torchvision")
 Arrays = Mapping[str, np.ndarray]
@@ -46,7 +51,9 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def images(size: int, count: int = 3) -> np.ndarray:
-    """Returns uint8 [count, size, size, 3]: in turn a real digit, an 8-level quantised one and a constant image (pools have ties there)."""
+    """Returns uint8 [count, size, size, 3]: in turn a real digit, an 8-level quantised one and a
+    constant image (pools have ties there).
+    """
     digits = load_digits().images  # [1797, 8, 8], 0–16
     made = []
     for i in range(count):
@@ -59,7 +66,9 @@ def images(size: int, count: int = 3) -> np.ndarray:
 
 
 def photographs(size: int, count: int) -> np.ndarray:
-    """Returns uint8 [count, size, size, 3]: squares of scikit-learn's two photographs, of random places and sides."""
+    """Returns uint8 [count, size, size, 3]: squares of scikit-learn's two photographs, of random
+    places and sides.
+    """
     rng, made = np.random.default_rng(0), []
     for i in range(count):
         photograph = load_sample_images().images[i % 2]
@@ -71,7 +80,9 @@ def photographs(size: int, count: int) -> np.ndarray:
 
 
 def randomise(network: nn.Module, seed: int, variance: tuple[float, float] = (0.5, 2.0)) -> None:
-    """Draws every parameter and running statistic, none of them zero or one; kernels such that activations keep their size."""
+    """Draws every parameter and running statistic, none of them zero or one; kernels such that
+    activations keep their size.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in network.state_dict().items():
@@ -99,7 +110,9 @@ def nudge(network: nn.Module, seed: int) -> None:
 def make_pair(
     name: str, seed: int = 0, **options: Any
 ) -> tuple[nn.Module, Network, dict[str, Any]]:
-    """Returns the reference, our model of the same options and its variables, converted from the reference's state dict."""
+    """Returns the reference, our model of the same options and its variables, converted from the
+    reference's state dict.
+    """
     network = (reference.NETWORKS | reference.INCEPTIONS)[name](**options).double()
     randomise(network, seed)
     ours = {option: value for option, value in options.items() if option not in ("side", "eps")}
@@ -123,7 +136,9 @@ def make_pair(
 
 
 def relative_error(ours: Any, theirs: Any) -> float:
-    """‖ours − theirs‖₂ / ‖theirs‖₂; where theirs is all zeros, 0 if ours is too and infinite if not."""
+    """‖ours − theirs‖₂ / ‖theirs‖₂; where theirs is all zeros, 0 if ours is too and infinite if
+    not.
+    """
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     distance, size = np.linalg.norm(ours - theirs), np.linalg.norm(theirs)
@@ -139,7 +154,9 @@ def compare(ours: Arrays, theirs: Arrays) -> dict[str, float]:
 
 
 def endpoint_errors(name: str, size: int, **options: Any) -> dict[str, float]:
-    """Relative error of every endpoint, the logits of all heads among them, in evaluation on the three kinds of image."""
+    """Relative error of every endpoint, the logits of all heads among them, in evaluation on the
+    three kinds of image.
+    """
     network, model, variables = make_pair(name, **options)
     batch = images(size) / 64.0 - 1.5
     with torch.no_grad():
@@ -156,7 +173,9 @@ def endpoint_errors(name: str, size: int, **options: Any) -> dict[str, float]:
 def make_config(
     name: str, size: int, options: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> ConfigDict:
-    """A config for ten steps whose every ingredient acts: decay, momentum, a stepped rate, an average that starts late."""
+    """A config for ten steps whose every ingredient acts: decay, momentum, a stepped rate, an
+    average that starts late.
+    """
     config = default_config()
     config.dtype = "float64"
     config.model.name = name
@@ -362,7 +381,9 @@ class Theirs:
 def _training_pair(
     name: str, size: int, changes: Mapping[str, Any]
 ) -> tuple[nn.Module, Network, dict[str, Any], ConfigDict]:
-    """A reference, ours, the variables and the config; `changes` are the model's options and, by dotted names, fields of the config."""
+    """A reference, ours, the variables and the config; `changes` are the model's options and, by
+    dotted names, fields of the config.
+    """
     options = {option: value for option, value in changes.items() if "." not in option}
     fields = {field: value for field, value in changes.items() if "." in field}
     options |= {"dropout": 0.0} | ({"aux_dropout": 0.0} if name in WITH_AUX_DROPOUT else {})
@@ -385,10 +406,11 @@ def _batches(pictures: np.ndarray, batch_size: int, steps: int) -> list[dict[str
 def training_errors(
     name: str, size: int, batch_size: int = BATCH_SIZE, steps: int = 10, **changes: Any
 ) -> dict[str, float]:
-    """Trains both sides on the same batches; `changes` are the model's options and, by dotted names, fields of the config.
+    """Trains both sides on the same batches; `changes` are the model's options and, by dotted
+    names, fields of the config.
 
-    Returns relative errors by name: "loss_main step 3", … of every step; "gradient conv1.conv.weight", … of the first; "value …",
-    "momentum …" and "average …" after the last.
+    Returns relative errors by name: "loss_main step 3", … of every step; "gradient
+    conv1.conv.weight", … of the first; "value …", "momentum …" and "average …" after the last.
     """
     network, model, variables, config = _training_pair(name, size, changes)
     ours, theirs = Ours(model, variables, config), Theirs(network, config)
@@ -407,11 +429,12 @@ def training_errors(
 def drift(
     name: str, size: int, batch_size: int = BATCH_SIZE, steps: int = 10, **changes: Any
 ) -> list[tuple[float, float]]:
-    """How far apart two trainings are after each step; the arguments are those of `training_errors`.
+    """How far apart two trainings are after each step; the arguments are those of
+    `training_errors`.
 
-    Returns for each step before the control reaches DRIFT_LIMIT (ours, control): our distance from PyTorch, and the largest of
-    DRIFT_CONTROLS distances of PyTorch from itself after `nudge`. A distance is the largest relative error of any parameter, statistic,
-    momentum or average.
+    Returns for each step before the control reaches DRIFT_LIMIT (ours, control): our distance from
+    PyTorch, and the largest of DRIFT_CONTROLS distances of PyTorch from itself after `nudge`. A
+    distance is the largest relative error of any parameter, statistic, momentum or average.
     """
     network, model, variables, config = _training_pair(name, size, changes)
     others = [copy.deepcopy(network) for _ in range(DRIFT_CONTROLS)]
@@ -420,8 +443,8 @@ def drift(
     runs = [Ours(model, variables, config), *(Theirs(other, config) for other in others)]
     theirs = Theirs(network, config)
     distances = []
-    # Not `images`: on maps of one value a plain sum, as XLA's are, rounds every addition to the same side, and PyTorch's cascaded
-    # one does not, which the control knows nothing of.
+    # Not `images`: on maps of one value a plain sum, as XLA's are, rounds every addition to the
+    # same side, and PyTorch's cascaded one does not, which the control knows nothing of.
     for batch in _batches(photographs(size, 2 * batch_size), batch_size, steps):
         theirs.train(batch)
         expected = theirs.everything()

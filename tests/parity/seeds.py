@@ -1,4 +1,5 @@
-"""The networks that the four seed documents print, as their code would compute them once it is repaired, written anew.
+"""The networks that the four seed documents print, as their code would compute them once it is
+repaired, written anew.
 
 They share nothing with `googlenet_jax.verification.reference`, so that the two check one another.
 Parameters stand in the same order as there.
@@ -9,7 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-# 1×1, 3×3 reduce, 3×3, 5×5 reduce, 5×5, projection, as the documents print them; None is a pool between stages.
+# 1×1, 3×3 reduce, 3×3, 5×5 reduce, 5×5, projection, as the documents print them; None is a pool
+# between stages.
 _STAGES = [
     *[(64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64), None],
     *[(192, 96, 208, 16, 48, 64), (160, 112, 224, 24, 64, 64), (128, 128, 256, 24, 64, 64)],
@@ -60,10 +62,12 @@ def _stages(conv, inputs: int) -> list[nn.Module]:
 
 
 def seed_000(base_dim: int = 64, num_classes: int = 2) -> nn.Module:
-    """Seeds 000 and 001, which print one network. Input 224×224: the 7×7 average pool needs a 7×7 map.
+    """Seeds 000 and 001, which print one network. Input 224×224: the 7×7 average pool needs a 7×7
+    map.
 
-    Repairs: the missing commas after the convolutions of `conv_1` and `conv_1_3`; the trailing commas that made two branches tuples; the
-    second module's input, printed `base_dim * 4`, is the first's 256 outputs (the same at 64, and the only width that works at another).
+    Repairs: the missing commas after the convolutions of `conv_1` and `conv_1_3`; the trailing
+    commas that made two branches tuples; the second module's input, printed `base_dim * 4`, is the
+    first's 256 outputs (the same at 64, and the only width that works at another).
     """
     return nn.Sequential(
         nn.Conv2d(3, base_dim, 7, 2, 3),
@@ -84,9 +88,11 @@ seed_001 = seed_000
 def seed_002(base_dim: int = 64, num_classes: int = 2) -> nn.Module:
     """Seed 002: the network of seed 000 again, once it runs.
 
-    Repairs: `nn.ReLu` → `nn.ReLU`; `nn.MaxMaxPool2` → `nn.MaxPool2d`; the stem's second convolution, printed `3, 3, 1, 1` (stride 3: the
-    7×7 average would find a 3×3 map), is `3, 1, 1`; 4c's 5×5 width 48 (496 channels where the next module takes 512) is 64; `view` by the
-    batch size given at construction is a flatten; the classifier's fixed 1000 is `num_classes`; the second module's input as in seed 000.
+    Repairs: `nn.ReLu` → `nn.ReLU`; `nn.MaxMaxPool2` → `nn.MaxPool2d`; the stem's second
+    convolution, printed `3, 3, 1, 1` (stride 3: the 7×7 average would find a 3×3 map), is `3, 1,
+    1`; 4c's 5×5 width 48 (496 channels where the next module takes 512) is 64; `view` by the batch
+    size given at construction is a flatten; the classifier's fixed 1000 is `num_classes`; the
+    second module's input as in seed 000.
     """
     return seed_000(base_dim, num_classes)
 
@@ -94,8 +100,9 @@ def seed_002(base_dim: int = 64, num_classes: int = 2) -> nn.Module:
 class seed_003(nn.Module):
     """Seed 003, GoogLeNet with batch normalization; in training it returns (logits, aux1, aux2).
 
-    Repairs: `epos=0.01` → `eps=0.01`; `conv_block(64, 64, 1, 1)` and `conv_block(64, 192, 3, …)` name their kernel sizes;
-    `self.inception4d` is called; `avgpool` loses the comma that made it a tuple.
+    Repairs: `epos=0.01` → `eps=0.01`; `conv_block(64, 64, 1, 1)` and `conv_block(64, 192, 3, …)`
+    name their kernel sizes; `self.inception4d` is called; `avgpool` loses the comma that made it a
+    tuple.
     """
 
     def __init__(self, num_classes: int = 1000) -> None:

@@ -13,7 +13,8 @@ def check(name: str, size: int, **options) -> None:
     assert errors[worst] <= TOLERANCE, f"{worst}: {errors[worst]:.1e}"
 
 
-# The even and odd maps of these sizes tell ceil, floor and SAME pooling apart; 224 alone has the 14×14 map of the paper's aux pool.
+# The even and odd maps of these sizes tell ceil, floor and SAME pooling apart; 224 alone has the
+# 14×14 map of the paper's aux pool.
 @pytest.mark.proof
 @pytest.mark.parametrize(("name", "size"), [*((name, 97) for name in NETWORKS), ("googlenet", 224)])
 def test_every_endpoint_equals_pytorchs(name: str, size: int) -> None:

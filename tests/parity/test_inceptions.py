@@ -1,4 +1,6 @@
-"""BN-Inception, Inception-v2 and -v3 beside their PyTorch references in float64, flavour by flavour."""
+"""BN-Inception, Inception-v2 and -v3 beside their PyTorch references in float64, flavour by
+flavour.
+"""
 
 from typing import Any
 
@@ -21,8 +23,9 @@ from tests.parity.harness import (
 
 NARROW = {"width": 0.125, "num_classes": 7}
 WITHOUT_AUX = {"aux_heads": False}
-# Through this many batch norms rounding grows tenfold with a step at the rate of the other networks' proof (1e-4), until after ten
-# steps nothing is left to compare; at this one it stays. `proofs/parity_inception.py` goes to the configs' rates, with a control.
+# Through this many batch norms rounding grows tenfold with a step at the rate of the other
+# networks' proof (1e-4), until after ten steps nothing is left to compare; at this one it stays.
+# `proofs/parity_inception.py` goes to the configs' rates, with a control.
 RATE = {"schedule.learning_rate": 1e-6}
 
 
@@ -36,8 +39,8 @@ def check(errors: dict[str, float]) -> None:
     assert errors[worst] <= TOLERANCE, f"{worst}: {errors[worst]:.1e}"
 
 
-# 299; 224 and 139 without the auxiliary head; the smallest. Odd maps tell ceil, SAME and VALID apart, and the averages' borders are
-# part of every map.
+# 299; 224 and 139 without the auxiliary head; the smallest. Odd maps tell ceil, SAME and VALID
+# apart, and the averages' borders are part of every map.
 @pytest.mark.proof
 @pytest.mark.parametrize(
     ("name", "size", "options"),
@@ -88,7 +91,9 @@ def test_steps_with_the_auxiliary_head_equal_pytorchs(name: str) -> None:
 
 
 def zero_gradients_apart(errors: dict[str, float]) -> dict[str, float]:
-    """Without what is zero by mathematics and so rounding alone: a bias under batch norm, which the port's convolutions have."""
+    """Without what is zero by mathematics and so rounding alone: a bias under batch norm, which the
+    port's convolutions have.
+    """
     return {name: error for name, error in errors.items() if not _under_batch_norm(name)}
 
 
@@ -122,8 +127,8 @@ def test_a_bias_under_batch_norm_has_no_gradient() -> None:
 
 
 class TensorFlowsRMSProp:
-    """RMSProp as TensorFlow 1 computes it, written out: the accumulator starts at one, epsilon stands inside the root, the momentum
-    buffer holds the rate."""
+    """RMSProp as TensorFlow 1 computes it, written out: the accumulator starts at one, epsilon
+    stands inside the root, the momentum buffer holds the rate."""
 
     def __init__(
         self, network: torch.nn.Module, decay: float, epsilon: float, momentum: float

@@ -1,4 +1,6 @@
-"""float32 and bfloat16 beside the float64 reference, with tolerances that follow from the dtype and the depth."""
+"""float32 and bfloat16 beside the float64 reference, with tolerances that follow from the dtype and
+the depth.
+"""
 
 import functools
 
@@ -12,9 +14,10 @@ import googlenet_jax as gj
 from googlenet_jax.models import layers
 from tests.parity.harness import images, make_pair, randomise, relative_error
 
-# A path crosses at most 22 layers. Each rounds its input, its kernel, its sum and its norm, relatively by at most the unit roundoff and
-# independently, and batch norm may raise the share of the error that an activation carries by its kernel's: 4 roundings · √22 layers,
-# twice that for safety.
+# A path crosses at most 22 layers. Each rounds its input, its kernel, its sum and its norm,
+# relatively by at most the unit roundoff and independently, and batch norm may raise the share of
+# the error that an activation carries by its kernel's: 4 roundings · √22 layers, twice that for
+# safety.
 DEPTH = 22
 ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 TOLERANCE = {dtype: 2 * 4 * DEPTH**0.5 * roundoff for dtype, roundoff in ROUNDOFF.items()}
@@ -44,12 +47,14 @@ def test_logits_are_within_rounding_and_a_wrong_epsilon_is_not(dtype: str) -> No
 
 
 def unit_and_bound(dtype: str, epsilon: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A convolution unit with batch norm in `dtype`; what it should give, with an epsilon of 0.001; and how far each value may be off.
+    """A convolution unit with batch norm in `dtype`; what it should give, with an epsilon of 0.001;
+    and how far each value may be off.
 
-    The bound is the running error analysis of a sum of n products (Higham, Accuracy and Stability, section 3.1): with unit roundoff u of
-    the dtype and v of the sums, float32 in both, |error of the sum| ≤ (2u + n·v + u) · Σ|x·k|, for the rounding of either factor, of the
-    n additions and of the stored sum. Batch norm multiplies that by its factor, and adds its own roundings: of four operations in float32
-    and of the result in the dtype.
+    The bound is the running error analysis of a sum of n products (Higham, Accuracy and Stability,
+    section 3.1): with unit roundoff u of the dtype and v of the sums, float32 in both, |error of
+    the sum| ≤ (2u + n·v + u) · Σ|x·k|, for the rounding of either factor, of the n additions and of
+    the stored sum. Batch norm multiplies that by its factor, and adds its own roundings: of four
+    operations in float32 and of the result in the dtype.
     """
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, 8, 8, 5)), rng.normal(size=(3, 3, 5, 4)) / 45**0.5

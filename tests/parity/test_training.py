@@ -1,4 +1,6 @@
-"""Ten steps of the project's own train step beside PyTorch's SGD in float64: losses, gradients, parameters, momenta, averages."""
+"""Ten steps of the project's own train step beside PyTorch's SGD in float64: losses, gradients,
+parameters, momenta, averages.
+"""
 
 from typing import Any
 
@@ -46,7 +48,8 @@ def test_ten_steps_equal_pytorchs(name: str) -> None:
     check(errors)
 
 
-# 224: the gradient of the paper's 5×5/3 aux pool, which a 14×14 map alone takes; 97: odd maps, so that the ceil pools' edges count.
+# 224: the gradient of the paper's 5×5/3 aux pool, which a 14×14 map alone takes; 97: odd maps, so
+# that the ceil pools' edges count.
 @pytest.mark.proof
 @pytest.mark.parametrize(
     ("name", "size"),
@@ -63,7 +66,9 @@ def test_steps_with_the_separable_stem_and_without_aux_heads_equal_pytorchs() ->
 
 @pytest.mark.proof
 def test_at_a_configs_rate_we_are_no_farther_from_pytorch_than_it_is_from_itself() -> None:
-    """At 0.1, the rate of two configs, rounding is amplified with every step: the control says what that comes to."""
+    """At 0.1, the rate of two configs, rounding is amplified with every step: the control says what
+    that comes to.
+    """
     settings = {
         "width": 0.125,
         "stem": "small",

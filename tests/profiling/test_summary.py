@@ -1,4 +1,5 @@
-"""The counts of `summary`, against figures that were worked out by hand or printed in the papers."""
+"""The counts of `summary`, against figures that were worked out by hand or printed in the papers.
+"""
 
 import flax.linen as nn
 import jax

@@ -58,7 +58,9 @@ class _Storage(emulator.Storage):
 
 
 class _Handler(emulator.RequestHandler):
-    """Tells an object's generation with its bytes, and refuses to replace another than the named one."""
+    """Tells an object's generation with its bytes, and refuses to replace another than the named
+    one.
+    """
 
     def do_GET(self):
         self.storage.found = None
@@ -98,7 +100,9 @@ class _Server(http.server.HTTPServer):
 
 @contextlib.contextmanager
 def serving() -> Iterator[tuple[dict[str, str], _Storage]]:
-    """Runs the server, with an empty bucket BUCKET; yields the environment in which the clients find it, and what it holds."""
+    """Runs the server, with an empty bucket BUCKET; yields the environment in which the clients
+    find it, and what it holds.
+    """
     logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)  # each missing object
     storage = _Storage()
     emulator.buckets.create_bucket(BUCKET, storage)

@@ -54,7 +54,9 @@ def whole(tmp_path_factory, data_dir, compiled_dir):
 
 
 def disturbed(data_dir, name, *, before_batch=None, before_evaluation=None, signum):
-    """A config whose task sends this process a signal: before batch k, or before evaluation k. It is told once."""
+    """A config whose task sends this process a signal: before batch k, or before evaluation k. It
+    is told once.
+    """
     sent = []
 
     def send(moment, number):
@@ -140,7 +142,9 @@ def test_a_signal_stops_the_run_saved_and_it_goes_on_exactly(
 
 
 def test_a_replacement_that_was_cut_short_is_settled(tmp_path, data_dir, whole):
-    """Killed while the checkpoint of a made-up evaluation was being replaced: before the new one stood, and after."""
+    """Killed while the checkpoint of a made-up evaluation was being replaced: before the new one
+    stood, and after.
+    """
     shutil.copytree(whole, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
     (folder / "24").rename(folder / "unevaluated-24")

@@ -1,4 +1,6 @@
-"""A run on Google Cloud Storage, as a server on this machine speaks it: whole, stopped, killed, held by one run, refused."""
+"""A run on Google Cloud Storage, as a server on this machine speaks it: whole, stopped, killed,
+held by one run, refused.
+"""
 
 import json
 import os
@@ -107,7 +109,8 @@ def test_killed_stopped_and_damaged_a_run_on_a_store_ends_as_a_local_one(
     folder = epath.Path(url)
     train(config_of(data_dir), local)
 
-    # Killed as the second checkpoint is about to count: it does not, and the lease that is left does not block.
+    # Killed as the second checkpoint is about to count: it does not, and the lease that is left
+    # does not block.
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(compiled_dir),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -1,4 +1,6 @@
-"""A script, `python -m tests.training.meshes WORKDIR DATA_DIR NETWORK`: one run on several meshes of eight simulated devices."""
+"""A script, `python -m tests.training.meshes WORKDIR DATA_DIR NETWORK`: one run on several meshes
+of eight simulated devices.
+"""
 
 import json
 import sys

@@ -231,7 +231,9 @@ def test_duration_may_change_only_where_the_schedule_does_not_depend_on_it():
 
 
 def test_each_multiple_of_a_duration_is_counted_by_itself():
-    """1,437 examples by 64 are 22.45 steps an epoch: two epochs end where every second single one ends, and the run with the last."""
+    """1,437 examples by 64 are 22.45 steps an epoch: two epochs end where every second single one
+    ends, and the run with the last.
+    """
     every = {"eval_every": "1 epoch", "checkpoint_every": "2 epochs", "log_every": "100 steps"}
     when = in_steps(changed(batch_size=64, duration="10 epochs", **every), 1437)
     evaluations = [step for step in range(when.total + 1) if is_due(when.eval_every, step)]

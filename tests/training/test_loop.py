@@ -1,4 +1,6 @@
-"""The loop's order, what stands in a run's folder, and what happens when the same command comes again."""
+"""The loop's order, what stands in a run's folder, and what happens when the same command comes
+again.
+"""
 
 import dataclasses
 import json
@@ -52,7 +54,9 @@ def bits(variables):
 
 
 def rewind(workdir, step):
-    """What a process killed right after the checkpoint of `step` leaves, with lines that it had written after it."""
+    """What a process killed right after the checkpoint of `step` leaves, with lines that it had
+    written after it.
+    """
     for path in (workdir / "checkpoints").iterdir():
         if int(path.name) > step:
             shutil.rmtree(path)
@@ -131,9 +135,11 @@ def test_training_lines_are_means_over_their_interval(finished, copy, data_dir, 
 
 
 def record_events(workdir, events):
-    """Registers a task that is classification, and notes when a batch is asked for and when a split is evaluated.
+    """Registers a task that is classification, and notes when a batch is asked for and when a split
+    is evaluated.
 
-    Beside it stands which checkpoints have been begun by then, and the step of the last training line.
+    Beside it stands which checkpoints have been begun by then, and the step of the last training
+    line.
     """
 
     def note(event):
@@ -196,7 +202,8 @@ def test_the_order_is_evaluate_save_next_batch_step(tmp_path, data_dir):
             "evaluate test[:100]",
         ),
     ]
-    # A step that has been evaluated or saved is done: its line stands. A line is written while the next batch is computed on.
+    # A step that has been evaluated or saved is done: its line stands. A line is written while the
+    # next batch is computed on.
     assert [saved for _, saved, _ in events] == [[], [], [2], [2], [2], [2, 4], [2, 4]]
     assert [step for event, _, step in events if event.startswith("evaluate")] == [4, 5]
 
@@ -316,7 +323,9 @@ def test_a_finished_run_says_so(tmp_path, data_dir, capsys):
 
 
 def spoil(monkeypatch, step, **spoilt):
-    """Lets the step that leads to `step` go wrong: its metrics (by name) or the parameters that it makes ("params")."""
+    """Lets the step that leads to `step` go wrong: its metrics (by name) or the parameters that it
+    makes ("params").
+    """
     make = plan.make_train_step
 
     def make_spoilt(*args, **kwargs):

@@ -30,7 +30,9 @@ SHAPES = {
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_ten_steps_are_pytorchs(nesterov):
-    """Parameters and momenta, in float64, through two changes of the rate; biases at twice the rate, kernels alone decay."""
+    """Parameters and momenta, in float64, through two changes of the rate; biases at twice the
+    rate, kernels alone decay.
+    """
     rng = np.random.default_rng(0)
     start = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
     gradients = [
@@ -59,7 +61,8 @@ def flatten(tree):
 
 
 def train_optax(tx, start, gradients):
-    """The parameters, flat, and Optax's state after a step with each of the gradients, in float64."""
+    """The parameters, flat, and Optax's state after a step with each of the gradients, in float64.
+    """
 
     def nest(flat):
         return flax.traverse_util.unflatten_dict(
@@ -95,7 +98,9 @@ def train_torch(nesterov, start, gradients):
 
 @pytest.mark.parametrize("name", ["googlenet", "googlenet_bn"])
 def test_every_parameter_of_a_network_is_of_one_kind(name):
-    """Each is a kernel, a layer's bias or batch norm's: none escapes decay or the biases' rate by its name."""
+    """Each is a kernel, a layer's bias or batch norm's: none escapes decay or the biases' rate by
+    its name.
+    """
     model = create_model(name, num_classes=10)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(
@@ -155,7 +160,9 @@ def random_problem(steps=5):
 
 
 def test_rmsprop_is_tensorflows():
-    """By TensorFlow 1's formulas: the mean square begins at one, epsilon is under the root, the buffer holds the rate."""
+    """By TensorFlow 1's formulas: the mean square begins at one, epsilon is under the root, the
+    buffer holds the rate.
+    """
     start, gradients = random_problem()
     rate, decay, eps, momentum = 0.045, 0.9, 1.0, 0.8
     options = {"decay": decay, "eps": eps}

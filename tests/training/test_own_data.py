@@ -1,4 +1,6 @@
-"""Training on data of a researcher's own: arrays, items, other libraries' formats; parts and balance."""
+"""Training on data of a researcher's own: arrays, items, other libraries' formats; parts and
+balance.
+"""
 
 import io
 import json

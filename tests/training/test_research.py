@@ -1,4 +1,6 @@
-"""What a researcher brings along: losses, optimizers, schedules and data, and what a run knows of them."""
+"""What a researcher brings along: losses, optimizers, schedules and data, and what a run knows of
+them.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,6 @@
-"""The steps on a small network; run as a script, this file trains on every device there is and writes the parameters to the path given."""
+"""The steps on a small network; run as a script, this file trains on every device there is and
+writes the parameters to the path given.
+"""
 
 import functools
 import itertools
@@ -34,7 +36,8 @@ KEY = jax.random.key(7)
 
 
 class Tiny(nn.Module):
-    """A network in miniature, of the project's layers: convolution, batch norm, pool, dropout, an auxiliary head.
+    """A network in miniature, of the project's layers: convolution, batch norm, pool, dropout, an
+    auxiliary head.
 
     `images` matter by position, so flips show.
     """
@@ -161,7 +164,8 @@ def test_training_fits_the_batch():
 
 
 def test_a_step_is_traced_once_and_another_batch_size_would_not_pass_unseen():
-    # The assertion stands inside the step, since chex refuses what is jitted: a second trace would be a second compilation.
+    # The assertion stands inside the step, since chex refuses what is jitted: a second trace would
+    # be a second compilation.
     transforms = device_transforms(PREPROCESSING, dtype=jnp.float32, num_classes=6)
     run = Run(
         prepare=chex.assert_max_traces(
@@ -301,7 +305,9 @@ def trained_on_every_device():
 
 
 def test_eight_devices_train_as_one(tmp_path):
-    """The same dropout, flips, batch statistics and gradients; sums run in another order, hence float32's last digits."""
+    """The same dropout, flips, batch statistics and gradients; sums run in another order, hence
+    float32's last digits.
+    """
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     subprocess.run([sys.executable, __file__, tmp_path / "eight.npz"], env=environment, check=True)
     one, eight = trained_on_every_device(), np.load(tmp_path / "eight.npz")

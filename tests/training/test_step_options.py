@@ -1,4 +1,6 @@
-"""What a step can do besides: a batch in parts, less memory, split optimizer arrays, steps left out."""
+"""What a step can do besides: a batch in parts, less memory, split optimizer arrays, steps left
+out.
+"""
 
 import flax.linen as nn
 import jax

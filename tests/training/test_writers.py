@@ -80,7 +80,9 @@ def test_curves_and_events_are_written(tmp_path):
 
 
 def read_events(folder):
-    """(tag, step, value) of each scalar: an event file is records of length, checksum, bytes, checksum."""
+    """(tag, step, value) of each scalar: an event file is records of length, checksum, bytes,
+    checksum.
+    """
     scalars = []
     for path in folder.iterdir():
         content = path.read_bytes()

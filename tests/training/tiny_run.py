@@ -1,6 +1,8 @@
-"""A run that trains in seconds: real digits, and a miniature network with all that a state can hold (batch norm, dropout, auxiliary head).
+"""A run that trains in seconds: real digits, and a miniature network with all that a state can hold
+(batch norm, dropout, auxiliary head).
 
-As a script, `python -m tests.training.tiny_run WORKDIR DATA_DIR`, it is the process that the resume test kills.
+As a script, `python -m tests.training.tiny_run WORKDIR DATA_DIR`, it is the process that the resume
+test kills.
 """
 
 import sys
@@ -35,7 +37,9 @@ class Tiny(Network):
 
 
 def tiny_config(data_dir: Path) -> ConfigDict:
-    """24 steps of 100 of 400 examples: 4 steps an epoch, a training line every 3, an evaluation every 4, a checkpoint every 4."""
+    """24 steps of 100 of 400 examples: 4 steps an epoch, a training line every 3, an evaluation
+    every 4, a checkpoint every 4.
+    """
     # Here and not on import: tests that are parametrized by the registry must not see it.
     register_model("tiny", Tiny)
     prepare_digits(data_dir)

@@ -1,5 +1,6 @@
-"""GoogLeNet with batch norm as somebody else might write it: nested Sequentials, other names, images
-and maps [N, H, W, C], 1×1 convolutions as Linear, and fully connected layers as convolutions.
+"""GoogLeNet with batch norm as somebody else might write it: nested Sequentials, other names,
+images and maps [N, H, W, C], 1×1 convolutions as Linear, and fully connected layers as
+convolutions.
 """
 
 import torch

@@ -1,4 +1,6 @@
-"""What is written comes back bit for bit, what is damaged is found, and what does not belong is refused by name."""
+"""What is written comes back bit for bit, what is damaged is found, and what does not belong is
+refused by name.
+"""
 
 import dataclasses
 import shutil
@@ -158,7 +160,9 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def test_every_kind_of_damage_gives_the_exact_state_or_the_one_before(tmp_path, capsys):
-    """Each file of the newest checkpoint in turn is truncated, emptied, deleted, or has a byte flipped: a wrong state never comes back."""
+    """Each file of the newest checkpoint in turn is truncated, emptied, deleted, or has a byte
+    flipped: a wrong state never comes back.
+    """
     write(tmp_path / "whole", [1, 2])
     fell_back = set()
     names = [

@@ -15,7 +15,8 @@ from googlenet_jax.verification.reference.layers import (
     same_padding,
 )
 
-# 1×1 | 3×3 reduce, 3×3 | double 3×3 reduce, 3×3, 3×3 | pool projection; None: the branch is missing, and the module halves the map.
+# 1×1 | 3×3 reduce, 3×3 | double 3×3 reduce, 3×3, 3×3 | pool projection; None: the branch is
+# missing, and the module halves the map.
 MODULES = {
     "3a": (64, 64, 64, 64, 96, 96, 32),
     "3b": (64, 64, 96, 64, 96, 96, 64),

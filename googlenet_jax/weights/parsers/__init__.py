@@ -2,8 +2,8 @@
 the names of the file.
 
 They run in a child process (`isolation.py`), which imports nothing of JAX. A reader allocates
-nothing that it has not checked against `Limits` before; what it finds wrong is a `BadFile`, in words
-for a person. Torch, h5py and TensorFlow are imported by the reader that needs them.
+nothing that it has not checked against `Limits` before; what it finds wrong is a `BadFile`, in
+words for a person. Torch, h5py and TensorFlow are imported by the reader that needs them.
 """
 
 from collections.abc import Callable

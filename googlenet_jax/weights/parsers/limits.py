@@ -1,4 +1,6 @@
-"""What every parser keeps to: what it is asked, what it may allocate, and how it says what is wrong."""
+"""What every parser keeps to: what it is asked, what it may allocate, and how it says what is
+wrong.
+"""
 
 import dataclasses
 from collections.abc import Iterator
