@@ -1,5 +1,4 @@
-"""`googlenet_bn` as one would write it with flax.linen's own layers: the peer of `train_speed.py`.
-"""
+"""`googlenet_bn` as one would write it with flax.linen's own layers: the peer of `train_speed.py`."""
 
 import flax.linen as nn
 import jax

@@ -29,8 +29,7 @@ from googlenet_jax.runtime.sharding import create_mesh, replicate
 
 
 def host_windows(image: np.ndarray, boxes: np.ndarray, size: int, fill: np.ndarray) -> np.ndarray:
-    """The same windows cut on the host: uint8 [P, size, size, 3], the mean colour beyond the image.
-    """
+    """The same windows cut on the host: uint8 [P, size, size, 3], the mean colour beyond the image."""
     result = np.empty((len(boxes), size, size, 3), np.uint8)
     pad = max(image.shape)
     padded = cv2.copyMakeBorder(image, pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=fill.tolist())

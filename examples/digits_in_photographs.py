@@ -38,8 +38,7 @@ def main(folder: Path, counts: dict[str, int] = COUNTS) -> None:
 
 
 def draw(digit: np.ndarray, photograph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A digit, [8, 8] from 0 to 16, somewhere on a window of a photograph: uint8 [SIDE, SIDE, 3].
-    """
+    """A digit, [8, 8] from 0 to 16, somewhere on a window of a photograph: uint8 [SIDE, SIDE, 3]."""
     side = rng.integers(SIDE, 320)
     top, left = (rng.integers(0, length - side + 1) for length in photograph.shape[:2])
     window = photograph[top : top + side, left : left + side]

@@ -88,8 +88,7 @@ def crop(area: tuple[float, float], image: jax.Array, key: jax.Array) -> jax.Arr
 def neighbours(
     config: ConfigDict, encoder: Any, preprocessing: Any, train: Source, test: Source
 ) -> Any:
-    """How many test images' nearest training image, by the cosine of features, is of their class.
-    """
+    """How many test images' nearest training image, by the cosine of features, is of their class."""
 
     @jax.jit
     def embed(variables: Any, images: jax.Array) -> jax.Array:

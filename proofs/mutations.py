@@ -122,8 +122,7 @@ def fingerprint(fault: Fault) -> str:
 
 
 def run(faults: Sequence[Fault], state_file: Path, jobs: int) -> dict[str, Any]:
-    """Tries the faults that have no answer yet, `jobs` side by side; returns all answers by name.
-    """
+    """Tries the faults that have no answer yet, `jobs` side by side; returns all answers by name."""
     state: dict[str, Any] = json.loads(state_file.read_text()) if state_file.exists() else {}
     prints = {fault.name: fingerprint(fault) for fault in faults}
     missing = [
@@ -147,8 +146,7 @@ def run(faults: Sequence[Fault], state_file: Path, jobs: int) -> dict[str, Any]:
 
 
 def check() -> list[str]:
-    """What is wrong with the faults themselves: one that can't be planted, or whose tests are gone.
-    """
+    """What is wrong with the faults themselves: one that can't be planted, or whose tests are gone."""
     problems = [
         f"{name}: several have this name"
         for name, times in collections.Counter(fault.name for fault in FAULTS).items()

@@ -55,8 +55,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """JAX's compilation cache, shared by the workers: many of these tests compile the same steps.
-    """
+    """JAX's compilation cache, shared by the workers: many of these tests compile the same steps."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
     folder.mkdir(exist_ok=True)

@@ -12,8 +12,7 @@ GAP = 2  # pixels between tiles
 
 
 def magnified(image: np.ndarray, side: int = SIDE) -> np.ndarray:
-    """The image with each pixel as a square, so that its shorter side has at least `side` pixels.
-    """
+    """The image with each pixel as a square, so that its shorter side has at least `side` pixels."""
     factor = math.ceil(side / min(image.shape[:2]))
     return image.repeat(factor, 0).repeat(factor, 1)
 
@@ -59,8 +58,7 @@ def coloured(values: np.ndarray) -> np.ndarray:
 
 
 def stretched(kernel: np.ndarray) -> np.ndarray:
-    """A kernel `[h, w, 3]` as a picture: grey is 0, and its largest absolute value black or white.
-    """
+    """A kernel `[h, w, 3]` as a picture: grey is 0, and its largest absolute value black or white."""
     return _bytes(0.5 + kernel / (2 * np.abs(kernel).max() or 1))
 
 

@@ -303,8 +303,7 @@ METHODS: dict[str, Callable[..., _Found]] = {
 
 
 def _maps(model: Network, variables: Any, inputs: jax.Array) -> dict[str, tuple[int, ...]]:
-    """The endpoints that are maps, and their shapes, in the network's order; nothing is computed.
-    """
+    """The endpoints that are maps, and their shapes, in the network's order; nothing is computed."""
     function = functools.partial(endpoints, model)
     # Names alone keep their order: a dictionary's keys are sorted on the way through JAX.
     names: list[str] = []

@@ -100,8 +100,7 @@ def _fit(x: Any, y: Any, x_test: Any, y_test: Any, class_names: tuple[str, ...])
 def features_of(
     trained: TrainedModel, source: Source, *, mesh: Mesh, batch_size: int = 128
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what the classifier reads of each example, float `[N, C]`, and the labels, int `[N]`.
-    """
+    """Returns what the classifier reads of each example, float `[N, C]`, and the labels, int `[N]`."""
     preprocessing = trained.preprocessing
     assert preprocessing is not None
     model = trained.model

@@ -97,8 +97,7 @@ def write_arrays(path: str | os.PathLike[str], arrays: dict[str, Any]) -> None:
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """All arrays of an .npz but objects, which are pickled; see `read_stored` for what is raised.
-    """
+    """All arrays of an .npz but objects, which are pickled; see `read_stored` for what is raised."""
     try:
         with zipfile.ZipFile(path) as archive:
             large = [info.filename for info in archive.infolist() if info.file_size > _MOST]

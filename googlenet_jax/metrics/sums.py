@@ -1,5 +1,4 @@
-"""What the metrics keep of images beside moments: features themselves, and sums of probabilities.
-"""
+"""What the metrics keep of images beside moments: features themselves, and sums of probabilities."""
 
 from typing import Any
 

@@ -54,8 +54,7 @@ class Whitening:
 
 
 class SmallInception(nn.Module):
-    """1×1 beside 1×1 → 3×3, concatenated; with a reduction of 0 the 3×3 reads the module's input.
-    """
+    """1×1 beside 1×1 → 3×3, concatenated; with a reduction of 0 the 3×3 reads the module's input."""
 
     layers: Layers
     conv_1x1: int

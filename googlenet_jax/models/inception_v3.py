@@ -69,8 +69,7 @@ class InceptionV2V3Base(NormedNetwork):
 
     @property
     def min_size(self) -> int:
-        """The smallest height and width of an image, for the auxiliary head too where there is one.
-        """
+        """The smallest height and width of an image, for the auxiliary head too where there is one."""
         return 299 if self.aux_heads else self.min_size_without_aux
 
 

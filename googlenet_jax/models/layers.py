@@ -173,8 +173,7 @@ def avg_pool(
 
 
 def adaptive_avg_pool(x: Array, out: int) -> Array:
-    """PyTorch's adaptive average pooling to `out` × `out`: window i is [⌊i·H/out⌋, ⌈(i+1)·H/out⌉).
-    """
+    """PyTorch's adaptive average pooling to `out` × `out`: window i is [⌊i·H/out⌋, ⌈(i+1)·H/out⌉)."""
 
     def weights(size: int) -> np.ndarray:
         return _averaging([(i * size // out, -(-(i + 1) * size // out)) for i in range(out)], size)

@@ -284,8 +284,7 @@ class Network(nn.Module):
 
     @property
     def min_size_without_aux(self) -> int:
-        """The smallest height and width where the auxiliary heads don't answer, as in evaluation.
-        """
+        """The smallest height and width where the auxiliary heads don't answer, as in evaluation."""
         return self.min_size
 
     @nn.nowrap

@@ -165,8 +165,7 @@ def plain_conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1
 def conv(
     x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1, forms: str = "fast"
 ) -> Array:
-    """`plain_conv`, where a 1×1 is a matrix product, and a 3×3 on a CPU a quarter of the products.
-    """
+    """`plain_conv`, where a 1×1 is a matrix product, and a 3×3 on a CPU a quarter of the products."""
     if stride == 1 and groups == 1 and forms != "plain":
         if kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
             return lax.platform_dependent(x, kernel[0, 0], cpu=_flat_product, default=_product)

@@ -118,8 +118,7 @@ def _conv_tangent(saved: Arrays, tangents: Arrays, pads: Pads) -> tuple[Array, A
 def _conv_backward(
     saved: Arrays, cotangents: Sequence[Array | None], pads: Pads
 ) -> tuple[Array, Array]:
-    """The transposes of the steps forward, in reverse order; the tiles of x are computed once more.
-    """
+    """The transposes of the steps forward, in reverse order; the tiles of x are computed once more."""
     (x, _, filters), (dy, dfilters) = saved, cotangents
     out = _out(x, pads)
     dy = _zeros((x.shape[0], *out, filters.shape[-1]), x) if dy is None else dy
@@ -276,8 +275,7 @@ def _total(terms: Iterable[Array]) -> Array:
 
 
 def _multiply(x: Array, y: Array, contracted: tuple[int, int]) -> Array:
-    """For each of the 36 points the product of two matrices, of channels and of tiles or channels.
-    """
+    """For each of the 36 points the product of two matrices, of channels and of tiles or channels."""
     x_flat, y_flat = (v.reshape(_POINTS**2, -1, v.shape[-1]) for v in (x, y))
     axes = (contracted[:1], contracted[1:])
     products = lax.dot_general(x_flat, y_flat, (axes, ((0,), (0,))))

@@ -97,8 +97,7 @@ class GoogLeNet(nn.Module):
 
 
 def create(name: str) -> nn.Module:
-    """The peer of one of our networks, which `whose` names. Raises UserError where there is none.
-    """
+    """The peer of one of our networks, which `whose` names. Raises UserError where there is none."""
     if name in ("googlenet", "googlenet_bn"):
         return GoogLeNet(norm=name == "googlenet_bn")
     if name not in _TORCHVISION:

@@ -1,5 +1,4 @@
-"""Compiled functions shared within the process: a second run of the same shapes compiles nothing.
-"""
+"""Compiled functions shared within the process: a second run of the same shapes compiles nothing."""
 
 import contextlib
 import hashlib

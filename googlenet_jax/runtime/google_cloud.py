@@ -162,8 +162,7 @@ def _patience() -> dict[str, Any]:
 
 
 def _is_from_store(error: BaseException) -> bool:
-    """Whether it says that the store can't be reached, or refuses; not that an object is missing.
-    """
+    """Whether it says that the store can't be reached, or refuses; not that an object is missing."""
     if any(kind.__module__.split(".")[0] in _CLIENTS for kind in type(error).__mro__):
         return True
     return isinstance(error, ValueError | OSError) and any(w in str(error) for w in _REFUSALS)

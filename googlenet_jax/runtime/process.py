@@ -89,8 +89,7 @@ def prepare_for_several() -> None:
 
 
 def log_settings() -> None:
-    """Says once what `prepare` has set for speed, and how to turn it off; under `--verbose` alone.
-    """
+    """Says once what `prepare` has set for speed, and how to turn it off; under `--verbose` alone."""
     if _settings and getLogger("googlenet_jax").isEnabledFor(INFO):
         log(f"for speed: {', '.join(_settings)} ({TUNING}=0 turns it off)")
         _settings.clear()

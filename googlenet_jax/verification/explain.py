@@ -1,5 +1,4 @@
-"""Why segments differ: rewrites of the reference that make them the candidate's, as few as will do.
-"""
+"""Why segments differ: rewrites of the reference that make them the candidate's, as few as will do."""
 
 import dataclasses
 from collections.abc import Sequence

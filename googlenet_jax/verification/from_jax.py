@@ -473,8 +473,7 @@ def _wide(value: Any) -> Any:
 
 
 def _scope(stack: str) -> str:
-    """The module's path in a name stack: linen names every module that runs; its root is left out.
-    """
+    """The module's path in a name stack: linen names every module that runs; its root is left out."""
     words = [each for each in stack.split("/") if each.isidentifier()]
     return "/".join(words[1:] if words and words[0][:1].isupper() else words)
 

@@ -1,5 +1,4 @@
-"""Local comparison: each segment of the reference is given what the candidate recorded before it.
-"""
+"""Local comparison: each segment of the reference is given what the candidate recorded before it."""
 
 import dataclasses
 import math
@@ -90,8 +89,7 @@ def difference(of_reference: Tensor | None, of_candidate: Tensor | None) -> tupl
 
 
 class Pairing:
-    """A reference graph with a probe wherever a layer reads, and the candidate's values beside it.
-    """
+    """A reference graph with a probe wherever a layer reads, and the candidate's values beside it."""
 
     def __init__(
         self,

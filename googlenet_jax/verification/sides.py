@@ -334,8 +334,7 @@ def _nnx_side(module: Any, dtype: str, title: str) -> JaxSide:
 
 
 def _tree_side(module: Any, dtype: str, title: str) -> JaxSide:
-    """A callable tree such as an Equinox module: of one example [C, H, W], mapped over the batch.
-    """
+    """A callable tree such as an Equinox module: of one example [C, H, W], mapped over the batch."""
     is_array = lambda leaf: isinstance(leaf, (np.ndarray, jax.Array))  # noqa: E731
     leaves, structure = jax.tree.flatten(module)
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(module)[0]]

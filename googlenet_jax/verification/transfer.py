@@ -1,5 +1,4 @@
-"""Random weights, moved from one side to the other by the alignment, and the table that says how.
-"""
+"""Random weights, moved from one side to the other by the alignment, and the table that says how."""
 
 import dataclasses
 import itertools

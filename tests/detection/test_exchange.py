@@ -15,8 +15,7 @@ CLASSES = ("cat", "fire truck", "dog/wolf")
 
 @pytest.fixture(params=["named", "numbered"])
 def case(request, tmp_path):
-    """A random truth, what was found, and their files; images in an order that is not their names'.
-    """
+    """A random truth, what was found, and their files; images in an order that is not their names'."""
     truth, found = random_case(7, outlines=True)
     count = len(truth)
     names = [f"{7 * (count - i):06d}.jpg" for i in range(count)]

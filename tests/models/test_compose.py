@@ -1,5 +1,4 @@
-"""Networks inside JAX's transformations: the fast forms give what the plain ones give, in float64.
-"""
+"""Networks inside JAX's transformations: the fast forms give what the plain ones give, in float64."""
 
 import functools
 
@@ -23,8 +22,7 @@ SMALL |= dict.fromkeys(("inception_v2", "inception_v3"), ({"aux_heads": False}, 
 
 
 class Every(NormedNetwork):
-    """A 3×3 and a 1×1 convolution with batch norm, and max pools of both strides: what has forms.
-    """
+    """A 3×3 and a 1×1 convolution with batch norm, and max pools of both strides: what has forms."""
 
     style = TUTORIAL
 

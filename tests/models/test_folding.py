@@ -31,8 +31,7 @@ def draw(rng, leaf):
     ],
 )
 def test_a_folded_network_gives_the_same_logits(name, size, options, tmp_path):
-    """In float64, where only the order of operations differs; TF-slim's batch norms have no scale.
-    """
+    """In float64, where only the order of operations differs; TF-slim's batch norms have no scale."""
     with jax.enable_x64(True):
         dtypes = {"dtype": "float64", "param_dtype": "float64"}
         model = gj.create_model(name, width=0.1, num_classes=7, **dtypes, **options)

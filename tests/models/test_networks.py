@@ -1,5 +1,4 @@
-"""The networks' public surface: parameters, options, sizes, dtypes, outputs and what they refuse.
-"""
+"""The networks' public surface: parameters, options, sizes, dtypes, outputs and what they refuse."""
 
 import dataclasses
 import functools

@@ -1,5 +1,4 @@
-"""The counts of `summary`, against figures that were worked out by hand or printed in the papers.
-"""
+"""The counts of `summary`, against figures that were worked out by hand or printed in the papers."""
 
 import flax.linen as nn
 import jax

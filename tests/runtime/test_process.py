@@ -1,5 +1,4 @@
-"""What `prepare` sets for speed, in processes of their own: it is for a process that is a command.
-"""
+"""What `prepare` sets for speed, in processes of their own: it is for a process that is a command."""
 
 import os
 import subprocess

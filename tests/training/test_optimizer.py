@@ -61,8 +61,7 @@ def flatten(tree):
 
 
 def train_optax(tx, start, gradients):
-    """The parameters, flat, and Optax's state after a step with each of the gradients, in float64.
-    """
+    """The parameters, flat, and Optax's state after a step with each of the gradients, in float64."""
 
     def nest(flat):
         return flax.traverse_util.unflatten_dict(

@@ -1,5 +1,4 @@
-"""A small network of ours with every kind of layer that a fault can sit in, and its PyTorch twin.
-"""
+"""A small network of ours with every kind of layer that a fault can sit in, and its PyTorch twin."""
 
 from typing import Any
 
