@@ -71,7 +71,13 @@ FAULTS = (
         ".seed(crops.seed).repeat()",
         T_PIPELINE,
     ),
-    Fault("the seed is ignored", PIPELINE, ".seed(crops.seed)", ".seed(0)", T_PIPELINE),
+    Fault(
+        "the seed is ignored",
+        PIPELINE,
+        ".seed(crops.seed).shuffle()",
+        ".seed(0).shuffle()",
+        T_PIPELINE,
+    ),
     Fault(
         "a resumed run begins with batch 0",
         PIPELINE,
@@ -161,7 +167,7 @@ FAULTS = (
     Fault(
         "the last sums are not added",
         EVALUATE,
-        "    _add(totals, waiting)\n    examples",
+        "    _add(totals, outputs, waiting)\n    examples",
         "    examples",
         T_EVALUATE,
     ),
