@@ -31,6 +31,8 @@ class Shared:
             ):  # of other shapes; it is raised before anything runs
                 return self._last(*args)
         leaves, tree = jax.tree.flatten(args)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):  # inside another function
+            return self._jitted(*args)
         shapes = tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         if shapes not in self._by_shapes:
             self._by_shapes[shapes] = _compile(self._jitted, args, leaves)

@@ -24,6 +24,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import nn
 
 import googlenet_jax as gj
+from googlenet_jax.data.sources import Source
 from googlenet_jax.models.network import Network
 from googlenet_jax.runtime.sharding import create_mesh, replicate, shard_batch
 from googlenet_jax.training.classification import build_model, make_task
@@ -211,10 +212,19 @@ def _by_torch_name(
     }
 
 
-class TenClasses(list):
+class TenClasses(Source):
     """A data set of which nothing is read; an epoch is one batch."""
 
-    num_classes, class_names = 10, tuple("0123456789")
+    name, split, class_names = "ten", "train", tuple("0123456789")
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def identity(self) -> dict[str, Any]:
+        return {}
 
 
 class Ours:
@@ -223,7 +233,7 @@ class Ours:
     def __init__(self, model: Network, variables: Any, config: ConfigDict) -> None:
         self.model = model
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        mesh, source = create_mesh(jax.devices()[:1]), TenClasses([None] * config.batch_size)
+        mesh, source = create_mesh(jax.devices()[:1]), TenClasses(config.batch_size)
         task, when = (
             dataclasses.replace(make_task(resolve(config), mesh, source, []), model=model),
             in_steps(config, len(source)),
