@@ -33,17 +33,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--other", type=Path, metavar="DIR", help="the checkout to compare with")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--networks", nargs="+", metavar="NAME", help="models: these alone")
     parser.add_argument("--json", action="store_true", help="print all hashes")
     parser.add_argument("--probe", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.probe:
-        print(json.dumps(probe(args.probe, args.only)))
+        print(json.dumps(probe(args.probe, args.only, args.networks)))
         return
     if args.other is None:
         parser.error("--other is missing")
     with tempfile.TemporaryDirectory() as folder:
         reference, candidate = (
-            numbers_of(checkout, Path(folder), args.only) for checkout in (args.other, ROOT)
+            numbers_of(checkout, Path(folder), args.only, args.networks)
+            for checkout in (args.other, ROOT)
         )
     different = sorted(
         name
@@ -59,7 +61,9 @@ def main() -> None:
     sys.exit(bool(different))
 
 
-def numbers_of(checkout: Path, folder: Path, parts: list[str]) -> dict[str, str]:
+def numbers_of(
+    checkout: Path, folder: Path, parts: list[str], chosen: list[str] | None
+) -> dict[str, str]:
     """What a checkout computes: name → hash."""
     own = checkout / ".venv/bin/python"
     done = subprocess.run(
@@ -68,6 +72,7 @@ def numbers_of(checkout: Path, folder: Path, parts: list[str]) -> dict[str, str]
             __file__,
             "--only",
             *parts,
+            *(["--networks", *chosen] if chosen else []),
             f"--probe={folder / ('candidate' if checkout == ROOT else 'reference')}",
         ],
         cwd=checkout,
@@ -85,7 +90,7 @@ def numbers_of(checkout: Path, folder: Path, parts: list[str]) -> dict[str, str]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def probe(folder: Path, parts: list[str]) -> dict[str, str]:
+def probe(folder: Path, parts: list[str], chosen: list[str] | None) -> dict[str, str]:
     """The hashes of the checkout that Python imports from."""
     import googlenet_jax
 
@@ -93,7 +98,7 @@ def probe(folder: Path, parts: list[str]) -> dict[str, str]:
     folder.mkdir(parents=True)
     found: dict[str, str] = {}
     if "models" in parts:
-        found |= of_models()
+        found |= of_models(chosen)
     if "run" in parts:
         found |= of_run(folder / "run")
     if "files" in parts:
@@ -144,7 +149,7 @@ def random_variables(model: Any, size: int) -> tuple[Any, str]:
     return jax.tree.unflatten(tree, moved), hash_of(initial)
 
 
-def of_models() -> dict[str, str]:
+def of_models(chosen: list[str] | None) -> dict[str, str]:
     """Each network's parameters, outputs, statistics and gradients."""
     import jax
     import jax.numpy as jnp
@@ -153,6 +158,8 @@ def of_models() -> dict[str, str]:
 
     found = {}
     for label, (name, options) in networks().items():
+        if chosen and name not in chosen:
+            continue
         print(f"same_numbers: {label}", file=sys.stderr)
         model = gj.create_model(name, num_classes=7, **options)
         size = 299 if name in ("inception_v2", "inception_v3") else max(64, model.min_size)
