@@ -37,6 +37,7 @@ _VARIABLES = {
     "dense": ("kernel", "bias"),
 }
 FEATURES = 2048  # numbers that InceptionV3's classifier reads
+STEM = 32  # channels of its first convolution
 # Layers of a model, or of a model inside another, as transfer learning makes them.
 _NEW = re.compile(
     r"(?:(?:_layer_checkpoint_dependencies|layers)/\w+/)?(?:_layer_checkpoint_dependencies|layers)/(conv2d|batch_normalization|dense)(?:_(\d+))?/vars/(\d+)"
@@ -96,7 +97,10 @@ def _one_dense_layer(
     """Without the dense layers, where they are not one classifier of InceptionV3's features."""
     dense = [name for name in tensors if re.search(r"(^|/)(dense|predictions)(_\d+)?/", name)]
     matrices = [tensors[name] for name in dense if tensors[name].ndim == 2]
-    if not dense or (len(matrices) == 1 and len(matrices[0]) == FEATURES):
+    # A narrow network, which this project alone makes: its classifier's shape is checked later.
+    first = [a for a in tensors.values() if a.ndim == 4 and a.shape[:3] == (3, 3, 3)]
+    narrow = bool(first) and all(kernel.shape[3] != STEM for kernel in first)
+    if not dense or (len(matrices) == 1 and (narrow or len(matrices[0]) == FEATURES)):
         return tensors, ()
     kept = {name: array for name, array in tensors.items() if name not in dense}
     return kept, (f"left out: {', '.join(dense[:4])}, a classifier of another form",)

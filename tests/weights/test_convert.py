@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from flax.traverse_util import unflatten_dict
 
 import googlenet_jax as gj
 from googlenet_jax.cli.main import main
@@ -18,7 +19,7 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.verification.reference import NETWORKS
 from googlenet_jax.weights.convert import convert, read_weights, write_weights
 from googlenet_jax.weights.safetensors import load_weights
-from googlenet_jax.weights.tree import flatten
+from googlenet_jax.weights.tree import expected_shapes, flatten
 from tests.weights.caffe_file import caffemodel
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -326,3 +327,19 @@ def test_a_network_that_keras_does_not_have(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Keras has no such network as googlenet_torchvision"):
         write_weights(tmp_path / "out.weights.h5", loaded)
     assert not (tmp_path / "out.weights.h5").exists()
+
+
+def test_a_narrow_network_comes_back_from_keras_with_its_classifier(tmp_path: Path) -> None:
+    model = gj.create_model("inception_v3", flavour="keras", width=0.125, num_classes=7)
+    rng = np.random.default_rng(0)
+    shapes = expected_shapes(model)
+    flat = {path: rng.uniform(0.1, 1, shape).astype(np.float32) for path, shape in shapes.items()}
+    gj.save_weights(tmp_path / "ours.safetensors", model, unflatten_dict(flat))
+    options = ["--model", "inception_v3", "--flavour", "keras", "--option", "width=0.125"]
+    assert main(["convert", f"{tmp_path}/ours.safetensors", f"{tmp_path}/w.weights.h5"]) == 0
+    assert (
+        main(["convert", f"{tmp_path}/w.weights.h5", f"{tmp_path}/back.safetensors", *options]) == 0
+    )
+    back = flatten(load_weights(tmp_path / "back.safetensors").variables)
+    assert back.keys() == flat.keys()
+    assert all(np.array_equal(back[path], flat[path]) for path in flat)
