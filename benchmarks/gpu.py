@@ -200,8 +200,12 @@ def _errors(
 
     import googlenet_jax as gj
 
-    variables, x = jax.tree.map(lambda v: jnp.asarray(v, model.dtype), (variables, batch))
-    found = jax.jit(lambda v, x: gj.endpoints(model, v, x))(variables, x)
+    def cast(value: Any) -> Any:  # counters stay whole numbers
+        floats = jnp.issubdtype(np.asarray(value).dtype, jnp.floating)
+        return jnp.asarray(value, model.dtype if floats else None)
+
+    variables, x = jax.tree.map(cast, (variables, batch))
+    found = gj.endpoints(model, variables, x)
 
     def loss(params: Any) -> Any:
         output, _ = model.apply(
