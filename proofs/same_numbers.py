@@ -166,7 +166,7 @@ def of_models(chosen: list[str] | None) -> dict[str, str]:
         variables, found[f"{label}: initial variables"] = random_variables(model, size)
         images = jax.random.normal(jax.random.key(3), (2, size, size, 3))
         output = jax.jit(lambda v, x, m=model: m.apply(v, x, train=False))(variables, images)
-        found[f"{label}: evaluation"] = hash_of(output)
+        found[f"{label}: evaluation"] = hash_of((output.logits, output.aux_logits))
 
         def loss(params: Any, model: Any = model, v: Any = variables, x: Any = images) -> Any:
             output, updated = model.apply(
@@ -180,7 +180,7 @@ def of_models(chosen: list[str] | None) -> dict[str, str]:
             return sum(jnp.square(one).mean() for one in logits), (output, updated)
 
         gradients, (output, updated) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
-        found[f"{label}: training"] = hash_of(output)
+        found[f"{label}: training"] = hash_of((output.logits, output.aux_logits))
         found[f"{label}: batch statistics"] = hash_of(updated)
         found[f"{label}: gradients"] = hash_of(gradients)
     return found
