@@ -4,11 +4,15 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from googlenet_jax.verification.edits import Differ, Edit, apply
 from googlenet_jax.verification.graph import Graph, Node, evaluate, topological
-from googlenet_jax.verification.naming import Finding, kernel_names, names_of, setting_names
+from googlenet_jax.verification.naming import (
+    Finding,
+    kernel_names,
+    names_of,
+    same_values,
+    setting_names,
+)
 from googlenet_jax.verification.rows import Pairing, Row, difference
 
 SETTINGS = ("stride", "pads", "dilation", "groups")
@@ -121,7 +125,7 @@ class Explainer:
         assert unit is not None and candidate is not None
         reference = unit.node.attrs
         changed = [name for name in SETTINGS if reference[name] != candidate.attrs[name]]
-        kernel = not _equal(reference["kernel"].value, candidate.attrs["kernel"].value)
+        kernel = not same_values(reference["kernel"].value, candidate.attrs["kernel"].value)
         parts = [*changed, *(["kernel"] if kernel else [])]
         edit = lambda names: [  # noqa: E731
             Edit("set", unit.node.order, values=tuple((n, candidate.attrs[n]) for n in names))
@@ -274,10 +278,6 @@ def _moved(found: list[Finding]) -> list[Finding]:
     parts = ("missing batch norm", "extra batch norm", "activation before batch norm")
     kept = [f for f in found if f.layer not in moved or f.name not in parts]
     return [*kept, *(Finding("activation before batch norm", layer) for layer in sorted(moved))]
-
-
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one.double(), other.double(), 1e-9, 1e-12)
 
 
 def _pads_at(node: Node, size: Sequence[int]) -> list[Any]:

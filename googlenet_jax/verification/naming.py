@@ -241,15 +241,16 @@ def _shared(
     """The parts for which the candidate reads the weights of another layer."""
     found = []
     for role in mine.leaves.keys() & other.leaves.keys():
-        made = candidate[other.leaves[role]].double().reshape(-1)
-        of = [n for n, leaf in reference.items() if _equals(leaf.double().reshape(-1), made)]
+        made = candidate[other.leaves[role]].reshape(-1)
+        of = [n for n, leaf in reference.items() if same_values(leaf.reshape(-1), made)]
         if of and mine.leaves[role] not in of:
             found.append(Finding("weight shared", where, f"its {role} is {of[0]}"))
     return found
 
 
-def _equals(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other, 1e-9, 1e-12)
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two weights are of one shape and equal to rounding in float64."""
+    return one.shape == other.shape and torch.allclose(one.double(), other.double(), 1e-9, 1e-12)
 
 
 def _extra_affine(node: Node, where: str, leaves: Mapping[str, Tensor]) -> list[Finding] | None:
