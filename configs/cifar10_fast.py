@@ -49,17 +49,18 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.batch_size = 256
     config.eval_batch_size = 500
-    config.duration = "5 epochs"
-    config.eval_every = "5 epochs"
+    config.duration = "20 epochs"
+    config.eval_every = "4 epochs"
     config.log_every = "20 steps"
 
     config.optimizer.name = "muon"
     config.optimizer.momentum = 0.95
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4
+    config.optimizer.options = {"others": 3.0}  # batch norm and classifier learn faster
     config.schedule.name = "polynomial"
     config.schedule.power = 1.0
-    config.schedule.learning_rate = 0.1
+    config.schedule.learning_rate = 0.04
     config.loss.label_smoothing = 0.2
     config.ema.decay = 0.98
     return config

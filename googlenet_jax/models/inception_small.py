@@ -1,8 +1,7 @@
 """A small Inception with batch norm for images such as CIFAR's 32×32, made to learn much in few
 epochs.
 
-Its module is that of "Inception (small)" of arXiv 1611.03530, Fig. 3, with GoogLeNet's 1×1 before
-the wide 3×3. What makes it quick is known from speed runs on CIFAR-10 (Page 2018; Jordan, arXiv
+Its module is that of "Inception (small)" of arXiv 1611.03530, Fig. 3. What makes it quick is known from speed runs on CIFAR-10 (Page 2018; Jordan, arXiv
 2404.00498): few layers, a first one that whitens, and most of the work at half the image's size and
 below.
 """
@@ -54,40 +53,34 @@ class Whitening:
 
 
 class SmallInception(nn.Module):
-    """1×1 beside 1×1 → 3×3, concatenated; with a reduction of 0 the 3×3 reads the module's input."""
+    """1×1 beside 3×3, concatenated; no reductions."""
 
     layers: Layers
     conv_1x1: int
-    conv_3x3_reduce: int
     conv_3x3: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`[N, H, W, C]` → `[N, H, W, conv_1x1 + conv_3x3]`."""
         conv = self.layers.conv
-        branch_1x1 = conv("conv_1x1", x, self.conv_1x1)
-        branch_3x3 = conv("conv_3x3_reduce", x, self.conv_3x3_reduce) if self.conv_3x3_reduce else x
-        branch_3x3 = conv("conv_3x3", branch_3x3, self.conv_3x3, 3)
-        return sow(self, "output", jnp.concatenate([branch_1x1, branch_3x3], axis=-1))
+        branches = conv("conv_1x1", x, self.conv_1x1), conv("conv_3x3", x, self.conv_3x3, 3)
+        return sow(self, "output", jnp.concatenate(branches, axis=-1))
 
 
-MODULES = ("3a", "3b", "4a", "4b", "5a", "5b")
-UNITS = ("conv_1x1", "conv_3x3_reduce", "conv_3x3")
 TORCH_NAMES = {
     "conv1": "conv1",
     "conv2": "conv2",
     **{
         f"inception_{module}/{unit}": f"inception_{module}.{unit}"
-        for module in MODULES
-        for unit in UNITS
-        if (module, unit) != ("3a", "conv_3x3_reduce")
+        for module in ("3a", "3b", "4a", "4b", "5a")
+        for unit in ("conv_1x1", "conv_3x3")
     },
     "head": "head",
 }
 
 
 class InceptionSmall(NormedNetwork):
-    """Six modules behind a convolution that whitens and one more; no auxiliary heads.
+    """Five modules behind a convolution that whitens and one more; no auxiliary heads.
 
     `freeze = ("conv1",)` keeps the first convolution as it begins, which saves its gradient and
     loses nothing that was measured.
@@ -127,14 +120,13 @@ class InceptionSmall(NormedNetwork):
         x = conv("conv1", x, 24, 3, **whitening)           # 32×32×24
         x = conv("conv2", x, 64, 3)                        # 32×32×64
         x = pool("pool1", x, 2)                            # 16×16×64
-        #                                 1×1 3×3r  3×3
-        x = inception("inception_3a", x,  32,   0,  96)    # 16×16×128
-        x = inception("inception_3b", x,  64,  96, 128)    # 16×16×192
-        x = pool("pool2", x, 2)                            # 8×8×192
-        x = inception("inception_4a", x,  96, 128, 192)    # 8×8×288
-        x = inception("inception_4b", x,  96, 128, 192)    # 8×8×288
-        x = pool("pool3", x, 2)                            # 4×4×288
-        x = inception("inception_5a", x, 128, 160, 256)    # 4×4×384
-        x = inception("inception_5b", x, 128, 160, 256)    # 4×4×384
+        #                                 1×1  3×3
+        x = inception("inception_3a", x,  16,  48)         # 16×16×64
+        x = inception("inception_3b", x,  64, 192)         # 16×16×256
+        x = pool("pool2", x, 2)                            # 8×8×256
+        x = inception("inception_4a", x,  64, 192)         # 8×8×256
+        x = inception("inception_4b", x,  64, 192)         # 8×8×256
+        x = pool("pool3", x, 2)                            # 4×4×256
+        x = inception("inception_5a", x,  64, 192)         # 4×4×256
         # fmt: on
         return self.finish(layers, "pool4", x)

@@ -25,6 +25,7 @@ from googlenet_jax.models.layers import (
     MaxPool,
     Norm,
     Padding,
+    he_fan_in_truncated,
     max_pool,
     sow,
     statistics_dtype,
@@ -119,8 +120,10 @@ class Layers:
         `kernel` is (height, width) or one number for both; `padding` is as in `layers.pads`, the
         style's where it is not given; `settings` are `ConvUnit`'s.
         """
+        # A style's kernels count on its batch norms: without them activations grow or fade.
+        alone = self.normalization == "none"
         given = {
-            "kernel_init": self.style.kernel_init,
+            "kernel_init": he_fan_in_truncated if alone else self.style.kernel_init,
             "bias_init": self.style.bias_init,
             "use_bias": self.norm is None or self.style.bias_beside_norm,
             "norm": self.norm,
@@ -381,7 +384,8 @@ class NormedNetwork(Network):
       bn_groups: equal parts of a training batch that have statistics of their own.
       bn_axis_name: inside `shard_map` or `pmap`, the axis over whose parts of the batch the
         statistics are taken together.
-      normalization: "batch", or "group", "layer" (see `layers.other_norm`) or "none" in its place.
+      normalization: "batch", or "group", "layer" (see `layers.other_norm`) or "none" in its place,
+        with kernels that begin as He's (arXiv 1502.01852), which keep the activations' variance.
       bn_folded: whether the convolutions have biases in place of batch norms; see
         `fold_batch_norm`.
     """

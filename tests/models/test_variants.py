@@ -140,6 +140,7 @@ def test_another_norm_looks_at_no_other_image(normalization):
     variables, output = apply_small(model, images)
     assert "batch_stats" not in variables
     assert ("norm" in variables["params"]["conv1"]) == (normalization != "none")
+    assert 0.03 < float(output.features.std()) < 30  # neither faded nor grown, without a norm too
     alone = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images[:1])
     np.testing.assert_allclose(alone.logits, output.logits[:1], rtol=2e-5, atol=1e-5)
     with pytest.raises(UserError, match="fold_batch_norm: expected a network with batch norms"):

@@ -3,15 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-# 1×1 | 3×3 reduce (None: the 3×3 reads the module's input), 3×3.
-MODULES = {
-    "3a": (32, None, 96),
-    "3b": (64, 96, 128),
-    "4a": (96, 128, 192),
-    "4b": (96, 128, 192),
-    "5a": (128, 160, 256),
-    "5b": (128, 160, 256),
-}
+# 1×1, 3×3.
+MODULES = {"3a": (16, 48), "3b": (64, 192), "4a": (64, 192), "4b": (64, 192), "5a": (64, 192)}
 
 
 class _Unit(nn.Module):
@@ -26,15 +19,14 @@ class _Unit(nn.Module):
 
 
 class _Module(nn.Module):
-    def __init__(self, inputs: int, one: int, reduce: int | None, three: int, eps: float) -> None:
+    def __init__(self, inputs: int, one: int, three: int, eps: float) -> None:
         super().__init__()
         self.conv_1x1 = _Unit(inputs, one, 1, eps)
-        self.conv_3x3_reduce = _Unit(inputs, reduce, 1, eps) if reduce else nn.Identity()
-        self.conv_3x3 = _Unit(reduce or inputs, three, 3, eps)
+        self.conv_3x3 = _Unit(inputs, three, 3, eps)
         self.outputs = one + three
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.conv_1x1(x), self.conv_3x3(self.conv_3x3_reduce(x))], 1)
+        return torch.cat([self.conv_1x1(x), self.conv_3x3(x)], 1)
 
 
 class InceptionSmall(nn.Module):
@@ -50,8 +42,8 @@ class InceptionSmall(nn.Module):
     ) -> None:
         super().__init__()
 
-        def scaled(channels: int | None) -> int | None:
-            return channels and max(1, round(channels * width))
+        def scaled(channels: int) -> int:
+            return max(1, round(channels * width))
 
         self.conv1 = _Unit(in_channels, scaled(24), 3, None)
         self.conv2 = _Unit(scaled(24), scaled(64), 3, eps)
@@ -71,17 +63,13 @@ class InceptionSmall(nn.Module):
         x = self.pool1(self.conv2(self.conv1(x)))
         x = self.pool2(self.inception_3b(self.inception_3a(x)))
         x = self.pool3(self.inception_4b(self.inception_4a(x)))
-        x = self.pool4(self.inception_5b(self.inception_5a(x)))
+        x = self.pool4(self.inception_5a(x))
         return {"logits": self.head(self.dropout(torch.flatten(x, 1)))}
 
     def endpoint_names(self) -> dict[str, str]:
         """{module's name: endpoint's name}."""
         names = {name: name for name, _ in self.named_children() if name != "dropout"}
-        for name, columns in MODULES.items():
-            for unit in (
-                "conv_1x1",
-                *(("conv_3x3_reduce",) * (columns[1] is not None)),
-                "conv_3x3",
-            ):
+        for name in MODULES:
+            for unit in ("conv_1x1", "conv_3x3"):
                 names[f"inception_{name}.{unit}"] = f"inception_{name}/{unit}"
         return names
