@@ -31,7 +31,7 @@ from googlenet_jax.runtime.sharding import (
 from googlenet_jax.runtime.storage import locked, reaching, run_folder
 from googlenet_jax.training.callbacks import Callback, create_callbacks, create_named
 from googlenet_jax.training.config import resolve
-from googlenet_jax.training.finetune import begin_with, read_initial, tell
+from googlenet_jax.training.finetune import begin_with, tell
 from googlenet_jax.training.folder import check_folder, read_config, write_config
 from googlenet_jax.training.patterns import check_patterns, parse_multipliers
 from googlenet_jax.training.plan import make_plan
@@ -166,7 +166,7 @@ def _train(
             if not config.init_from:
                 _warn_of_statistics(task.model, when.total)
             log("initializing parameters (compiling…)")
-            initial = read_initial(config) if config.init_from else None
+            initial = resolved.initial() if config.init_from else None
             state = plan.create_state(plan.init_key)
             if initial is not None:
                 state, taken = begin_with(state, plan.optimizer, initial, plan.freeze)

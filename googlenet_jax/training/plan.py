@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 
 from googlenet_jax.runtime.sharding import check_batch_size, parse_shards
 from googlenet_jax.training.config import Durations, in_steps
-from googlenet_jax.training.optimizer import create_schedule
 from googlenet_jax.training.patterns import Frozen, check_patterns, expanded
 from googlenet_jax.training.state import TrainState, make_create_state, state_shardings
 from googlenet_jax.training.step import make_train_step
@@ -49,17 +48,7 @@ def make_plan(resolved: Resolved, task: Task, mesh: Mesh) -> Plan:
     layout = config.devices
     check_batch_size(config.batch_size, mesh, layout.accumulate)
     when = in_steps(config, task.examples)
-    schedule = create_schedule(
-        config.schedule.name,
-        config.schedule.learning_rate,
-        when.total,
-        warmup=when.warmup,
-        factor=config.schedule.factor,
-        every=when.decay_every,
-        power=config.schedule.power,
-        options=config.schedule.options.to_dict(),
-    )
-    optimizer = resolved.optimizer(schedule)
+    optimizer, schedule = resolved.optimizer(when)
     # A step's randomness is drawn from `step_key` and its number.
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     if config.init_seed >= 0:
