@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from googlenet_jax.cli.members import add
+
 OURS, COMPILED = "googlenet_jax", "torch_compiled"
 DTYPES = ("float32", "bfloat16")
 PEERS = {"torch": ("torch", COMPILED)}  # the faster of both is the peer
@@ -29,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("what", choices=("train", "infer"), help="inference has batch norm folded")
     parser.add_argument("model", metavar="MODEL", help="a model's name, such as googlenet_bn")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
+    add(parser, "--batch-size", default=32)
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="default: float32")
     parser.add_argument("--peer", choices=tuple(PEERS), help="another framework, measured in turn")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
@@ -42,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--layers", action="store_true", help="of training: time and floor of each layer alone"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    add(parser, "--json")
     # Of a process that measures one side.
     sides = (OURS, "layers", *itertools.chain(*PEERS.values()))
     parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.cli.members import add
+from googlenet_jax.errors import UserError, nearest, one_line
 
 
 def add_parser(subparsers: Any) -> None:
@@ -65,7 +66,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of what is set apart (default: 0)"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    add(parser, "--json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -257,5 +258,5 @@ def _missing(error: ImportError) -> str:
 
 
 def _short(error: Exception, length: int = 400) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     return text if len(text) <= length else text[:length] + "…"

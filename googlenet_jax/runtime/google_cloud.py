@@ -22,7 +22,7 @@ from typing import Any, cast
 
 from etils import epath
 
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, one_line
 from googlenet_jax.runtime.local_storage import LOCK_FILE, Mirror, Storage, explaining, in_use
 
 BEAT: float = 10  # seconds between signs of life of a run that holds a store's folder
@@ -76,7 +76,7 @@ class GoogleCloudStorage(Storage):
         if not _is_from_store(error):
             return None
         error = getattr(error, "cause", None) or error  # of a client that has tried again and again
-        text = " ".join(str(error).split())[:300] or type(error).__name__
+        text = one_line(error, 300)
         if getattr(error, "code", None) == 404:
             return "there is no such bucket; create it first, or name another"
         named = f"{type(error).__name__}: {text}"

@@ -43,6 +43,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     storage_of(path).write(path, write)
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file, whole or not at all. Raises UserError where it can't be written."""
+    target = path if isinstance(path, Path) else Path(path)
+    with writing(path):
+        write_atomically(target, lambda part: part.write_text(text, encoding="utf-8"))
+
+
 def check_output(path: str | os.PathLike[str]) -> None:
     """Raises UserError where a file of this name can't be written, before there is anything to
     write: its folder is not there or can't be written, or it is a folder itself.

@@ -17,7 +17,7 @@ from googlenet_jax.data.bad_images import POLICIES
 from googlenet_jax.data.pipeline import MOST_THREADS, SAMPLINGS
 from googlenet_jax.data.preprocessing import LARGEST
 from googlenet_jax.data.resampling import INTERPOLATIONS
-from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.errors import UserError, naming, nearest
 from googlenet_jax.training.finetune import complete_from_initial, read_initial
 from googlenet_jax.training.optimizer import create_optimizer, create_schedule
 from googlenet_jax.training.task import TASKS, Resolved
@@ -346,10 +346,8 @@ def in_steps(config: ConfigDict, examples: int) -> Durations:
     counted = {}
     for name in ("duration", "schedule.warmup", "schedule.every", "ema.start"):
         group, _, field = name.rpartition(".")
-        try:
+        with naming(name):
             counted[name] = steps((config[group] if group else config)[field], epoch)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from error
     total, warmup = counted["duration"], counted["schedule.warmup"]
     if warmup >= total:
         raise UserError(
@@ -383,10 +381,8 @@ def resolve(
     import googlenet_jax.training.classification  # noqa: F401  # registers the default task
 
     given = _fields(config.to_dict() if isinstance(config, ConfigDict) else config)
-    try:
+    with naming("task"):
         kind = TASKS[given.get("task", "classification")]
-    except UserError as error:
-        raise UserError(f"task: {error}") from error
     config = kind.defaults()
     defaults = _fields(config.to_dict())
     for name in given.keys() - defaults.keys():

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, naming
 from googlenet_jax.registry import Registry, arguments
 from googlenet_jax.training.muon import muon
 from googlenet_jax.training.patterns import parse_multipliers, scale_by_pattern
@@ -156,10 +156,8 @@ def create_optimizer(
       UserError: an unknown name, an option that the optimizer does not take, or a field that it has
         no use for, changed from its default.
     """
-    try:
+    with naming("optimizer.name"):
         factory = OPTIMIZERS[name]
-    except UserError as error:
-        raise UserError(f"optimizer.name: {error}") from error
     fields = {
         "momentum": (momentum, 0.9),
         "nesterov": (nesterov, False),
@@ -344,10 +342,8 @@ def create_schedule(
     Raises:
       UserError: an unknown name, or an option that the schedule doesn't take or can't use.
     """
-    try:
+    with naming("schedule.name"):
         factory = SCHEDULES[name]
-    except UserError as error:
-        raise UserError(f"schedule.name: {error}") from error
     shared = {"factor": factor, "every": every, "power": power}
     fields = {key: (value, value) for key, value in shared.items()}
     own = ("learning_rate", "steps")

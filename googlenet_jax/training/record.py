@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 import googlenet_jax
 from googlenet_jax.runtime.process import is_first
-from googlenet_jax.runtime.storage import write_atomically, writing
+from googlenet_jax.runtime.storage import write_text
 from googlenet_jax.runtime.versions import versions
 
 RECORD_FILE = "run.json"
@@ -78,10 +78,7 @@ class RunRecord:
             "peak_memory_bytes": _peak_memory(),
         }
         text = json.dumps({"starts": [*self._earlier, self._entry]}, indent=2, ensure_ascii=False)
-        with writing(self._path):
-            write_atomically(
-                self._path, lambda path: path.write_text(text + "\n", encoding="utf-8")
-            )
+        write_text(self._path, text + "\n")
 
     def end(self, outcome: str) -> None:
         """Says how the run has ended: "finished", "stopped …", or an error."""

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from googlenet_jax.errors import UserError
 from googlenet_jax.runtime.process import is_first, log, shows_progress
-from googlenet_jax.runtime.storage import storage_of, write_atomically, writing
+from googlenet_jax.runtime.storage import storage_of, write_atomically, write_text, writing
 from googlenet_jax.training.config import LARGEST_STEPS
 from googlenet_jax.training.curves import draw_curves
 
@@ -433,5 +433,4 @@ def cut_back(path: Path, step: int, *, drop_evaluation: bool = False) -> None:
     )
     # As bytes: a last line that was cut off may end inside a character.
     if path.read_bytes() != kept.encode():
-        with writing(path):
-            write_atomically(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+        write_text(path, kept)

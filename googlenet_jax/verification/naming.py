@@ -366,14 +366,9 @@ def _is(node: Node, affine: tuple[Tensor, Tensor]) -> bool:
 # ---------------------------------------------------------------------------------------- kernels
 
 
-def kernel_names(
-    unit: Unit, candidate: Node, others: Sequence[Unit], same_leaf: Mapping[str, str]
-) -> list[Finding] | None:
-    """How the candidate's kernel comes from the reference's; None where it does not.
-
-    Args:
-      others: all of the reference's units. same_leaf: the candidate's leaf → the reference's unit
-        that it was given the weights of.
+def kernel_names(unit: Unit, candidate: Node, others: Sequence[Unit]) -> list[Finding] | None:
+    """How the candidate's kernel comes from the reference's, whose units are `others`; None where
+    it does not.
     """
     reference = unit.node.attrs["kernel"].value.double()
     made = candidate.attrs["kernel"].value.double()
@@ -391,10 +386,7 @@ def kernel_names(
     for name, detail, value in tries:
         if equal(value):
             if name == "transposed kernel" and reference.shape[:2] == (1, 1):
-                name, detail = (
-                    "transposed classifier" if not candidate.attrs.get("x") else name,
-                    detail,
-                )
+                name = "transposed classifier"
             return [Finding(name, where, detail)]
     for other in others:
         if other is not unit and equal(other.node.attrs["kernel"].value.double()):

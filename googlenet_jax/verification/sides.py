@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.errors import UserError, nearest, one_line
 from googlenet_jax.verification import from_jax, from_torch
 from googlenet_jax.verification.align import Layouts
 from googlenet_jax.verification.graph import Graph
@@ -114,7 +114,7 @@ class TorchSide:
                 raise
             except Exception as error:
                 errors.append(error)
-        text = " ".join(str(errors[0]).split())[:200]
+        text = one_line(errors[0], 200)
         self.channels_last = first
         shape = list(self.pixels(images).shape)
         raise UserError(
@@ -220,7 +220,7 @@ class JaxSide:
         except UserError:
             raise
         except Exception as error:
-            text = " ".join(str(error).split())[:200]
+            text = one_line(error, 200)
             raise UserError(
                 f"{self.title} does not run on inputs {list(given.shape)}: "
                 f"{type(error).__name__}: {text}"
@@ -396,7 +396,7 @@ def load_object(where: str, option: str, num_classes: int | None = None) -> Any:
             takes = "num_classes" in inspect.signature(made).parameters
             made = made(num_classes=num_classes) if takes and num_classes else made()
         except Exception as error:
-            text = " ".join(str(error).split())[:200]
+            text = one_line(error, 200)
             raise UserError(f"{option}: {where}: {type(error).__name__}: {text}") from error
     return made
 
@@ -411,7 +411,7 @@ def _run_file(path: Path, where: str, option: str) -> Any:
     try:
         spec.loader.exec_module(code)
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error, 200)
         raise UserError(f"{option}: {where}: {type(error).__name__}: {text}") from error
     finally:
         sys.path.pop(0)

@@ -12,7 +12,7 @@ from googlenet_jax.models.network import Network, NormedNetwork
 from googlenet_jax.models.registry import create_model, list_models, option_defaults
 from googlenet_jax.weights.names import SCHEMES
 from googlenet_jax.weights.pytorch import torch_names
-from googlenet_jax.weights.tree import COUNTERS, Path, expected_shapes
+from googlenet_jax.weights.tree import COUNTERS, Path, expected_shapes, outputs_first
 
 Tensors = Mapping[str, np.ndarray]
 # The classes by which two flavours with one set of names are told apart.
@@ -209,5 +209,5 @@ def _is_dense(path: Path) -> bool:
 def _same_size(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
     """Whether shapes agree up to the order of axes, which differs between the frameworks."""
     if len(ours) == 4:
-        return len(theirs) == 4 and theirs == (ours[3], ours[2], ours[0], ours[1])
+        return theirs == outputs_first(ours)
     return int(np.prod(theirs)) == int(np.prod(ours))

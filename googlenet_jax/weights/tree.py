@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 from flax.core import unfreeze
 
-from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.errors import UserError, nearest, one_line
 from googlenet_jax.models.network import Network, variable_shapes
 from googlenet_jax.models.registry import model_name
 
@@ -85,14 +85,38 @@ def shape_fits(
     return found == expected
 
 
+def channels_of(shapes: Mapping[Path, tuple[int, ...]], path: Path) -> int:
+    """Channels of the map that a fully connected layer reads flattened."""
+    return shapes[(*path[:-2], "conv", "kernel")][-1] if path[-2] == "fc" else shapes[path][0]
+
+
+def outputs_first(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that PyTorch and Caffe give an entry: [out, in, h, w], [out, in]."""
+    return tuple(shape[axis] for axis in {4: (3, 2, 0, 1), 2: (1, 0)}.get(len(shape), (0,)))
+
+
+def relaid(array: np.ndarray, channels: int, *, to_ours: bool) -> np.ndarray:
+    """A copy of an entry between PyTorch's and Caffe's layout and ours: kernels [out, in, h, w] and
+    [h, w, in, out], matrices [out, in] and [in, out].
+
+    Args:
+      channels: see `channels_of`: they flatten a map as [C, H, W], these networks as [H, W, C].
+    """
+    axes = (2, 3, 1, 0) if to_ours else (3, 2, 0, 1)
+    if array.ndim == 4:
+        array = array.transpose(axes)
+    elif array.ndim == 2:
+        side = math.isqrt(array.shape[1 if to_ours else 0] // channels)
+        spread = (-1, channels, side, side) if to_ours else (side, side, channels, -1)
+        array = array.reshape(spread).transpose(axes).reshape(array.shape[::-1])
+    return np.array(array, order="C")
+
+
 def check_names(source: str, model: Network, found: Iterable[Any], expected: Iterable[str]) -> None:
     """Raises UserError that names the missing and the extra entries of `source`, each with the
     nearest of the other side.
     """
-    found, expected = (
-        set(map(str, found)),
-        set(expected),
-    )  # a foreign dictionary's keys may be anything
+    found, expected = set(map(str, found)), set(expected)  # a foreign file's keys may be anything
     missing, extra = sorted(expected - found), sorted(found - expected)
     complaints = [
         f"{what} {len(names)} entr{'y' if len(names) == 1 else 'ies'}: {', '.join(repr(n) + nearest(n, others) for n in names[:3])}"
@@ -107,6 +131,14 @@ def check_names(source: str, model: Network, found: Iterable[Any], expected: Ite
         raise UserError(
             f"{source} does not fit {model_name(model)}: it {' and '.join(complaints)}{hint}"
         )
+
+
+def check_entry(
+    source: str, model: Network, path: Path, array: np.ndarray, expected: tuple[int, ...]
+) -> None:
+    """`check_array` of an entry under its own name, in its own layout."""
+    fits = shape_fits(model, path, array.shape, expected)
+    check_array(source, model, "/".join(path), array, fits, expected)
 
 
 def check_array(
@@ -136,7 +168,7 @@ def as_array(source: str, name: str, value: Any) -> np.ndarray:
     try:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(
             f"{source}: {name!r} must be an array of floats, found {type(value).__name__} ({reason})"
         ) from None
