@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import optax
@@ -62,18 +62,18 @@ def period(duration: str, steps_per_epoch: float) -> float:
     return max(1.0, number * steps_per_epoch if is_epochs else number)
 
 
-Check = tuple[Callable[[Any], bool], str]  # whether a value is possible, what is expected
+Check = tuple[Callable[[Any], object], str]  # whether a value is possible, what is expected
 
 
-def _from_to(low: int, high: int) -> Check:
+def from_to(low: int, high: int) -> Check:
     return lambda value: low <= value <= high, f"a whole number from {low} to {high:,}"
 
 
-def _one_of(names: tuple[str, ...]) -> Check:
+def one_of(names: tuple[str, ...]) -> Check:
     return lambda value: value in names, "one of " + ", ".join(map(repr, names))
 
 
-def _duration(low: float) -> Check:
+def duration_of(low: float) -> Check:
     expected = "a duration above zero" if low else "a duration"
     return (
         lambda value: (
@@ -84,12 +84,14 @@ def _duration(low: float) -> Check:
     )
 
 
-def _share_up_to(high: float) -> Check:
+def share_up_to(high: float) -> Check:
     return lambda value: 0 <= value <= high, f"a number from 0 to {high:g}"
 
 
+COUNT: Check = from_to(0, LARGEST_STEPS)
+AT_LEAST_ONE: Check = from_to(1, LARGEST_STEPS)
 _NAME: Check = (lambda value: value != "", "a name")
-_POSITIVE: Check = (lambda value: value > 0, "a number above 0")
+POSITIVE: Check = (lambda value: value > 0, "a number above 0")
 _NOT_NEGATIVE: Check = (lambda value: value >= 0, "a number of at least 0")
 _FRACTION: Check = (lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
 
@@ -128,7 +130,7 @@ FIELDS = (
            "-1 for `seed`, or a whole number of at least 0 and below 2^31")),
     Field("dtype", "float32",
           "Of the computation; parameters and statistics are float32, or float64 under it.",
-          _one_of(DTYPES)),
+          one_of(DTYPES)),
     Field("deterministic", False,
           "The same bits in every run on a GPU too, at some cost in speed; a CPU is always so."),
     Field("model.name", "googlenet_bn", 'A name of list_models(); "" is init_from\'s network.'),
@@ -153,27 +155,27 @@ FIELDS = (
            "at least one split, such as ('test',)")),
     Field("data.sampling", "shuffle",
           '"shuffle", or "balanced": every class as often as another, by seed and step.',
-          _one_of(SAMPLINGS)),
+          one_of(SAMPLINGS)),
     Field("data.per_class", 0,
           "So many examples a class of the training split, drawn by subset_seed; 0 is all.",
-          _from_to(0, LARGEST_STEPS)),
+          COUNT),
     Field("data.fold", "",
           'All of the training split but a fold, drawn likewise ("2/5": the second of five), which '
           'is evaluated first, as the split "fold".'),
-    Field("data.subset_seed", 0, "Draws per_class and fold.", _from_to(0, LARGEST_STEPS)),
+    Field("data.subset_seed", 0, "Draws per_class and fold.", COUNT),
     Field("data.threads", 16,
           "Threads that decode and crop images; not used where there are workers.",
-          _from_to(1, MOST_THREADS), may_change=True),
+          from_to(1, MOST_THREADS), may_change=True),
     Field("data.workers", 0, "Processes that decode and crop images; 0 is none.",
-          _from_to(0, MOST_THREADS), may_change=True),
+          from_to(0, MOST_THREADS), may_change=True),
     Field("data.exact_decoding", True,
           "Whether training decodes every image whole. False is faster: JPEGs at half their size "
           "where the crop allows it, colours upsampled plainly. Evaluation is always exact."),
     Field("data.on_bad_image", "error",
           'What becomes of an image that can\'t be read: "error", or "skip", an example of weight 0.',
-          _one_of(POLICIES), may_change=True),
+          one_of(POLICIES), may_change=True),
     Field("data.bad_image_limit", 100, "So many are skipped at most.",
-          _from_to(0, LARGEST_STEPS), may_change=True),
+          COUNT, may_change=True),
 
     Field("preprocessing.size", 224,
           "Height and width of the network's input, in pixels; 0 takes all preprocessing from "
@@ -191,21 +193,21 @@ FIELDS = (
 
     Field("augment.size", 0,
           "Height and width of the images to train on; 0 is preprocessing.size. Smaller is faster "
-          "(arXiv 1906.06423).", _from_to(0, LARGEST)),
+          "(arXiv 1906.06423).", from_to(0, LARGEST)),
     Field("augment.area", (0.08, 1.0),
           "Smallest and largest share of the image's area that a random crop takes."),
     Field("augment.aspect", (3 / 4, 4 / 3), "Smallest and largest width ÷ height of a random crop."),
     Field("augment.interpolation", "auto",
           'What scales the crop: "auto" (averages areas where it shrinks), "bilinear", "area", '
           '"nearest", "bicubic", "bilinear_antialiased", or "random": of the paper\'s four, the four '
-          "in the middle.", _one_of((*INTERPOLATIONS, "random"))),
+          "in the middle.", one_of((*INTERPOLATIONS, "random"))),
     Field("augment.flip", True, "Mirror half of the images."),
     Field("augment.brightness", 0.0,
           "An image's brightness is multiplied by 1 − x to 1 + x; in random order with the next three.",
-          _share_up_to(1)),
-    Field("augment.contrast", 0.0, "Likewise its contrast.", _share_up_to(1)),
-    Field("augment.saturation", 0.0, "Likewise its saturation.", _share_up_to(1)),
-    Field("augment.hue", 0.0, "Its hue is turned by −x to x of the circle.", _share_up_to(0.5)),
+          share_up_to(1)),
+    Field("augment.contrast", 0.0, "Likewise its contrast.", share_up_to(1)),
+    Field("augment.saturation", 0.0, "Likewise its saturation.", share_up_to(1)),
+    Field("augment.hue", 0.0, "Its hue is turned by −x to x of the circle.", share_up_to(0.5)),
     Field("augment.lighting", 0.0,
           "Standard deviation of AlexNet's lighting noise, in those of ImageNet's colours; AlexNet's "
           "0.1.", _NOT_NEGATIVE),
@@ -217,15 +219,15 @@ FIELDS = (
     Field("augment.cutmix", 0.0,
           "α of CutMix's (arXiv 1905.04899: 1); with both, a fair coin a batch.", _NOT_NEGATIVE),
 
-    Field("batch_size", 256, "Of a training step, over all devices.", _from_to(1, LARGEST_STEPS)),
+    Field("batch_size", 256, "Of a training step, over all devices.", AT_LEAST_ONE),
     Field("eval_batch_size", 256, "Of an evaluation, over all devices.",
-          _from_to(1, LARGEST_STEPS), may_change=True),
-    Field("duration", "90 epochs", "Of the whole run.", _duration(1)),
-    Field("eval_every", "1 epoch", "From one evaluation to the next.", _duration(1),
+          AT_LEAST_ONE, may_change=True),
+    Field("duration", "90 epochs", "Of the whole run.", duration_of(1)),
+    Field("eval_every", "1 epoch", "From one evaluation to the next.", duration_of(1),
           may_change=True),
-    Field("checkpoint_every", "1 epoch", "From one checkpoint to the next.", _duration(1),
+    Field("checkpoint_every", "1 epoch", "From one checkpoint to the next.", duration_of(1),
           may_change=True),
-    Field("log_every", "100 steps", "From one training line to the next.", _duration(1),
+    Field("log_every", "100 steps", "From one training line to the next.", duration_of(1),
           may_change=True),
 
     Field("optimizer.name", "sgd",
@@ -238,7 +240,7 @@ FIELDS = (
           "Of the kernels of convolutions and linear layers only; L2 in sgd and rmsprop, otherwise "
           "decoupled.", _NOT_NEGATIVE),
     Field("optimizer.bias_rate_multiplier", 1.0,
-          "On the update of the biases of convolutions and linear layers; Caffe's is 2.", _POSITIVE),
+          "On the update of the biases of convolutions and linear layers; Caffe's is 2.", POSITIVE),
     Field("optimizer.rate_multipliers", (),
           'On the update of what a pattern names, "PATTERN=FACTOR" each: ("head=10",).'),
     Field("optimizer.clip_norm", 0.0, "Largest norm of all gradients together; 0 is no clipping.",
@@ -247,13 +249,13 @@ FIELDS = (
     Field("schedule.name", "cosine",
           '"step", "polynomial", "cosine", "cosine_restarts", "constant", or a registered one.'),
     Field("schedule.options", {}, 'Of that schedule: {"restarts": 3}.'),
-    Field("schedule.learning_rate", 0.1, "The highest.", _POSITIVE),
+    Field("schedule.learning_rate", 0.1, "The highest.", POSITIVE),
     Field("schedule.warmup", "0 epochs",
-          "Of a linear rise to the highest rate, before the schedule proper.", _duration(0)),
+          "Of a linear rise to the highest rate, before the schedule proper.", duration_of(0)),
     Field("schedule.factor", 0.96, "step: the rate is multiplied by this each `every`.",
           (lambda value: 0 < value <= 1, "a number above 0 and at most 1")),
-    Field("schedule.every", "8 epochs", "step: from one multiplication to the next.", _duration(1)),
-    Field("schedule.power", 0.5, "polynomial: rate × (1 − progress) ^ power.", _POSITIVE),
+    Field("schedule.every", "8 epochs", "step: from one multiplication to the next.", duration_of(1)),
+    Field("schedule.power", 0.5, "polynomial: rate × (1 − progress) ^ power.", POSITIVE),
 
     Field("loss.name", "cross_entropy", "Or a registered loss."),
     Field("loss.options", {}, "Of a registered loss: its further arguments."),
@@ -264,13 +266,13 @@ FIELDS = (
     Field("skip_not_finite", 0,
           "A step whose loss or gradients are not finite stops the run, or with a number here is "
           "left out, until there are more than so many.",
-          _from_to(0, LARGEST_STEPS), may_change=True),
+          COUNT, may_change=True),
 
     # How a step is laid out on the devices; what may change does so to rounding, as another number
     # of devices does.
     Field("devices.accumulate", 1,
           "Parts of a batch computed one after the other; batch norm sees one at a time.",
-          _from_to(1, LARGEST_STEPS)),
+          AT_LEAST_ONE),
     Field("devices.rematerialize", False,
           "Compute anew in the backward pass what lies within Inception modules: less memory, more "
           "time.", may_change=True),
@@ -287,15 +289,15 @@ FIELDS = (
           "Polyak averaging of parameters and batch statistics: the share of the average that a step "
           "keeps, less in the first steps; 0 is no averaging.", _FRACTION),
     Field("ema.start", "0 epochs", "Until then the average is a copy of the parameters.",
-          _duration(0)),
+          duration_of(0)),
 
     Field("checkpoint.keep", 3, "So many of the last ones, besides the best.",
-          _from_to(1, LARGEST_STEPS), may_change=True),
+          AT_LEAST_ONE, may_change=True),
     Field("checkpoint.best", "top1",
           'What decides which is the best, on the first evaluation split: "loss" or one of '
           "`metrics`."),
     Field("checkpoint.best_mode", "max",
-          'Whether the highest value is the best or the lowest, "min".', _one_of(("max", "min"))),
+          'Whether the highest value is the best or the lowest, "min".', one_of(("max", "min"))),
 
     Field("callbacks.names", (), 'Registered callbacks, such as ("early_stopping",).'),
     Field("callbacks.options", {},
@@ -390,7 +392,7 @@ def resolve(
     for name, default in defaults.items():
         value = given.get(name, default)
         _check_type(name, value, default)
-        _check_value(name, value)
+        _check_value(name, value, _CHECKS.get(name))
     config.update_from_flattened_dict({name: _as_config(value) for name, value in given.items()})
     initial = functools.cache(lambda: read_initial(config))
     complete_from_initial(config, initial, kept)
@@ -454,10 +456,17 @@ def _check_type(name: str, value: Any, default: Any) -> None:
         )
 
 
-def _check_value(name: str, value: Any) -> None:
-    if name not in _CHECKS:
+def check_fields(config: ConfigDict, fields: Iterable[Field]) -> None:
+    """Raises UserError for the first field whose value is not possible."""
+    given = _fields(config.to_dict())
+    for field in fields:
+        _check_value(field.name, given[field.name], field.check)
+
+
+def _check_value(name: str, value: Any, check: Check | None) -> None:
+    if check is None:
         return
-    is_possible, expected = _CHECKS[name]
+    is_possible, expected = check
     try:
         possible = is_possible(value)
     except UserError:  # a duration that does not parse

@@ -80,7 +80,8 @@ class TrainedModel:
             or has no classifier.
         """
         self.check_complete()
-        return np.concatenate([self._logits(batch) for batch in self._batches(images)])
+        batches = self._batches(images)
+        return np.concatenate([self._outputs(batch, ("head",))["head"] for batch in batches])
 
     def features(self, images: Any, names: Sequence[str] = ()) -> Any:
         """Returns what the network makes of the images' centre crops below its classifier.
@@ -93,8 +94,9 @@ class TrainedModel:
         Raises:
           UserError: as `logits`, but for the classifier; or a name that the network has not.
         """
-        parts = [self._features(batch, tuple(names)) for batch in self._batches(images)]
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        asked = tuple(names) or ("features",)
+        parts = [self._outputs(batch, asked) for batch in self._batches(images)]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in asked}
         return joined if names else joined["features"]
 
     def crops(self, images: Any) -> np.ndarray:
@@ -169,28 +171,22 @@ class TrainedModel:
         crops = [np.broadcast_to(crop, shape) for crop in crops]  # grey: its channel is repeated
         return [np.stack(crops[first : first + BATCH]) for first in range(0, len(crops), BATCH)]
 
-    def _logits(self, images: np.ndarray) -> np.ndarray:
-        return np.asarray(self._apply(self.variables, images))
+    def _outputs(self, images: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """A batch's endpoints; "head" are the logits."""
+        found = self._apply(self.variables, images, names)
+        return {name: np.asarray(value) for name, value in found.items()}
 
     @functools.cached_property
     def _apply(self) -> Any:
         import jax
 
-        def logits(variables: dict[str, Any], images: jax.Array) -> jax.Array:
-            inputs = normalize(images, self._check_preprocessing(), self.model.dtype)
-            output: Any = self.model.apply(variables, inputs, train=False)
-            return output.logits
-
-        return jax.jit(logits)
-
-    def _features(self, images: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        import jax.numpy as jnp
-
         from googlenet_jax.models.endpoints import endpoints
 
-        inputs = normalize(jnp.asarray(images), self._check_preprocessing(), self.model.dtype)
-        found = endpoints(self.model, self.variables, inputs, names or ("features",))
-        return {name: np.asarray(value) for name, value in found.items()}
+        def outputs(variables: Any, images: jax.Array, names: tuple[str, ...]) -> Any:
+            inputs = normalize(images, self._check_preprocessing(), self.model.dtype)
+            return endpoints(self.model, variables, inputs, names)
+
+        return jax.jit(outputs, static_argnums=2)
 
     def _ensemble(self, crops: int, images: int) -> "Ensemble":
         """This model alone; kept, as each compiles functions of its own."""

@@ -1,5 +1,6 @@
 """What a model's variables must hold, and whether entries read from elsewhere fit."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Mapping
@@ -40,17 +41,33 @@ def expected_shapes(model: Network) -> dict[Path, tuple[int, ...]]:
     With `fully_connected_head` the classifier's kernel [H·W·C, num_classes] depends on the image's
     size: here it is [C, num_classes].
     """
-    if hasattr(model, "fully_connected_head"):
-        model = model.clone(fully_connected_head=False)
+    fields = {field.name for field in dataclasses.fields(model)}
+    without = {
+        name: False for name in ("fully_connected_head", "transform_input") if name in fields
+    }
+    general = model.clone(**without, num_classes=_ANY, aux_heads=True)
     try:
-        return dict(_cached_shapes(model))
+        found = _cached_shapes(general)
     except TypeError:  # a user's own network, with a field that has no hash
-        return dict(_cached_shapes.__wrapped__(model))
+        found = _cached_shapes.__wrapped__(general)
+    if not all(path[-2] == "head" for path, shape in found.items() if shape[-1:] == (_ANY,)):
+        return _cached_shapes.__wrapped__(model.clone(**without))  # a classifier of another name
+    return {
+        path: (*shape[:-1], model.num_classes) if path[-2] == "head" else shape
+        for path, shape in found.items()
+        if model.aux_heads or not path[1].startswith("aux")
+    }
+
+
+# Classes of the network that is traced for any number of them.
+_ANY = 1021
 
 
 @functools.lru_cache(maxsize=64)
 def _cached_shapes(model: Network) -> dict[Path, tuple[int, ...]]:
-    """Tracing a network takes a third of a second, and one conversion asks several times."""
+    """Tracing a network takes a third of a second, and one conversion asks several times: of
+    networks that differ in their classes, auxiliary heads and the input's transform alone.
+    """
     shapes = variable_shapes(model, model.min_size)
     return {
         path: leaf.shape
