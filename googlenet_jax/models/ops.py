@@ -295,8 +295,7 @@ def _batch_norm_forward(
 def _batch_norm_tangent(
     saved: Arrays, tangents: Arrays, epsilon: float, groups: int, relu: bool
 ) -> tuple[Array, ...]:
-    settings = {"epsilon": epsilon, "groups": groups, "relu": relu}
-    plain = functools.partial(batch_norm, **settings, forms="plain")
+    plain = functools.partial(batch_norm, epsilon=epsilon, groups=groups, relu=relu, forms="plain")
     return jax.jvp(plain, tuple(saved[:3]), tuple(tangents))[1]
 
 

@@ -404,7 +404,11 @@ def resolve(
     create_schedule(total_steps=1000, **schedule)
 
     def optimizer(when: Durations) -> tuple[optax.GradientTransformation, optax.Schedule]:
-        durations = {"total_steps": when.total, "warmup": when.warmup, "every": when.decay_every}
+        durations: dict[str, Any] = {
+            "total_steps": when.total,
+            "warmup": when.warmup,
+            "every": when.decay_every,
+        }
         rate = create_schedule(**schedule, **durations)
         return create_optimizer(rate, **fields["optimizer"]), rate
 

@@ -296,8 +296,12 @@ class Checkpoints:
         )
 
     def _move_aside(self, steps: list[int]) -> None:
+        def move() -> None:
+            for step in steps:
+                _move_aside(self.folder / str(step))
+
         if steps:
-            self._first(lambda: [_move_aside(self.folder / str(step)) for step in steps])
+            self._first(move)
             self._manager.reload()
 
 
