@@ -7,11 +7,9 @@ import dataclasses
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from googlenet_jax.cli.members import add
@@ -221,16 +219,13 @@ def _summed(rounds: list[Any], batch_size: int) -> dict[str, Any]:
 
 def _about(args: argparse.Namespace) -> dict[str, Any]:
     """What was measured, on what, with which versions."""
-    from googlenet_jax.runtime.versions import versions
+    from googlenet_jax.runtime.versions import processor, versions
 
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     about = {name: getattr(args, name) for name in ("what", "model", "batch_size", "dtype")}
     return {
         **about,
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "load_before": load,  # of other work: above zero, wall times are longer than they need be
         "versions": versions(("jax", "flax", "torch", "torchvision")),

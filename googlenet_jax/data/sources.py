@@ -37,6 +37,11 @@ class Record:
     orientation: int = 1
     file_name: str = ""
 
+    def content(self) -> bytes:
+        """The file's bytes, or the pixels'."""
+        image = self.image
+        return image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
+
 
 class Source:
     """The examples of one split, in a fixed order: `source[i]` is `{"image": [H, W, C], "label":
@@ -119,9 +124,7 @@ class Source:
         crc = zlib.crc32("\n".join((*self.class_names, str(count))).encode())
         for record in self.records(places):
             label = record.label.tolist() if self.multi_label else record.label
-            image = record.image
-            pixels = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
-            crc = zlib.crc32(pixels, zlib.crc32(str(label).encode(), crc))
+            crc = zlib.crc32(record.content(), zlib.crc32(str(label).encode(), crc))
         return {"examples": count, "class_names": list(self.class_names), "fingerprint": crc}
 
     def checksum(self) -> int:
@@ -130,9 +133,7 @@ class Source:
         for index in range(len(self)):
             (record,) = self.records([index])
             crc = zlib.crc32(np.asarray(record.label).tobytes(), crc)
-            image = record.image
-            pixels = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
-            crc = zlib.crc32(pixels, crc)
+            crc = zlib.crc32(record.content(), crc)
         return crc
 
     def describe(self, index: int, record: Record, problem: object) -> str:
@@ -295,18 +296,11 @@ def check_features(features: Any, name: str) -> Any:
         UserError: naming the feature that is missing or of another kind.
     """
     wanted = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    known = features if isinstance(features, tfds.features.FeaturesDict) else {}
     for key, kind in wanted.items():
-        found = (
-            features[key]
-            if isinstance(features, tfds.features.FeaturesDict) and key in features
-            else None
-        )
-        if not isinstance(found, kind):
-            what = (
-                f"{key} is a {type(found).__name__}"
-                if found is not None
-                else f"only {', '.join(sorted(features or ['nothing']))}"
-            )
+        if key not in known or not isinstance(known[key], kind):
+            what = f"only {', '.join(sorted(features or ['nothing']))}"
+            what = f"{key} is a {type(known[key]).__name__}" if key in known else what
             raise UserError(
                 f"data set {name!r}: expected the features image (an Image) and label (a "
                 f"ClassLabel), found {what}; choose another set"
