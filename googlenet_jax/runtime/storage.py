@@ -43,9 +43,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     storage_of(path).write(path, write)
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
     """Writes a text file, whole or not at all. Raises UserError where it can't be written."""
-    target = path if isinstance(path, Path) else Path(path)
+    target = Path(path) if isinstance(path, str) else path  # a store's is an `epath.Path`
     with writing(path):
         write_atomically(target, lambda part: part.write_text(text, encoding="utf-8"))
 
