@@ -249,6 +249,10 @@ def _table(neighbours: Sequence[frozenset[int]]) -> tuple[np.ndarray, np.ndarray
 # ------------------------------------------------------------------------------------------- roles
 
 
+# What each role is where there is no such leaf.
+NEUTRAL = {"var": 1.0, "mean": 0.0, "scale": 1.0, "bias": 0.0, "inner bias": 0.0}
+
+
 @dataclasses.dataclass(frozen=True)
 class Roles:
     """What the leaves of an affine do: role ("scale", "bias", "mean", "var", "inner bias") → leaf.

@@ -11,12 +11,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from googlenet_jax.verification.align import Roles, Unit, roles_of
+from googlenet_jax.verification.align import NEUTRAL, Roles, Unit, roles_of
 from googlenet_jax.verification.edits import Edit, pool_windows
 from googlenet_jax.verification.graph import Node
-
-PARTS = ("var", "mean", "scale", "bias", "inner bias")
-WITHOUT = {"var": 1.0, "mean": 0.0, "scale": 1.0, "bias": 0.0, "inner bias": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,7 +290,7 @@ def _norms(
     values = {role: leaves[name].double() for role, name in mine.leaves.items()}
     if not _is(reference, _norm_of(values, mine.epsilon)):
         return None  # more than a norm: nothing is said of it
-    lacks = [part for part in PARTS if part in values and part not in other.leaves]
+    lacks = [part for part in NEUTRAL if part in values and part not in other.leaves]
     epsilons = [mine.epsilon]
     both = other.epsilon is not None and mine.epsilon is not None
     if both and not math.isclose(other.epsilon, mine.epsilon, rel_tol=1e-4):  # type: ignore[arg-type]
@@ -341,7 +338,7 @@ def _norm_findings(
 
 
 def _norm_of(values: Mapping[str, Tensor], epsilon: float | None) -> tuple[Tensor, Tensor]:
-    get = lambda part: values.get(part, torch.tensor(WITHOUT[part], dtype=torch.float64))  # noqa: E731
+    get = lambda part: values.get(part, torch.tensor(NEUTRAL[part], dtype=torch.float64))  # noqa: E731
     scale = get("scale").reshape(-1)
     if "var" in values:
         scale = scale * torch.rsqrt(values["var"].reshape(-1) + (epsilon or 0.0))

@@ -16,6 +16,7 @@ from googlenet_jax.errors import UserError
 from googlenet_jax.models.network import Network, variable_shapes
 from googlenet_jax.runtime.storage import write_text
 from googlenet_jax.verification.align import (
+    NEUTRAL,
     Alignment,
     Layouts,
     into_leaf,
@@ -24,8 +25,6 @@ from googlenet_jax.verification.align import (
     units_of,
 )
 from googlenet_jax.verification.graph import Graph, Node
-
-NEUTRAL = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0, "inner bias": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
