@@ -3,12 +3,12 @@ compiled or downloaded.
 """
 
 import dataclasses
+import functools
 import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import optax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
@@ -432,11 +432,7 @@ def resolve(
     _check_together(config)
     _check_schedule(config)
     # The optimizer checks its own options; the schedule is known with the data.
-    fields = config.to_dict()["optimizer"]
-
-    def optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
-        return create_optimizer(schedule, **fields)
-
+    optimizer = functools.partial(create_optimizer, **config.to_dict()["optimizer"])
     optimizer(lambda step: step)
     return Resolved(config, kind, kind.build(config), optimizer)
 

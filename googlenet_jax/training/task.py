@@ -89,13 +89,14 @@ class Resolved:
 
     Attributes:
       parts: what the kind's `build` has returned.
-      optimizer: from a learning rate's schedule, which needs the run's length, to the optimizer.
+      optimizer: from a learning rate's schedule, which needs the run's length, to the optimizer;
+        `create_optimizer` with the config's fields.
     """
 
     config: ConfigDict
     kind: TaskKind
     parts: Any
-    optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
+    optimizer: Callable[..., optax.GradientTransformation]
 
     def open(self, mesh: Mesh, given: Given | None = None) -> Task:
         """Opens the data, or takes those that are given.
