@@ -432,7 +432,7 @@ def resolve(
     _check_together(config)
     _check_schedule(config)
     # The optimizer checks its own options; the schedule is known with the data.
-    optimizer = functools.partial(create_optimizer, **config.to_dict()["optimizer"])
+    optimizer: Any = functools.partial(create_optimizer, **config.to_dict()["optimizer"])
     optimizer(lambda step: step)
     return Resolved(config, kind, kind.build(config), optimizer)
 
