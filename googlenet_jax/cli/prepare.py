@@ -40,7 +40,6 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--data-dir",
-        type=Path,
         metavar="DIR",
         help="where to write (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
     )
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.detection.digit_scenes import prepare_digit_scenes
     from googlenet_jax.detection.sources import has_boxes
 
-    folder = args.data_dir.expanduser() if args.data_dir else sources.default_data_dir()
+    folder = sources.write_data_sets_in(args.data_dir)
     if (args.name in ("folder", "detection-folder")) != (args.source is not None):
         raise UserError(
             "prepare: expected 'folder SRC' or 'detection-folder SRC', or the name of a TFDS data "

@@ -400,20 +400,16 @@ def resolve(
     # The optimizer and the schedule check their own options, here for some length; the run's is
     # known with the data.
     fields = config.to_dict()
-    schedule = {k: v for k, v in fields["schedule"].items() if k not in ("warmup", "every")}
-    create_schedule(total_steps=1000, **schedule)
+    optimizer: Any = functools.partial(create_optimizer, **fields["optimizer"])
+    optimizer(lambda step: step)
+    del fields["schedule"]["warmup"], fields["schedule"]["every"]  # in epochs, it may be
+    create_schedule(total_steps=1000, **fields["schedule"])
 
-    def optimizer(when: Durations) -> tuple[optax.GradientTransformation, optax.Schedule]:
-        durations: dict[str, Any] = {
-            "total_steps": when.total,
-            "warmup": when.warmup,
-            "every": when.decay_every,
-        }
-        rate = create_schedule(**schedule, **durations)
-        return create_optimizer(rate, **fields["optimizer"]), rate
+    def schedule(when: Durations) -> optax.Schedule:
+        durations = {"warmup": when.warmup, "every": when.decay_every}
+        return create_schedule(total_steps=when.total, **durations, **fields["schedule"])
 
-    create_optimizer(lambda step: step, **fields["optimizer"])
-    return Resolved(config, kind, kind.build(config), optimizer, initial)
+    return Resolved(config, kind, kind.build(config), optimizer, schedule, initial)
 
 
 def _as_config(value: Any) -> Any:

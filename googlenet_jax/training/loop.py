@@ -249,9 +249,7 @@ def _train(
         except jax.errors.JaxRuntimeError as error:
             raise _explained(error, config.batch_size, data_devices(mesh)) from error
         except NotFinite as error:
-            raise UserError(
-                f"{error}, at learning rate {lines.rate:.6g}; {_where_to_go_on(checkpoints)}"
-            ) from error
+            raise UserError(f"{error}{_at(lines.rate)}; {_where_to_go_on(checkpoints)}") from error
         checkpoints.wait()
         by = signal_name(stop.signum) or (callbacks.ended_by if step < when.total else "")
         record.end(f"stopped by {by}" if by else "finished")
@@ -351,6 +349,10 @@ def _explained(error: Exception, batch_size: int, devices: int) -> Exception:
         f"batch_size: {batch_size} examples, {batch_size // devices} on each of {devices} devices, do not "
         "fit a device's memory; lower it, raise devices.accumulate, or set devices.rematerialize=True"
     )
+
+
+def _at(rate: float | None) -> str:
+    return "" if rate is None else f", at learning rate {rate:.6g}"
 
 
 def _where_to_go_on(checkpoints: Checkpoints) -> str:

@@ -122,6 +122,7 @@ OPTIMIZERS: Registry[OptimizerFactory] = Registry(
         "sam": sam,
     },
 )
+OWN = frozenset(OPTIMIZERS)  # which a test has shown to follow their schedules
 register_optimizer = OPTIMIZERS.register
 
 
@@ -171,6 +172,11 @@ def create_optimizer(
     if not takes_decay:
         del fields["weight_decay"]
     _check_options(name, options or {})
+    if not _takes(factory, "learning_rate"):
+        raise UserError(
+            f"optimizer.name: {name} takes no learning_rate, and is called as Optax's are: "
+            "factory(learning_rate=schedule, …)"
+        )
     own = ("learning_rate", *((decay_mask,) if decay_mask else ()))
     taken = arguments(factory, f"optimizer {name!r}", "optimizer", fields, options or {}, own)
     if decay_mask:
@@ -194,8 +200,8 @@ def create_optimizer(
     if factors := parse_multipliers(rate_multipliers):
         chain.append(scale_by_pattern(factors))
     optimizer = chain[0] if len(chain) == 1 else optax.chain(*chain)
-    if options:
-        _try(optimizer, name, options)
+    if options or name not in OWN:
+        _try(optimizer, name, options or {})
     return optimizer
 
 
@@ -227,8 +233,8 @@ def _takes(factory: OptimizerFactory, *names: str) -> bool:
 
 
 def _try(optimizer: optax.GradientTransformation, name: str, options: Mapping[str, Any]) -> None:
-    """Raises UserError where an option's value is of a kind that Optax can't compute with; traces a
-    step, and computes nothing.
+    """Raises UserError where an option's value is of a kind that Optax can't compute with, or where
+    an optimizer wants more for a step than there is; traces a step, and computes nothing.
     """
 
     def step(params: Any) -> Any:
@@ -240,9 +246,8 @@ def _try(optimizer: optax.GradientTransformation, name: str, options: Mapping[st
         jax.eval_shape(step, {"head": {"kernel": shape((1, 1)), "bias": shape((1,))}})
     except Exception as error:  # what lies within Optax may raise anything
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"optimizer.options: {name} can't take {dict(options)!r}: {text}"
-        ) from error
+        what = f"options: {name} can't take {dict(options)!r}" if options else f"name: {name} fails"
+        raise UserError(f"optimizer.{what}: {text}") from error
 
 
 def is_kernel(path: tuple[str, ...]) -> bool:

@@ -90,14 +90,17 @@ class Resolved:
 
     Attributes:
       parts: what the kind's `build` has returned.
-      optimizer: from the run's `config.Durations` to the optimizer and the learning rate by step.
+      optimizer: from a learning rate's schedule, which needs the run's length, to the optimizer;
+        `create_optimizer` with the config's fields.
+      schedule: from the run's `config.Durations` to the schedule.
       initial: loads what `init_from` names, once.
     """
 
     config: ConfigDict
     kind: TaskKind
     parts: Any
-    optimizer: Callable[[Any], tuple[optax.GradientTransformation, optax.Schedule]]
+    optimizer: Callable[..., optax.GradientTransformation]
+    schedule: Callable[[Any], optax.Schedule]
     initial: Callable[[], TrainedModel]
 
     def open(self, mesh: Mesh, given: Given | None = None) -> Task:
