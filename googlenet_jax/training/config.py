@@ -402,11 +402,11 @@ def resolve(
     fields = config.to_dict()
     optimizer: Any = functools.partial(create_optimizer, **fields["optimizer"])
     optimizer(lambda step: step)
-    del fields["schedule"]["warmup"], fields["schedule"]["every"]  # in epochs, it may be
+    del fields["schedule"]["warmup"], fields["schedule"]["every"]  # which may be in epochs
     create_schedule(total_steps=1000, **fields["schedule"])
 
     def schedule(when: Durations) -> optax.Schedule:
-        durations = {"warmup": when.warmup, "every": when.decay_every}
+        durations: dict[str, Any] = {"warmup": when.warmup, "every": when.decay_every}
         return create_schedule(total_steps=when.total, **durations, **fields["schedule"])
 
     return Resolved(config, kind, kind.build(config), optimizer, schedule, initial)

@@ -42,9 +42,8 @@ def expected_shapes(model: Network) -> dict[Path, tuple[int, ...]]:
     size: here it is [C, num_classes].
     """
     fields = {field.name for field in dataclasses.fields(model)}
-    without = {
-        name: False for name in ("fully_connected_head", "transform_input") if name in fields
-    }
+    off = {"fully_connected_head", "transform_input"} & fields
+    without: dict[str, Any] = dict.fromkeys(off, False)
     general = model.clone(**without, num_classes=_ANY, aux_heads=True)
     try:
         found = _cached_shapes(general)
