@@ -325,7 +325,13 @@ def _maps(model: Network, variables: Any, inputs: jax.Array) -> dict[str, tuple[
         return found
 
     shapes = jax.eval_shape(named, variables, inputs)
-    return {name: shapes[name].shape for name in names if len(shapes[name].shape) == 4}
+    found = {name: shapes[name].shape for name in names if len(shapes[name].shape) == 4}
+    if not found:
+        raise UserError(
+            f"{type(model).__name__} names no activations that are maps: its layers are not those "
+            "of `Layers`, and sow none; choose the method occlusion, integrated or filters"
+        )
+    return found
 
 
 def _modules(shapes: dict[str, tuple[int, ...]]) -> list[str]:

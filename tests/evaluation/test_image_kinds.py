@@ -22,6 +22,8 @@ from googlenet_jax.evaluation.ensemble import Ensemble
 from googlenet_jax.evaluation.pictures import read_picture
 from googlenet_jax.runtime import process
 from googlenet_jax.runtime.sharding import create_mesh
+from googlenet_jax.weights.trained_model import TrainedModel
+from tests.training.tiny_run import Tiny
 
 TOP = {"uint8": 255, "uint16": 2**16 - 1, "float32": 1.0}
 KINDS = [ImageKind(1), ImageKind(2), ImageKind(1, "uint16"), ImageKind(6, "float32")]
@@ -176,3 +178,15 @@ def test_pictures_are_read_as_the_network_takes_them(tmp_path):
 def test_every_image_can_be_shown(kind):
     picture = shown(an_image(kind))
     assert picture.shape == (18, 22, 3) and picture.dtype == np.uint8 and picture.std() > 10
+
+
+def test_a_network_that_names_no_activations_is_said_so():
+    model = Tiny(num_classes=10, in_channels=1)
+    variables = jax.jit(lambda key: model.init(key, np.zeros((1, 8, 8, 1)), train=False))(
+        jax.random.key(0)
+    )
+    trained = TrainedModel(model, variables, Preprocessing(8, 8, mean=(128,), std=(128,)))
+    with pytest.raises(UserError, match="Tiny has no endpoint 'features'"):
+        trained.features(an_image(ImageKind(1)))
+    with pytest.raises(UserError, match="Tiny names no activations that are maps"):
+        gj.explain(trained, an_image(ImageKind(1)))
