@@ -83,7 +83,7 @@ def default_config() -> ConfigDict:
     config.data = ConfigDict(type_safe=False)
     # A TFDS classification set, "digits", "huggingface:NAME_OR_FOLDER" or "tar:PATTERN".
     config.data.name = "imagenet2012"
-    config.data.dir = ""  # where prepared data sets lie; "" is TFDS's own place
+    config.data.dir = ""  # where prepared data sets lie, gs://BUCKET/FOLDER too; "" is TFDS's place
     config.data.train_split = "train"  # slices too: "train[:90%]"
     config.data.eval_splits = ("validation",)  # the first decides which checkpoint is the best
     # "shuffle", or "balanced": every class as often as another, by seed and step.
