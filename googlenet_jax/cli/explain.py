@@ -130,7 +130,7 @@ def _explain(
     image = None
     if name:
         try:
-            image = read_picture(name)
+            image = read_picture(name, trained.images)
         except UserError as error:
             raise _Unreadable(str(error)) from error
     label: Any = int(target) if target is not None and not _is_name(trained, target) else target

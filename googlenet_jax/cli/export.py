@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     member = _member(args)
     log_settings()
     network = (member.model, member.variables, member.preprocessing)
-    about = describe(args.model, member.preprocessing, member.class_names, form)
+    about = describe(args.model, member.preprocessing, member.images, member.class_names, form)
     difference = 0.0
 
     def write(part: Path) -> None:

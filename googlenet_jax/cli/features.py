@@ -45,6 +45,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the file; returns 0."""
+    from googlenet_jax.data.image_kind import RGB
     from googlenet_jax.metrics.extract import extract
     from googlenet_jax.metrics.images import open_images
     from googlenet_jax.metrics.summary import to_stderr
@@ -59,6 +60,11 @@ def run(args: argparse.Namespace) -> int:
     is_fid = getattr(trained.model, "flavour", None) == "fid"
     if args.resize and not is_fid:
         raise UserError("--resize: of the FID's network alone; this one has its own preprocessing")
+    if trained.images != RGB:
+        raise UserError(
+            f"--model: {args.model} takes {trained.images}, and these commands read {RGB}; from "
+            "Python, gj.load(…).features(arrays) gives its features"
+        )
     if not is_fid and trained.preprocessing is None:
         raise UserError(
             f"--model: {args.model} doesn't say how images are prepared for it; write it anew with "

@@ -191,6 +191,7 @@ def _images(args: argparse.Namespace, model: "Network", weights: Any) -> "np.nda
 
     import numpy as np
 
+    from googlenet_jax.data.image_kind import kind_of
     from googlenet_jax.data.pipeline import eval_image
     from googlenet_jax.data.preprocessing import Preprocessing, normalize
     from googlenet_jax.evaluation.pictures import find_pictures, read_picture
@@ -201,8 +202,9 @@ def _images(args: argparse.Namespace, model: "Network", weights: Any) -> "np.nda
     if args.size:
         size, resize = args.size, max(args.size, preprocessing.resize)
         preprocessing = dataclasses.replace(preprocessing, size=size, resize=resize)
+    kind = kind_of(model, preprocessing)
     files = [path for each in args.images for path in find_pictures(each)]
-    pictures = np.stack([eval_image(read_picture(path), preprocessing) for path in files])
+    pictures = np.stack([eval_image(read_picture(path, kind), preprocessing) for path in files])
     return np.asarray(normalize(pictures, preprocessing))  # type: ignore[arg-type]
 
 

@@ -256,7 +256,7 @@ class PreparedSource(Source):
         crc = zlib.crc32("\n".join(self.class_names).encode())
         try:
             for name in self._stored.files:
-                with epath.Path(name).open("rb") as file:
+                with reaching(name), epath.Path(name).open("rb") as file:
                     while chunk := file.read(1 << 20):
                         crc = zlib.crc32(chunk, crc)
         except OSError as error:

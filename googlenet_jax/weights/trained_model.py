@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from googlenet_jax.data.image_kind import ImageKind, kind_of
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.errors import UserError, check_whole
 from googlenet_jax.models.network import Network
@@ -25,7 +26,7 @@ class TrainedModel:
 
     Where a method takes images, these are a path, a `PIL.Image`, a `uint8 [H, W, 3]` array (RGB),
     or several of them: a list, or a `uint8 [N, H, W, 3]` array. A network trained on other arrays
-    takes those: their channels, and the preprocessing's dtype.
+    takes those: their channels, and the preprocessing's dtype; a path may be a .npy file of one.
 
     Attributes:
       variables: `params` and, with batch norm, `batch_stats`, with the source's dtypes.
@@ -72,6 +73,11 @@ class TrainedModel:
         """The names of the classes, without those before the offset; None where not known."""
         return None if self.class_names is None else self.class_names[self.class_offset :]
 
+    @property
+    def images(self) -> ImageKind:
+        """Which images the network takes."""
+        return kind_of(self.model, self.preprocessing)
+
     def logits(self, images: Any) -> np.ndarray:
         """Returns the logits of the images' centre crops, `[N, num_classes]`.
 
@@ -100,8 +106,8 @@ class TrainedModel:
         return joined if names else joined["features"]
 
     def crops(self, images: Any) -> np.ndarray:
-        """Returns the images' centre crops, which is what the network sees of them, uint8
-        `[N, S, S, 3]`.
+        """Returns the images' centre crops, which is what the network sees of them,
+        `[N, S, S, C]`.
 
         Raises:
           UserError: an image that can't be read, or a source that doesn't say how they are
@@ -119,7 +125,7 @@ class TrainedModel:
         """
         from googlenet_jax.evaluation.predict import as_pictures, predict_pictures
 
-        top, pictures = check_whole("top", top, 1), as_pictures(images)
+        top, pictures = check_whole("top", top, 1), as_pictures(images, self.images)
         results = predict_pictures(self._ensemble(crops, len(pictures)), pictures, top=top)
         found = []
         for result in results:
@@ -157,17 +163,16 @@ class TrainedModel:
         return self.preprocessing
 
     def _batches(self, images: Any) -> list[np.ndarray]:
-        """The images as the network's centre crops, uint8 [at most BATCH, S, S, 3] each."""
+        """The images as the network's centre crops, [at most BATCH, S, S, C] each."""
         from googlenet_jax.data.pipeline import eval_image
         from googlenet_jax.evaluation.predict import as_pictures, read
 
         preprocessing = self._check_preprocessing()
-        channels = getattr(self.model, "in_channels", 3)
-        pictures = as_pictures(images, preprocessing.dtype, channels)
-        crops = [eval_image(read(each), preprocessing) for each in pictures]
+        pictures = as_pictures(images, self.images)
+        crops = [eval_image(read(each, self.images), preprocessing) for each in pictures]
         if not crops:
             raise UserError("images: expected at least one, found none")
-        shape = (preprocessing.size, preprocessing.size, channels)
+        shape = (preprocessing.size, preprocessing.size, self.images.channels)
         crops = [np.broadcast_to(crop, shape) for crop in crops]  # grey: its channel is repeated
         return [np.stack(crops[first : first + BATCH]) for first in range(0, len(crops), BATCH)]
 
