@@ -87,7 +87,7 @@ class TrainedModel:
         """
         self.check_complete()
         batches = self._batches(images)
-        return np.concatenate([self._outputs(batch, ("head",))["head"] for batch in batches])
+        return np.concatenate([self._outputs(batch)["logits"] for batch in batches])
 
     def features(self, images: Any, names: Sequence[str] = ()) -> Any:
         """Returns what the network makes of the images' centre crops below its classifier.
@@ -176,8 +176,8 @@ class TrainedModel:
         crops = [np.broadcast_to(crop, shape) for crop in crops]  # grey: its channel is repeated
         return [np.stack(crops[first : first + BATCH]) for first in range(0, len(crops), BATCH)]
 
-    def _outputs(self, images: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """A batch's endpoints; "head" are the logits."""
+    def _outputs(self, images: np.ndarray, names: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+        """A batch's endpoints; without names its "logits", which every network gives."""
         found = self._apply(self.variables, images, names)
         return {name: np.asarray(value) for name, value in found.items()}
 
@@ -189,6 +189,8 @@ class TrainedModel:
 
         def outputs(variables: Any, images: jax.Array, names: tuple[str, ...]) -> Any:
             inputs = normalize(images, self._check_preprocessing(), self.model.dtype)
+            if not names:
+                return {"logits": self.model.apply(variables, inputs, train=False).logits}  # type: ignore[union-attr]
             return endpoints(self.model, variables, inputs, names)
 
         return jax.jit(outputs, static_argnums=2)
