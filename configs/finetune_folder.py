@@ -75,12 +75,12 @@ def _open(arg: str) -> tuple[str, int]:
     set, and its training examples.
     """
     from googlenet_jax.data.folder import prepare_folder
-    from googlenet_jax.data.sources import default_data_dir, load_source
+    from googlenet_jax.data.sources import load_source, write_data_sets_in
 
     folder, name = Path(arg).expanduser().resolve(), arg
     if folder.is_dir():
         name = re.sub(r"[^a-z0-9]+", "_", folder.name.lower()).strip("_")
-        prepare_folder(folder, name, default_data_dir())
+        prepare_folder(folder, name, write_data_sets_in())
     try:
         return name, len(load_source(name, "train"))
     except UserError as error:

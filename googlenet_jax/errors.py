@@ -1,10 +1,11 @@
 """The one exception that is meant for people, and helpers that word and raise it."""
 
+import contextlib
 import difflib
 import math
 import numbers
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 
@@ -28,6 +29,22 @@ def printable(text: str, keep: str = "") -> str:
     return _UNPRINTABLE.sub(
         lambda match: match[0] if match[0] in keep else ascii(match[0])[1:-1], text
     )
+
+
+def one_line(error: object, most: int | None = None) -> str:
+    """Returns an error's text on one line, of at most so many characters; its type's name where it
+    says nothing.
+    """
+    return (" ".join(str(error).split()) or type(error).__name__)[:most]
+
+
+@contextlib.contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Puts the field, file or parameter before what a UserError raised inside says."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

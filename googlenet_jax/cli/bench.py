@@ -7,12 +7,12 @@ import dataclasses
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
+
+from googlenet_jax.cli.members import add
 
 OURS, COMPILED = "googlenet_jax", "torch_compiled"
 DTYPES = ("float32", "bfloat16")
@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("what", choices=("train", "infer"), help="inference has batch norm folded")
     parser.add_argument("model", metavar="MODEL", help="a model's name, such as googlenet_bn")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
+    add(parser, "--batch-size", default=32)
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="default: float32")
     parser.add_argument("--peer", choices=tuple(PEERS), help="another framework, measured in turn")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--layers", action="store_true", help="of training: time and floor of each layer alone"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    add(parser, "--json")
     # Of a process that measures one side.
     sides = (OURS, "layers", *itertools.chain(*PEERS.values()))
     parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
@@ -219,16 +219,13 @@ def _summed(rounds: list[Any], batch_size: int) -> dict[str, Any]:
 
 def _about(args: argparse.Namespace) -> dict[str, Any]:
     """What was measured, on what, with which versions."""
-    from googlenet_jax.runtime.versions import versions
+    from googlenet_jax.runtime.versions import processor, versions
 
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     about = {name: getattr(args, name) for name in ("what", "model", "batch_size", "dtype")}
     return {
         **about,
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "load_before": load,  # of other work: above zero, wall times are longer than they need be
         "versions": versions(("jax", "flax", "torch", "torchvision")),

@@ -5,6 +5,8 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
+from googlenet_jax.cli.members import add
+
 if TYPE_CHECKING:
     from googlenet_jax.profiling.ahead import Report
 
@@ -34,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--examples", type=int, default=1_281_167, metavar="N", help="likewise (%(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    add(parser, "--json")
     parser.set_defaults(takes_fields=True)
 
 

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from googlenet_jax.cli.members import add
+
 
 def add_parser(subparsers: Any) -> None:
     """Adds the subcommand's arguments."""
@@ -32,13 +34,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="F",
         help="of the model, where it has several (default: the file kind's)",
     )
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="another option of the model, such as width=0.5",
-    )
+    add(parser, "--option", help="another option of the model, such as width=0.5")
     parser.add_argument(
         "--from", dest="kind", metavar="KIND", help="where the content does not say what it is"
     )
@@ -66,7 +62,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--class-names", metavar="FILE", help="one a line, in the order of the logits"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    add(parser, "--json")
 
 
 def run(args: argparse.Namespace) -> int:

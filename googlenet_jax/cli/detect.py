@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from googlenet_jax.cli.members import add
 from googlenet_jax.errors import UserError, printable
 from googlenet_jax.runtime.storage import writing
 
@@ -48,10 +49,8 @@ def add_parser(subparsers: Any) -> None:
         help="write pictures with boxes, names and scores here; with --split also all detections in "
         "COCO's form and in VOC's",
     )
-    parser.add_argument(
-        "--data-dir", metavar="D", help="where prepared data sets lie (default: the run's)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON alone, a line a picture")
+    add(parser, "--data-dir")
+    add(parser, "--json", help="print JSON alone, a line a picture")
 
 
 def run(args: argparse.Namespace) -> int:

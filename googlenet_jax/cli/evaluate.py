@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from googlenet_jax.cli.members import about, add_weights, load_members
+from googlenet_jax.cli.members import about, add, add_weights, load_members
 
 if TYPE_CHECKING:
     from googlenet_jax.data.sources import Source
@@ -21,24 +21,19 @@ def add_parser(subparsers: Any) -> None:
         "evaluate", help="top-1 and top-5 error of one or several networks over a split"
     )
     add_weights(parser)
-    parser.add_argument(
+    add(
+        parser,
         "--crops",
-        type=int,
-        default=1,
-        choices=(1, 10, 144),
         help="average over this many crops; the smaller numbers are shown beside it (default: 1)",
     )
     parser.add_argument("--data", metavar="NAME", help="the data set (default: the first run's)")
     parser.add_argument(
         "--split", metavar="S", help="such as train[90%%:] (default: the run's first, or test)"
     )
-    parser.add_argument(
-        "--data-dir", metavar="D", help="where prepared data sets lie (default: the run's)"
-    )
-    parser.add_argument(
+    add(parser, "--data-dir")
+    add(
+        parser,
         "--batch-size",
-        type=int,
-        metavar="N",
         help="crops at a time, over all devices (default: the run's eval_batch_size, or 128)",
     )
     parser.add_argument(
@@ -48,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
         help="write a report here: HTML, pictures, JSON, and each example's result; a stopped "
         "evaluation resumes there",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    add(parser, "--json")
 
 
 def run(args: argparse.Namespace) -> int:

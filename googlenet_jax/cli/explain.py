@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from googlenet_jax.cli.members import add_weights, fields, load_members
+from googlenet_jax.cli.members import add, add_weights, fields, load_member
 from googlenet_jax.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="DIR",
         help="a folder, made where it is not there (default: explained)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON alone, a line a picture")
+    add(parser, "--json", help="print JSON alone, a line a picture")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,22 +65,20 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.evaluation.pictures import find_pictures
     from googlenet_jax.interpretability.page import explanations_page
     from googlenet_jax.runtime.process import log_settings, prepare
-    from googlenet_jax.runtime.storage import write_atomically, writing
+    from googlenet_jax.runtime.storage import write_text, writing
 
     methods = [name for name in args.method.split(",") if name]
     names: list[str] = [each for image in args.images for each in find_pictures(image)]
     options = _options(args, methods, bool(names))
     prepare()
-    loaded = load_members(args)
-    if len(loaded) != 1:
-        raise UserError(f"--weights: expected one model, found {len(loaded)}")
+    trained = load_member(args)
     log_settings()
     with writing(args.output):
         args.output.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[Explanation]] = {}
     for number, name in enumerate(names or [""]):
         try:
-            found = _explain(loaded[0], name, methods, args.target, options)
+            found = _explain(trained, name, methods, args.target, options)
         except _Unreadable as error:
             print(f"googlenet-jax: {printable(str(error))}", file=sys.stderr)
             continue
@@ -92,9 +90,8 @@ def run(args: argparse.Namespace) -> int:
             _print(name, each, path, args.json)
     if not rows:
         return 1
-    page, text = args.output / "index.html", explanations_page(loaded[0].source, rows)
-    with writing(page):
-        write_atomically(page, lambda part: part.write_text(text, encoding="utf-8"))
+    page, text = args.output / "index.html", explanations_page(trained.source, rows)
+    write_text(page, text)
     if not args.json:
         print(f"wrote {page}")
     return 0 if len(rows) == len(names or [""]) else 1
@@ -133,7 +130,7 @@ def _explain(
     image = None
     if name:
         try:
-            image = read_picture(name)
+            image = read_picture(name, trained.images)
         except UserError as error:
             raise _Unreadable(str(error)) from error
     label: Any = int(target) if target is not None and not _is_name(trained, target) else target

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from googlenet_jax.cli.members import add_weights, load_members
+from googlenet_jax.cli.members import add, add_weights, load_member
 from googlenet_jax.errors import UserError
 
 Form = tuple[Callable[..., float], dict[str, Any], str]
@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="OUT", help="default: MODEL.FORMAT in this folder"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    add(parser, "--json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     member = _member(args)
     log_settings()
     network = (member.model, member.variables, member.preprocessing)
-    about = describe(args.model, member.preprocessing, member.class_names, form)
+    about = describe(args.model, member.preprocessing, member.images, member.class_names, form)
     difference = 0.0
 
     def write(part: Path) -> None:
@@ -93,10 +93,7 @@ def _text(result: dict[str, Any], told: str) -> str:
 def _member(args: argparse.Namespace) -> Any:
     from googlenet_jax.models.registry import model_name
 
-    loaded = load_members(args)
-    if len(loaded) != 1:
-        raise UserError(f"--weights: expected one model, found {len(loaded)}")
-    (member,) = loaded
+    member = load_member(args)
     member.check_complete()
     name = model_name(member.model)
     if name != args.model:

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from googlenet_jax.errors import UserError
+from googlenet_jax.cli.members import add
+from googlenet_jax.errors import UserError, check_whole
 
 BATCH_SIZE = 32
 
@@ -36,16 +37,15 @@ def add_parser(subparsers: Any) -> None:
         choices=("tf1", "torch", "clean"),
         help="for the FID's network (default: tf1); others have their own preprocessing",
     )
-    parser.add_argument(
-        "--mixed", action="store_true", help="take images of several sizes or modes"
-    )
-    parser.add_argument("--data-dir", metavar="DIR", help="where TFDS's data sets lie")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N")
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    add(parser, "--mixed")
+    add(parser, "--data-dir", help="where TFDS's data sets lie")
+    add(parser, "--batch-size", default=BATCH_SIZE)
+    add(parser, "--json")
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the file; returns 0."""
+    from googlenet_jax.data.image_kind import RGB
     from googlenet_jax.metrics.extract import extract
     from googlenet_jax.metrics.images import open_images
     from googlenet_jax.metrics.summary import to_stderr
@@ -53,14 +53,18 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.runtime.sharding import create_mesh
     from googlenet_jax.weights.load import load
 
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size: expected at least 1, found {args.batch_size}")
+    check_whole("--batch-size", args.batch_size, 1)
     prepare()
     sets = [open_images(path, args.data_dir) for path in args.paths]
     trained = load(args.model)
     is_fid = getattr(trained.model, "flavour", None) == "fid"
     if args.resize and not is_fid:
         raise UserError("--resize: of the FID's network alone; this one has its own preprocessing")
+    if trained.images != RGB:
+        raise UserError(
+            f"--model: {args.model} takes {trained.images}, and these commands read {RGB}; from "
+            "Python, gj.load(…).features(arrays) gives its features"
+        )
     if not is_fid and trained.preprocessing is None:
         raise UserError(
             f"--model: {args.model} doesn't say how images are prepared for it; write it anew with "

@@ -5,7 +5,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.cli.members import add
+from googlenet_jax.errors import UserError, check_whole, nearest
 
 if TYPE_CHECKING:
     from googlenet_jax.metrics.features import InceptionFeatures
@@ -38,24 +39,6 @@ def add_parser(subparsers: Any) -> None:
         metavar="M,M,…",
         help=f"some of {','.join(METRICS)} (default: fid)",
     )
-    add_network(parser)
-    parser.add_argument(
-        "--mixed", action="store_true", help="take images of several sizes or modes"
-    )
-    parser.add_argument(
-        "--output", metavar="FILE.npz", help="write A's statistics, which pytorch-fid reads too"
-    )
-    parser.add_argument(
-        "--kid-subset-size", type=int, default=SUBSET, metavar="N", help="(default: 1000)"
-    )
-    parser.add_argument(
-        "--no-cache", action="store_true", help="compute anew what is known already"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
-
-
-def add_network(parser: Any) -> None:
-    """The arguments that choose network and input, which `features` takes too."""
     parser.add_argument(
         "--resize",
         choices=("tf1", "torch", "clean"),
@@ -66,8 +49,19 @@ def add_network(parser: Any) -> None:
     parser.add_argument(
         "--weights", metavar="FILE", help="of the FID's network (default: the public ones)"
     )
-    parser.add_argument("--data-dir", metavar="DIR", help="where TFDS's data sets lie")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N")
+    add(parser, "--data-dir", help="where TFDS's data sets lie")
+    add(parser, "--batch-size", default=BATCH_SIZE)
+    add(parser, "--mixed")
+    parser.add_argument(
+        "--output", metavar="FILE.npz", help="write A's statistics, which pytorch-fid reads too"
+    )
+    parser.add_argument(
+        "--kid-subset-size", type=int, default=SUBSET, metavar="N", help="(default: 1000)"
+    )
+    parser.add_argument(
+        "--no-cache", action="store_true", help="compute anew what is known already"
+    )
+    add(parser, "--json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,8 +72,7 @@ def run(args: argparse.Namespace) -> int:
     metrics = _metrics(args.metrics)
     if args.judged is None and not args.output:
         raise UserError("fid: expected two sets of images, or one with --output FILE.npz")
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size: expected at least 1, found {args.batch_size}")
+    check_whole("--batch-size", args.batch_size, 1)
     prepare()
     names = [name for name in (args.reference, args.judged) if name is not None]
     sides = _summaries(args, names, metrics)

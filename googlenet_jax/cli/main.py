@@ -10,7 +10,6 @@ import contextlib
 import importlib
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,53 +17,11 @@ from collections.abc import Sequence
 import shtab
 
 from googlenet_jax import __version__
-from googlenet_jax.cli import (
-    bench,
-    compile,
-    convert,
-    detect,
-    evaluate,
-    explain,
-    export,
-    features,
-    fid,
-    plot,
-    predict,
-    prepare,
-    probe,
-    proposals,
-    summary,
-    sweep,
-    table,
-    train,
-    verify,
-)
-from googlenet_jax.cli.parser import Parser
+from googlenet_jax.cli.parser import FIELD, Parser
 from googlenet_jax.cli.streams import Output, Unbreakable, open_streams
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, one_line
 
-SUBCOMMANDS = {
-    "train": train,
-    "summary": summary,
-    "prepare": prepare,
-    "evaluate": evaluate,
-    "predict": predict,
-    "explain": explain,
-    "convert": convert,
-    "plot": plot,
-    "verify": verify,
-    "bench": bench,
-    "export": export,
-    "proposals": proposals,
-    "detect": detect,
-    "compile": compile,
-    "fid": fid,
-    "features": features,
-    "sweep": sweep,
-    "table": table,
-    "probe": probe,
-}
-
+# Subcommand → an example of it.
 EXAMPLES = {
     "train": "googlenet-jax train --config=digits --workdir=runs/digits --config.batch_size=64",
     "summary": "googlenet-jax summary googlenet --compare googlenet_bn",
@@ -82,15 +39,15 @@ EXAMPLES = {
     "detect": "googlenet-jax detect --weights runs/scenes photo.jpg --output found",
     "compile": "googlenet-jax compile --config=imagenet_googlenet_bn --topology=v5e:4x4",
     "fid": "googlenet-jax fid real generated --metrics fid,kid",
+    "features": "googlenet-jax features photos --model inception_v3_fid --output photos.npz",
     "sweep": "googlenet-jax sweep digits --workdir runs/rates --grid "
     "schedule.learning_rate=0.05,0.1 --seeds 0,1,2",
     "table": "googlenet-jax table runs/rates --format latex",
-    "features": "googlenet-jax features photos --model inception_v3_fid --output photos.npz",
     "probe": "googlenet-jax probe pets --weights inception_v3_torchvision --split validation",
 }
+SUBCOMMANDS = {name: importlib.import_module(f"googlenet_jax.cli.{name}") for name in EXAMPLES}
 INTERRUPTED = 130  # 128 + SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE
-FIELD = re.compile(r"--(no)?config\.")  # of a config, which `train` takes
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -147,7 +104,9 @@ def _strange(args: argparse.Namespace, rest: Sequence[str]) -> str:
     name = rest[0].split("=")[0]
     if args.takes_fields and name.startswith("--"):
         wanted = name[2:].replace("-", "_")
-        fields = [f for f in train.field_names() if f == wanted or f.endswith(f".{wanted}")]
+        fields = [
+            f for f in SUBCOMMANDS["train"].field_names() if f == wanted or f.endswith(f".{wanted}")
+        ]
         if fields:
             return f"there is no {name} (did you mean '--config.{fields[0]}'?)"
     known = args.parser.unknown(rest)
@@ -167,7 +126,7 @@ def import_registrations(modules: Sequence[str]) -> None:
         except UserError:
             raise
         except Exception as error:
-            text = " ".join(str(error).split())
+            text = one_line(error)
             raise UserError(
                 f"--import: can't import {module}: {type(error).__name__}: {text}"
             ) from error
@@ -230,7 +189,7 @@ def _leave_others() -> None:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return (
         text
         if isinstance(error, UserError)

@@ -1,9 +1,11 @@
-"""`--weights`, the same in every command: what it names, loaded."""
+"""The arguments that are the same in every command that takes them, and what `--weights` names,
+loaded.
+"""
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, naming
 
 if TYPE_CHECKING:
     from googlenet_jax.weights.trained_model import TrainedModel
@@ -13,10 +15,23 @@ ONE = (
     "framework, public weights by name, or hf-hub:OWNER/NAME"
 )
 SEVERAL = f"one or several, separated by commas, whose probabilities are averaged; each {ONE}"
+SHARED: dict[str, dict[str, Any]] = {
+    "--json": {"action": "store_true", "help": "print JSON alone"},
+    "--option": {"action": "append", "default": [], "metavar": "NAME=VALUE"},
+    "--data-dir": {"metavar": "D", "help": "where prepared data sets lie (default: the run's)"},
+    "--batch-size": {"type": int, "metavar": "N", "help": "images at a time (%(default)s)"},
+    "--mixed": {"action": "store_true", "help": "take images of several sizes or modes"},
+    "--crops": {"type": int, "default": 1, "choices": (1, 10, 144)},
+}
+
+
+def add(parser: Any, flag: str, **changed: Any) -> None:
+    """Adds an argument of `SHARED`, with what differs in this command."""
+    parser.add_argument(flag, **SHARED[flag] | changed)
 
 
 def add_weights(parser: Any, *, one: bool = False) -> None:
-    """Adds the arguments that `load_members` reads."""
+    """Adds the arguments that `load_members` and `load_member` read."""
     parser.add_argument(
         "--weights",
         required=True,
@@ -24,14 +39,20 @@ def add_weights(parser: Any, *, one: bool = False) -> None:
         metavar="X" if one else "A,B,…",
         help=ONE if one else SEVERAL,
     )
-    parser.add_argument(
+    add(
+        parser,
         "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
         help="of the network, where a foreign file doesn't tell it, such as flavour=slim; "
         "model=NAME names the network itself",
     )
+
+
+def load_member(args: argparse.Namespace) -> "TrainedModel":
+    """Loads the one model that `--weights` names; raises UserError as `load_members`."""
+    loaded = load_members(args)
+    if len(loaded) != 1:
+        raise UserError(f"--weights: expected one model, found {len(loaded)}")
+    return loaded[0]
 
 
 def load_members(args: argparse.Namespace) -> "list[TrainedModel]":
@@ -46,13 +67,11 @@ def load_members(args: argparse.Namespace) -> "list[TrainedModel]":
     names = [name for given in args.weights for name in given.split(",") if name]
     if not names:
         raise UserError("--weights: expected a run's folder or a weight file, found nothing")
-    options = fields("--option", getattr(args, "option", []))
+    options = fields("--option", args.option)
     loaded = []
     for name in names:
-        try:
+        with naming("--weights"):
             trained = load(name, **options)
-        except UserError as error:
-            raise UserError(f"--weights: {error}") from error
         for note in trained.notes:
             log(f"{name}: {note}")
         loaded.append(trained)

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from googlenet_jax.errors import nearest
 
 _CHOICE = re.compile(r"invalid choice: (.*) \(choose from (.*)\)$", re.S)
-_FIELD = re.compile(r"--(no)?config\.")  # of a config, which `train` takes
+FIELD = re.compile(r"--(no)?config\.")  # of a config, which `train` takes
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         """Names the options among `given` that this parser has not, and the nearest of each."""
         options = self.options()
         names = [each.split("=")[0] for each in given if each.startswith("--") and each != "--"]
-        strange = [name for name in names if name not in options and not _FIELD.match(name)]
+        strange = [name for name in names if name not in options and not FIELD.match(name)]
         return "; ".join(f"there is no {name}{nearest(name, options)}" for name in strange)
 
     def error(self, message: str) -> NoReturn:

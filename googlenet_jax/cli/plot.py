@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from googlenet_jax.cli.members import add
+
 
 def add_parser(subparsers: Any) -> None:
     """Adds the subcommand's arguments."""
@@ -24,9 +26,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="FILE",
         help="PNG, PDF or SVG (default: curves.png)",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print JSON alone: each run's last line of each split"
-    )
+    add(parser, "--json", help="print JSON alone: each run's last line of each split")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from googlenet_jax.cli.members import add_weights, load_members
+from googlenet_jax.cli.members import add, add_weights, load_members
 from googlenet_jax.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -31,13 +31,7 @@ def add_parser(subparsers: Any) -> None:
         "a picture, or names of files, one a line",
     )
     add_weights(parser)
-    parser.add_argument(
-        "--crops",
-        type=int,
-        default=1,
-        choices=(1, 10, 144),
-        help="average over this many crops of each picture (default: 1)",
-    )
+    add(parser, "--crops", help="average over this many crops of each picture (default: 1)")
     parser.add_argument(
         "--top", type=int, default=5, metavar="K", help="classes to show (default: 5)"
     )
@@ -46,9 +40,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="FILE.png",
         help="draw the pictures with their predictions into this file (PNG, PDF, SVG or JPG)",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print JSON alone, a line for each picture as it comes"
-    )
+    add(parser, "--json", help="print JSON alone, a line for each picture as it comes")
 
 
 def run(args: argparse.Namespace) -> int:

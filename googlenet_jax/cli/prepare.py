@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.cli.members import add
+from googlenet_jax.errors import UserError, nearest, one_line
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,7 +40,6 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--data-dir",
-        type=Path,
         metavar="DIR",
         help="where to write (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
     )
@@ -65,7 +65,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of what is set apart (default: 0)"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    add(parser, "--json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.detection.digit_scenes import prepare_digit_scenes
     from googlenet_jax.detection.sources import has_boxes
 
-    folder = args.data_dir.expanduser() if args.data_dir else sources.default_data_dir()
+    folder = sources.write_data_sets_in(args.data_dir)
     if (args.name in ("folder", "detection-folder")) != (args.source is not None):
         raise UserError(
             "prepare: expected 'folder SRC' or 'detection-folder SRC', or the name of a TFDS data "
@@ -257,5 +257,5 @@ def _missing(error: ImportError) -> str:
 
 
 def _short(error: Exception, length: int = 400) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     return text if len(text) <= length else text[:length] + "…"

@@ -5,8 +5,8 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from googlenet_jax.cli.members import about, add_weights, load_members
-from googlenet_jax.errors import UserError
+from googlenet_jax.cli.members import about, add, add_weights, load_member
+from googlenet_jax.errors import check_whole
 
 if TYPE_CHECKING:
     from googlenet_jax.metrics.probe import Probe
@@ -23,11 +23,9 @@ def add_parser(subparsers: Any) -> None:
     add_weights(parser, one=True)
     parser.add_argument("--train-split", default="train", metavar="S", help="(default: train)")
     parser.add_argument("--split", default="test", metavar="S", help="tested on (default: test)")
-    parser.add_argument(
-        "--data-dir", metavar="D", help="where prepared data sets lie (default: the run's)"
-    )
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N")
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    add(parser, "--data-dir")
+    add(parser, "--batch-size", default=BATCH_SIZE)
+    add(parser, "--json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,19 +35,16 @@ def run(args: argparse.Namespace) -> int:
     from googlenet_jax.runtime.process import log_settings, prepare
     from googlenet_jax.runtime.sharding import create_mesh
 
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size: expected at least 1, found {args.batch_size}")
+    check_whole("--batch-size", args.batch_size, 1)
     prepare()
-    loaded = load_members(args)
-    if len(loaded) > 1:
-        raise UserError(f"--weights: expected one, found {len(loaded)}")
-    data = loaded[0].config.get("data", {})
+    trained = load_member(args)
+    data = trained.config.get("data", {})
     folder = args.data_dir or (args.data == data.get("name") and data["dir"]) or None
     train, test = (load_source(args.data, s, folder) for s in (args.train_split, args.split))
     log_settings()
-    found = probe(loaded[0], train, test, mesh=create_mesh(), batch_size=args.batch_size)
+    found = probe(trained, train, test, mesh=create_mesh(), batch_size=args.batch_size)
     splits = {"train_split": args.train_split, "split": args.split}
-    result = {"data": args.data, **splits, **about(loaded[0]), **dataclasses.asdict(found)}
+    result = {"data": args.data, **splits, **about(trained), **dataclasses.asdict(found)}
     print(json.dumps(result) if args.json else _for_people(args, found))
     return 0
 

@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from googlenet_jax.cli.members import add
+
 if TYPE_CHECKING:
     from googlenet_jax.detection.proposals import Proposals
     from googlenet_jax.detection.sources import DetectionSource
@@ -31,13 +33,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--multibox", metavar="RUN", help="the run's folder that multibox comes from"
     )
-    parser.add_argument(
-        "--data-dir", metavar="D", help="where prepared data sets lie (default: TFDS's place)"
-    )
+    add(parser, "--data-dir", help="where prepared data sets lie (default: TFDS's place)")
     parser.add_argument(
         "--workers", type=int, default=0, metavar="N", help="processes (default: one a processor)"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    add(parser, "--json")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,6 +10,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from googlenet_jax.cli.members import add
+
 if TYPE_CHECKING:
     from googlenet_jax.models.network import Network, PrintedTable
     from googlenet_jax.profiling.printed import Comparison
@@ -36,15 +38,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--stem", help="dense, separable (googlenet alone) or small")
     parser.add_argument("--no-aux", action="store_true", help="without the auxiliary heads")
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="of the network, such as width=0.25 or flavour=slim; repeatable",
-    )
+    add(parser, "--option", help="of the network, such as width=0.25 or flavour=slim; repeatable")
     parser.add_argument("--compare", metavar="OTHER", help="another model, side by side")
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    add(parser, "--json")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import shlex
 import sys
 from typing import Any
 
+from googlenet_jax.cli.members import add
 from googlenet_jax.errors import UserError
 
 
@@ -41,11 +42,7 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="print the commands, a line each, such as for a SLURM array, and train nothing",
     )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print JSON alone: each run's folder and what became of it",
-    )
+    add(parser, "--json", help="print JSON alone: each run's folder and what became of it")
     parser.set_defaults(takes_fields=True)
 
 

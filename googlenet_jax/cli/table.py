@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import Any
 
+from googlenet_jax.cli.members import add
+
 FORMATS = ("text", "csv", "markdown", "latex")
 
 
@@ -26,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
         choices=("raw", "ema"),
         help="of the evaluation (default: the average, where there is one)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    add(parser, "--json")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.errors import UserError, nearest, one_line
 
 
 def add_parser(subparsers: Any) -> None:
@@ -179,7 +179,7 @@ def _explain(error: Exception, config: str) -> str:
     from absl import flags
     from flax.traverse_util import flatten_dict
 
-    text = " ".join(str(error).split())
+    text = one_line(error)
     field = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
     if field and isinstance(error, flags.IllegalFlagValueError):
         fields = flatten_dict(read_config(config, []).to_dict(), sep=".")

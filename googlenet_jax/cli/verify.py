@@ -5,9 +5,9 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from googlenet_jax.cli.members import fields
+from googlenet_jax.cli.members import add, fields
 from googlenet_jax.errors import UserError, check_whole
-from googlenet_jax.runtime.storage import check_output
+from googlenet_jax.runtime.storage import check_output, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,13 +63,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--size", type=int, metavar="N", help="of the images, in pixels (default: the model's own)"
     )
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="of MODEL, such as width=0.25 or num_classes=10",
-    )
+    add(parser, "--option", help="of MODEL, such as width=0.25 or num_classes=10")
     parser.add_argument(
         "--steps", type=int, default=1, metavar="K", help="of SGD (default: 1; 0: none)"
     )
@@ -82,7 +76,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of weights and images (%(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    add(parser, "--json")
     parser.add_argument("--html", metavar="FILE", help="write the report as one HTML page")
     parser.add_argument("--markdown", metavar="FILE", help="write it for a pull request")
 
@@ -131,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     command = _command(args)
     for path, make in ((args.html, report.page), (args.markdown, report.markdown)):
         if path:
-            report.write(path, make(found, command))
+            write_text(path, make(found, command))
     written = [path for path in (args.save_map, args.html, args.markdown) if path]
     if written and not args.json:
         print(f"wrote {', '.join(written)}")
@@ -197,6 +191,7 @@ def _images(args: argparse.Namespace, model: "Network", weights: Any) -> "np.nda
 
     import numpy as np
 
+    from googlenet_jax.data.image_kind import kind_of
     from googlenet_jax.data.pipeline import eval_image
     from googlenet_jax.data.preprocessing import Preprocessing, normalize
     from googlenet_jax.evaluation.pictures import find_pictures, read_picture
@@ -207,8 +202,9 @@ def _images(args: argparse.Namespace, model: "Network", weights: Any) -> "np.nda
     if args.size:
         size, resize = args.size, max(args.size, preprocessing.resize)
         preprocessing = dataclasses.replace(preprocessing, size=size, resize=resize)
+    kind = kind_of(model, preprocessing)
     files = [path for each in args.images for path in find_pictures(each)]
-    pictures = np.stack([eval_image(read_picture(path), preprocessing) for path in files])
+    pictures = np.stack([eval_image(read_picture(path, kind), preprocessing) for path in files])
     return np.asarray(normalize(pictures, preprocessing))  # type: ignore[arg-type]
 
 

@@ -83,10 +83,12 @@ def exif_orientation(encoded: bytes) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def decode(encoded: bytes, *, grey: bool = False, orientation: int = 1) -> np.ndarray:
+def decode(
+    encoded: bytes, *, grey: bool = False, orientation: int = 1, dtype: str = "uint8"
+) -> np.ndarray:
     """Decodes an image file whole.
 
-    Palettes are resolved, CMYK is converted, 16 bits become their upper 8, alpha is dropped, and of
+    Palettes are resolved, CMYK is converted, 16 bits become their upper 8 (of uint8), alpha is dropped, and of
     an animation the first frame counts.
 
     Args:
@@ -95,12 +97,13 @@ def decode(encoded: bytes, *, grey: bool = False, orientation: int = 1) -> np.nd
         grey: whether to return one channel.
         orientation: EXIF's, from 1 to 8, by which the stored picture is turned upright; what the
             file itself says is ignored, but in a TIFF file, where that alone counts.
+        dtype: of the result; uint16 and float32 take files of that depth alone.
 
     Returns:
-        uint8 [H, W, 3] in RGB order, or [H, W, 1].
+        [H, W, 3] in RGB order, or [H, W, 1].
 
     Raises:
-        BadImage: if the bytes are no whole image, or one of more than MAX_PIXELS.
+        BadImage: if the bytes are no whole image, one of another depth, or of more than MAX_PIXELS.
     """
     name = picture_format(encoded)
     if name is None:
@@ -112,6 +115,8 @@ def decode(encoded: bytes, *, grey: bool = False, orientation: int = 1) -> np.nd
     if name == "PNG":
         _check_png(encoded)
     flags = cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR_RGB)
+    if dtype != "uint8":
+        flags |= cv2.IMREAD_ANYDEPTH
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except Exception:  # a decoder's, of a damaged file: anything
@@ -121,6 +126,8 @@ def decode(encoded: bytes, *, grey: bool = False, orientation: int = 1) -> np.nd
             f"expected a whole image file (PNG, JPEG, …), found {len(encoded)} bytes that can't be "
             "decoded"
         )
+    if image.dtype != dtype:
+        raise BadImage(f"expected pixels of {dtype}, found {image.dtype}")
     turn = _TURNS[1 if name in _TURNED_BY_DECODER else orientation]
     return turn(image if image.ndim == 3 else image[..., None])
 

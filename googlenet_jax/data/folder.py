@@ -28,6 +28,7 @@ class Listing:
     """What a folder holds: by split, (file, class) pairs in a fixed order; and what was passed
     over."""
 
+    root: Path
     splits: dict[str, list[tuple[Path, str]]]
     class_names: tuple[str, ...]
     ignored: list[Path]
@@ -83,7 +84,7 @@ def list_folder(root: Path, validation_fraction: float = 0.1, seed: int = 0) -> 
             f"{root}: expected only classes to validate that stand in train too, found "
             f"{', '.join(strangers[:5])}"
         )
-    return Listing(splits, class_names, ignored)
+    return Listing(root, splits, class_names, ignored)
 
 
 def _list_classes(folder: Path, ignored: list[Path]) -> list[tuple[Path, str]]:
@@ -144,18 +145,36 @@ def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
 
 
-class Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """The images of a `Listing`; each example holds its file's bytes, path and EXIF orientation,
-    and its class."""
+class Listed(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """A set of what a listing of a folder holds, by split."""
 
     VERSION = tfds.core.Version("1.0.0")
     # Nothing is downloaded, and TFDS's search for checksums needs a package that it doesn't
     # install.
     url_infos = None
 
-    def __init__(self, listing: Listing, root: Path, **options: Any) -> None:
-        self._listing, self._root = listing, root
+    def __init__(self, listing: Any, **options: Any) -> None:
+        self._listing = listing
         super().__init__(**options)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager  # nothing to download
+        return {
+            split: self._generate_examples(listed) for split, listed in self._listing.splits.items()
+        }
+
+
+def check_set_name(name: str) -> None:
+    """Raises UserError where a set made of a folder can't have that name."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in ("digits", "digit_scenes"):
+        raise UserError(
+            f"--name: expected small letters, digits and _ (and none that is taken), found {name!r}"
+        )
+
+
+class Folder(Listed, skip_registration=True):  # type: ignore[call-arg]
+    """The images of a `Listing`; each example holds its file's bytes, path and EXIF orientation,
+    and its class."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -172,32 +191,15 @@ class Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
             ),
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        del dl_manager  # nothing to download
-        return {
-            split: self._generate_examples(files) for split, files in self._listing.splits.items()
-        }
-
     def _generate_examples(
         self, files: Sequence[tuple[Path, str]]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         for file, class_name in files:
-            name = (
-                file.relative_to(self._root)
-                .as_posix()
-                .encode(errors="surrogateescape")
-                .decode(errors="replace")
-            )
+            path = file.relative_to(self._listing.root).as_posix()
+            name = path.encode(errors="surrogateescape").decode(errors="replace")
             encoded = file.read_bytes()
-            yield (
-                name,
-                {
-                    "image": encoded,
-                    "label": class_name,
-                    FILE_NAME: name,
-                    ORIENTATION: exif_orientation(encoded),
-                },
-            )
+            of_file = {FILE_NAME: name, ORIENTATION: exif_orientation(encoded)}
+            yield name, {"image": encoded, "label": class_name, **of_file}
 
 
 def prepare_folder(
@@ -214,15 +216,11 @@ def prepare_folder(
     Raises:
         UserError: as `list_folder`, or for an impossible name or what can't be read or written.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "digits":
-        raise UserError(
-            "--name: expected small letters, digits and _ (and not 'digits', which is taken), "
-            f"found {name!r}"
-        )
+    check_set_name(name)
     listing = list_folder(root, validation_fraction, seed)
     builder_class = type("Folder", (Folder,), {"name": name}, skip_registration=True)
     try:
-        builder = builder_class(listing, root, data_dir=data_dir, file_format=FILE_FORMAT)
+        builder = builder_class(listing, data_dir=data_dir, file_format=FILE_FORMAT)
         _clear(data_dir / name)
         builder.download_and_prepare()
     except OSError as error:

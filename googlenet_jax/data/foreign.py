@@ -18,7 +18,7 @@ import numpy as np
 from googlenet_jax.data.examples import ItemSource, Part, as_sources
 from googlenet_jax.data.picture_files import ENDINGS
 from googlenet_jax.data.sources import Source
-from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.errors import UserError, nearest, one_line
 
 
 def open_foreign(name: str, split: str) -> Source:
@@ -111,7 +111,7 @@ def _hugging_face(place: str, split: str) -> HuggingFaceExamples:
             path, _, config = place.partition(":")
             found = datasets.load_dataset(path, config or None, split=split)
     except Exception as error:  # of the library's, anything
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise UserError(f"data set 'huggingface:{place}', split {split!r}: {text}") from error
     columns = [name for name in ("image", "img") if name in found.features]
     labels = [name for name in ("label", "labels", "fine_label") if name in found.features]

@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 from tensorflow_datasets.proto import tf_example_pb2
 
+from googlenet_jax.data.bucket import nearby
 from googlenet_jax.data.decoding import BadImage, decode
 from googlenet_jax.data.digits import prepare_digits
 from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.runtime.storage import data_folder, is_store, reaching
 
 GIVEN = "given"  # the name of data that a user has handed over
 FILE_FORMAT = "array_record"
@@ -36,6 +39,11 @@ class Record:
     label: Any
     orientation: int = 1
     file_name: str = ""
+
+    def content(self) -> bytes:
+        """The file's bytes, or the pixels'."""
+        image = self.image
+        return image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
 
 
 class Source:
@@ -119,9 +127,7 @@ class Source:
         crc = zlib.crc32("\n".join((*self.class_names, str(count))).encode())
         for record in self.records(places):
             label = record.label.tolist() if self.multi_label else record.label
-            image = record.image
-            pixels = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
-            crc = zlib.crc32(pixels, zlib.crc32(str(label).encode(), crc))
+            crc = zlib.crc32(record.content(), zlib.crc32(str(label).encode(), crc))
         return {"examples": count, "class_names": list(self.class_names), "fingerprint": crc}
 
     def checksum(self) -> int:
@@ -130,9 +136,7 @@ class Source:
         for index in range(len(self)):
             (record,) = self.records([index])
             crc = zlib.crc32(np.asarray(record.label).tobytes(), crc)
-            image = record.image
-            pixels = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
-            crc = zlib.crc32(pixels, crc)
+            crc = zlib.crc32(record.content(), crc)
         return crc
 
     def describe(self, index: int, record: Record, problem: object) -> str:
@@ -153,6 +157,70 @@ class Source:
         return {"image": image, "label": record.label}
 
 
+class Stored:
+    """The serialised examples of one split of a prepared set, in a fixed order.
+
+    Another process that it is sent to opens the files for itself.
+
+    Attributes:
+        files: the split's, whole.
+        folder: of this machine, where what belongs to the set may be kept.
+
+    Raises:
+        UserError: if the split is unknown, malformed or empty, or as `bucket.nearby` does.
+    """
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, name: str, split: str) -> None:
+        _check_split(builder, name, split)
+        self._what, self._url = f"{name} {split}", builder.data_dir
+        builder, self.folder = nearby(builder, name, split)
+        self._folder = builder.data_dir
+        self.files = [each.filename for each in builder.info.splits[split].file_instructions]
+        self._records = builder.as_data_source(
+            split=split,
+            deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+            file_format=FILE_FORMAT,
+        )
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """Returns the examples at these positions.
+
+        Raises:
+            UserError: if the files can't be read.
+        """
+        try:
+            return self._records.__getitems__(indices)
+        except (OSError, RuntimeError, ValueError, IndexError) as error:
+            remedy = "delete the folder and prepare the data set again"
+            if is_store(self._folder):
+                remedy = "start again, and if it stays, copy the data set to the bucket again"
+            elif is_store(self._url):
+                remedy = "delete the folder; the next start copies it again"
+            raise UserError(
+                f"{self._what}: can't read the files in {self._folder} ({_one_line(error)}); {remedy}"
+            ) from error
+
+
+def _check_split(builder: tfds.core.DatasetBuilder, name: str, split: str) -> None:
+    splits = builder.info.splits
+    try:
+        examples = splits[split].num_examples if isinstance(split, str) else 0
+        problem = f"no examples in {split!r}"
+    except (KeyError, ValueError, AssertionError) as error:
+        base = split.split("[")[0]
+        examples, problem = 0, _one_line(error) + ("" if base in splits else nearest(base, splits))
+    if examples <= 0:
+        counts = ", ".join(f"{key} ({info.num_examples} examples)" for key, info in splits.items())
+        raise UserError(
+            f"split {split!r} of data set {name!r}: expected one of {counts}, or slices and sums "
+            "of them such as "
+            f"'train[:90%]' and 'train+test', found {problem}"
+        )
+
+
 class PreparedSource(Source):
     """A split of a prepared data set.
 
@@ -170,24 +238,15 @@ class PreparedSource(Source):
         self.split = split
         self.class_names = tuple(features["label"].names)
         self.channels = 1 if features["image"].shape[-1] in (1, 2) else 3
-        self._folder = builder.data_dir
-        self._records = open_records(builder, name, split)
-        self._files = [each.filename for each in builder.info.splits[split].file_instructions]
+        self._stored = Stored(builder, name, split)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._stored)
 
     def records(self, indices: Sequence[int]) -> list[Record]:
-        try:
-            serialized = self._records.__getitems__(indices)
-        except (OSError, RuntimeError, ValueError, IndexError) as error:
-            raise UserError(
-                f"{self.name} {self.split}: can't read the files in {self._folder} "
-                f"({_one_line(error)}); "
-                "delete the folder and prepare the data set again"
-            ) from error
         return [
-            self._record(index, example) for index, example in zip(indices, serialized, strict=True)
+            self._record(index, example)
+            for index, example in zip(indices, self._stored.read(indices), strict=True)
         ]
 
     def checksum(self) -> int:
@@ -196,8 +255,8 @@ class PreparedSource(Source):
         """
         crc = zlib.crc32("\n".join(self.class_names).encode())
         try:
-            for name in self._files:
-                with open(name, "rb") as file:
+            for name in self._stored.files:
+                with reaching(name), epath.Path(name).open("rb") as file:
                     while chunk := file.read(1 << 20):
                         crc = zlib.crc32(chunk, crc)
         except OSError as error:
@@ -232,8 +291,8 @@ def load_source(name: str, split: str, data_dir: str | os.PathLike[str] | None =
         name: a TFDS name, such as "cifar10", "food101:2.0.0" or "name/config". "digits" is written
             on first use. "huggingface:NAME_OR_FOLDER" and "tar:PATTERN" are those formats' own.
         split: such as "train", "train[:90%]" or "train+test".
-        data_dir: where TFDS's data sets lie; by default the environment's TFDS_DATA_DIR, else
-            ~/tensorflow_datasets.
+        data_dir: where TFDS's data sets lie, a folder or gs://BUCKET/FOLDER (see `bucket.nearby`);
+            by default the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets.
 
     Raises:
         UserError: if the data set isn't prepared or has no image and label, or the split is
@@ -251,10 +310,29 @@ def load_source(name: str, split: str, data_dir: str | os.PathLike[str] | None =
     return PreparedSource(open_builder(name, data_dir), name, split)
 
 
-def default_data_dir() -> Path:
-    """Where TFDS keeps its data sets: the environment's TFDS_DATA_DIR, else
-    ~/tensorflow_datasets."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or Path("~", "tensorflow_datasets")).expanduser()
+def data_sets_in(data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Where data sets are looked for: `data_dir`, else the environment's TFDS_DATA_DIR, else
+    ~/tensorflow_datasets.
+
+    Raises:
+        UserError: for a bucket that is not there or can't be reached.
+    """
+    return data_folder(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
+def write_data_sets_in(data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The same for a set that is to be written.
+
+    Raises:
+        UserError: for a bucket, with what to do.
+    """
+    folder = data_sets_in(data_dir)
+    if is_store(folder):
+        raise UserError(
+            f"--data-dir: expected a folder of this machine, as data sets are written on a disk, "
+            f"found {folder}; write it into one, and copy it: gcloud storage cp -r DIR/NAME {folder}/"
+        )
+    return folder
 
 
 def open_builder(
@@ -267,11 +345,12 @@ def open_builder(
         UserError: with the command that prepares it, if it isn't there or is in another file
             format.
     """
-    folder = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
-    if name == "digits":
+    folder = data_sets_in(data_dir)
+    if name == "digits" and not is_store(folder):
         prepare_digits(folder)
     try:
-        builder = builder_from_files(name, data_dir=folder)
+        with reaching(folder):
+            builder = builder_from_files(name, data_dir=folder)
     except (ValueError, OSError) as error:
         raise UserError(
             f"data set {name!r}: not prepared in {folder}{_how_to_prepare(name, folder)}"
@@ -295,18 +374,11 @@ def check_features(features: Any, name: str) -> Any:
         UserError: naming the feature that is missing or of another kind.
     """
     wanted = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    known = features if isinstance(features, tfds.features.FeaturesDict) else {}
     for key, kind in wanted.items():
-        found = (
-            features[key]
-            if isinstance(features, tfds.features.FeaturesDict) and key in features
-            else None
-        )
-        if not isinstance(found, kind):
-            what = (
-                f"{key} is a {type(found).__name__}"
-                if found is not None
-                else f"only {', '.join(sorted(features or ['nothing']))}"
-            )
+        if key not in known or not isinstance(known[key], kind):
+            what = f"only {', '.join(sorted(features or ['nothing']))}"
+            what = f"{key} is a {type(known[key]).__name__}" if key in known else what
             raise UserError(
                 f"data set {name!r}: expected the features image (an Image) and label (a "
                 f"ClassLabel), found {what}; choose another set"
@@ -350,33 +422,14 @@ def _is_utf_8(text: str) -> bool:
     return True
 
 
-def open_records(builder: tfds.core.DatasetBuilder, name: str, split: str) -> Any:
-    """The serialised examples of a split: a sequence of bytes that reads many at once with
-    `__getitems__`."""
-    splits = builder.info.splits
-    try:
-        examples = splits[split].num_examples if isinstance(split, str) else 0
-        problem = f"no examples in {split!r}"
-    except (KeyError, ValueError, AssertionError) as error:
-        base = split.split("[")[0]
-        examples, problem = 0, _one_line(error) + ("" if base in splits else nearest(base, splits))
-    if examples <= 0:
-        counts = ", ".join(f"{key} ({info.num_examples} examples)" for key, info in splits.items())
-        raise UserError(
-            f"split {split!r} of data set {name!r}: expected one of {counts}, or slices and sums "
-            "of them such as "
-            f"'train[:90%]' and 'train+test', found {problem}"
-        )
-    return builder.as_data_source(
-        split=split,
-        deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
-        file_format=FILE_FORMAT,
-    )
-
-
 def _how_to_prepare(name: str, folder: Path) -> str:
     known = [*tfds.list_builders(with_community_datasets=False), "digits"]
     base = name.split("/")[0].split(":")[0]
+    if base in known and is_store(folder):
+        return (
+            f"; write it on a disk with: googlenet-jax prepare {name} --data-dir DIR, and copy it: "
+            f"gcloud storage cp -r DIR/{base} {folder}/"
+        )
     if base in known:
         return f"; prepare it with: googlenet-jax prepare {name} --data-dir {folder}"
     return f", and TFDS knows no set of that name{nearest(base, known)}"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from googlenet_jax.detection.measures import Detections, Objects
-from googlenet_jax.runtime.storage import write_atomically, writing
+from googlenet_jax.runtime.storage import write_text, writing
 
 TRUTH, FOUND = "coco_truth.json", "coco_detections.json"
 
@@ -49,7 +49,7 @@ def write_detections(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in files.items():
-            write_atomically(folder / file, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
+            write_text(folder / file, text)
     return [folder / file for file in files]
 
 

@@ -7,7 +7,6 @@ splits. COCO: one JSON file a split, with the images anywhere below the folder.
 import dataclasses
 import json
 import re
-import types
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,11 +16,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from googlenet_jax.data.decoding import BadImage, picture_size
+from googlenet_jax.data.folder import Listed, check_set_name
 from googlenet_jax.data.picture_files import list_pictures
-from googlenet_jax.data.sources import check_class_names
+from googlenet_jax.data.sources import FILE_FORMAT, check_class_names
 from googlenet_jax.errors import UserError
 
-FILE_FORMAT = "array_record"
 LARGEST_XML = 10 * 2**20  # bytes of an annotation
 
 
@@ -91,7 +90,7 @@ def _list_voc(root: Path) -> Listing:
         splits = {"train": sorted(path.stem for path in (root / "Annotations").glob("*.xml"))}
     if not any(splits.values()):
         raise UserError(f"{root}: expected XML files in Annotations, found none")
-    images = {path.stem: path for path in _images(root / "JPEGImages")}
+    images = {path.stem: path for path in list_pictures(root / "JPEGImages")[0]}
     given = root / "classes.txt"
     known = _class_file(given) if given.exists() else None
     dropped = 0
@@ -196,7 +195,7 @@ def _list_coco(root: Path) -> Listing:
             "found neither"
         )
     by_name: dict[str, list[Path]] = {}
-    for path in _images(root):
+    for path in list_pictures(root)[0]:
         by_name.setdefault(path.name, []).append(path)
     examples: dict[str, list[Example]] = {}
     names: tuple[str, ...] | None = None
@@ -298,10 +297,6 @@ def _coco_file(root: Path, path: Path, name: str, by_name: dict[str, list[Path]]
 # Both
 
 
-def _images(folder: Path) -> list[Path]:
-    return list_pictures(folder)[0]
-
-
 def _example(
     file: Path,
     root: Path,
@@ -345,15 +340,8 @@ def _listing(
     return Listing(splits, names, dropped, empty)
 
 
-class DetectionFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class DetectionFolder(Listed, skip_registration=True):  # type: ignore[call-arg]
     """The images of a `Listing`: the files' bytes as they are, with their boxes and flags."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    url_infos = None  # nothing is downloaded
-
-    def __init__(self, listing: Listing, **options: Any) -> None:
-        self._listing = listing
-        super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
         objects = {
@@ -373,13 +361,6 @@ class DetectionFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
             description="Images with boxes from a folder.",
             features=tfds.features.FeaturesDict(features),
         )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        del dl_manager  # nothing to download
-        return {
-            split: self._generate_examples(examples)
-            for split, examples in self._listing.splits.items()
-        }
 
     def _generate_examples(
         self, examples: Sequence[Example]
@@ -409,17 +390,9 @@ def prepare_detection_folder(root: Path, name: str, data_dir: Path) -> Listing:
     Raises:
       UserError: as `list_detection_folder`, or for an impossible name or what can't be written.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in ("digits", "digit_scenes"):
-        raise UserError(
-            f"--name: expected small letters, digits and _ (and none that is taken), found {name!r}"
-        )
+    check_set_name(name)
     listing = list_detection_folder(root)
-    kind = types.new_class(
-        "NamedFolder",
-        (DetectionFolder,),
-        {"skip_registration": True},
-        lambda namespace: namespace.update(name=name, __module__=__name__),
-    )
+    kind = type("NamedFolder", (DetectionFolder,), {"name": name}, skip_registration=True)
     try:
         kind(listing, data_dir=data_dir, file_format=FILE_FORMAT).download_and_prepare()
     except OSError as error:

@@ -7,7 +7,7 @@ centres of the training boxes, in shares of the image.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -19,20 +19,20 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from googlenet_jax.data.preprocessing import Preprocessing, standardize
-from googlenet_jax.detection.batches import numbered_batches
+from googlenet_jax.detection.boxes import areas
 from googlenet_jax.detection.matching import ALPHA, kmeans_priors, matching_loss
 from googlenet_jax.detection.measures import Objects, recall
 from googlenet_jax.detection.proposals import MULTIBOX as NAME
 from googlenet_jax.detection.proposals import Proposals
 from googlenet_jax.detection.regions import to_canvas, warp
 from googlenet_jax.detection.sources import DetectionSource, load_detection_source
+from googlenet_jax.detection.tasks import build_parts, detection_config, numbered_batches
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.evaluate import CutShort
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import model_options
 from googlenet_jax.runtime.sharding import data_sharding, replicate, replicated
-from googlenet_jax.training.classification import build_model
-from googlenet_jax.training.config import default_config
+from googlenet_jax.training.config import AT_LEAST_ONE, POSITIVE, Field
 from googlenet_jax.training.task import Batch, Evaluate, Resolved, Task, TaskKind, register_task
 from googlenet_jax.weights.load import load
 
@@ -144,60 +144,29 @@ class MultiBox:
         return maps[-1], updated.get("batch_stats", {})
 
 
+# fmt: off
+FIELDS = (
+    Field("multibox.boxes", 200, "K.", AT_LEAST_ONE),
+    Field("multibox.alpha", ALPHA, "The weight of the locations in the loss.", POSITIVE),
+    Field("multibox.canvas", 512, "Side in pixels; larger images are scaled down to it.",
+          AT_LEAST_ONE),
+    Field("augment.flip", True, "Mirror half of the images."),
+    Field("augment.area", (0.5, 1.0), "The share of the image's sides that a random crop takes.",
+          (lambda area: area[1] <= 1, "at most 1")),
+)
+# fmt: on
+
+
 def default_multibox_config() -> ConfigDict:
     """Returns a config for training MultiBox with every field; an epoch is every image."""
-    config = default_config()
-    config.task = NAME
-
-    config.data.name = "voc/2007"  # a TFDS detection set, or "digit_scenes"
-    config.data.train_split = "train+validation"
-    config.data.eval_splits = ("test",)
-    config.data.threads = 4
-
-    config.multibox = ConfigDict(type_safe=False)
-    config.multibox.boxes = 200  # K
-    config.multibox.alpha = ALPHA  # the weight of the locations in the loss
-    config.multibox.canvas = 512  # side in pixels; larger images are scaled down to it
-
-    config.preprocessing.resize = config.preprocessing.size
-    del config.augment
-    config.augment = ConfigDict(type_safe=False)
-    config.augment.flip = True  # mirror half of the images
-    config.augment.area = (0.5, 1.0)  # the share of the image's sides that a random crop takes
-
-    config.batch_size = 32
-    del config.metrics
+    config = detection_config(NAME, "recall", FIELDS)
     del config.loss
-    config.checkpoint.best = "recall"
     return config
 
 
-class Parts(NamedTuple):
-    """What a config describes, built."""
-
-    trunk: Network
-    preprocessing: Preprocessing
-
-
-def build(config: ConfigDict) -> Parts:
+def build(config: ConfigDict) -> tuple[Network, Preprocessing]:
     """Raises UserError for values that can't be."""
-    preprocessing = Preprocessing.from_dict(config.preprocessing.to_dict())
-    trunk = build_model(config, num_classes=1)
-    size = preprocessing.size
-    if problem := trunk.size_problem(size, size, trunk.aux_heads):
-        raise UserError(f"preprocessing.size: {config.model.name}: {problem}")
-    for name in ("boxes", "canvas"):
-        if config.multibox[name] < 1:
-            raise UserError(f"multibox.{name}: expected at least 1, found {config.multibox[name]}")
-    if config.multibox.alpha <= 0:
-        raise UserError(f"multibox.alpha: expected above 0, found {config.multibox.alpha}")
-    if config.augment.area[1] > 1:
-        raise UserError(f"augment.area: expected at most 1, found {config.augment.area[1]}")
-    if config.checkpoint.best not in ("recall", "loss"):
-        raise UserError(
-            f"checkpoint.best: expected 'recall' or 'loss', found {config.checkpoint.best!r}"
-        )
-    return Parts(trunk, preprocessing)
+    return build_parts(config, 1, "recall", FIELDS)
 
 
 def open_task(resolved: Resolved, mesh: Mesh) -> Task:
@@ -219,7 +188,6 @@ def open_task(resolved: Resolved, mesh: Mesh) -> Task:
             f"multibox.boxes: an image of {source.split} has {most} objects; raise it to that"
         )
     dtype = jnp.dtype(config.dtype)
-    example = {"image": jnp.zeros((1, preprocessing.size, preprocessing.size, 3), dtype)}
     network = MultiBox(trunk, multibox.boxes, priors)
     prepare = functools.partial(
         _prepare, preprocessing, dtype, config.augment.flip, tuple(config.augment.area)
@@ -227,7 +195,7 @@ def open_task(resolved: Resolved, mesh: Mesh) -> Task:
     return Task(
         model=network,
         inputs=lambda batch: (batch["image"],),
-        example=example,
+        example={"image": jnp.zeros((1, preprocessing.size, preprocessing.size, 3), dtype)},
         examples=len(source),
         batches=functools.partial(
             numbered_batches,
@@ -306,7 +274,7 @@ def _prepare(
     origin, scale = jnp.tile(start, 2)[:, None], jnp.tile(sides, 2)[:, None]
     boxes = (batch["boxes"] - origin) / scale
     inside = jnp.clip(boxes, 0, 1)
-    seen = _sizes(inside) >= VISIBLE * _sizes(boxes)
+    seen = areas(inside) >= VISIBLE * areas(boxes)
     if mirror:
         flipped = jax.random.bernoulli(flip_key, 0.5, (count,))
         images = jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
@@ -315,10 +283,6 @@ def _prepare(
         )
         inside = jnp.where(flipped[:, None, None], swapped, inside)
     return {"image": images, "boxes": inside, "valid": batch["valid"] & seen}
-
-
-def _sizes(boxes: jax.Array) -> jax.Array:
-    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def _loss(

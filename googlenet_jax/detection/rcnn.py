@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 
 from googlenet_jax.data.augment import flip
 from googlenet_jax.data.preprocessing import Preprocessing, standardize
-from googlenet_jax.detection.batches import numbered_batches
 from googlenet_jax.detection.classifier import Classifier, Scorer, Settings
 from googlenet_jax.detection.evaluate import (
+    MEASURES,
     Split,
     mean_average_precision,
     open_split,
@@ -28,6 +28,7 @@ from googlenet_jax.detection.evaluate import (
 from googlenet_jax.detection.proposals import check_method
 from googlenet_jax.detection.regions import to_canvas, warp, with_context
 from googlenet_jax.detection.sources import DetectionSource, load_detection_source
+from googlenet_jax.detection.tasks import build_parts, detection_config, numbered_batches
 from googlenet_jax.detection.windows import (
     BACKGROUND_NAME,
     Windows,
@@ -40,12 +41,28 @@ from googlenet_jax.evaluation.metrics import top1
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import model_options
 from googlenet_jax.runtime.process import log
-from googlenet_jax.training.classification import build_model
-from googlenet_jax.training.config import default_config
+from googlenet_jax.training.config import AT_LEAST_ONE, COUNT, Field, one_of, share_up_to
 from googlenet_jax.training.losses import Loss, create_loss
 from googlenet_jax.training.task import Batch, Evaluate, Resolved, Task, TaskKind, register_task
 
 NAME = "rcnn"
+
+
+# fmt: off
+FIELDS = (
+    Field("proposals.names", ("selective_search_x2",),
+          "As `googlenet-jax proposals` has made them.", (len, "at least one")),
+    Field("proposals.most", 2000, "So many of each set's best boxes in an image; 0 is all.", COUNT),
+    Field("regions.canvas", 512, "Side in pixels; larger images are scaled down to it.",
+          AT_LEAST_ONE),
+    Field("regions.background", 3, "Windows of background for one of an object.", AT_LEAST_ONE),
+    Field("regions.overlap", 0.3, "IoU above which the lower-scored of two detections is dropped.",
+          share_up_to(1)),
+    Field("regions.keep", 100, "Detections of a class and image.", AT_LEAST_ONE),
+    Field("regions.measure", "voc2010", "The mAP that evaluations report.", one_of(tuple(MEASURES))),
+    Field("augment.flip", True, "Mirror half of the windows."),
+)
+# fmt: on
 
 
 def default_rcnn_config() -> ConfigDict:
@@ -54,33 +71,7 @@ def default_rcnn_config() -> ConfigDict:
     A batch is `batch_size` object windows and `regions.background` times as many of background; an
     epoch is every object window once.
     """
-    config = default_config()
-    config.task = NAME
-
-    config.data.name = "voc/2007"  # a TFDS detection set, or "digit_scenes"
-    config.data.train_split = "train+validation"
-    config.data.eval_splits = ("test",)
-    config.data.threads = 4
-
-    config.proposals = ConfigDict(type_safe=False)
-    config.proposals.names = ("selective_search_x2",)  # as `googlenet-jax proposals` has made
-    config.proposals.most = 2000  # so many of each set's best boxes in an image; 0 is all
-
-    config.regions = ConfigDict(type_safe=False)
-    config.regions.canvas = 512  # side in pixels; larger images are scaled down to it
-    config.regions.background = 3  # windows of background for one of an object
-    config.regions.overlap = 0.3  # IoU above which the lower-scored of two detections is dropped
-    config.regions.keep = 100  # detections of a class and image
-    config.regions.measure = "voc2010"  # the mAP that evaluations report: "voc2007", "ilsvrc" too
-
-    config.preprocessing.resize = config.preprocessing.size
-    del config.augment
-    config.augment = ConfigDict(type_safe=False)
-    config.augment.flip = True  # mirror half of the windows
-
-    config.batch_size = 32
-    del config.metrics
-    config.checkpoint.best = "map"
+    config = detection_config(NAME, "map", FIELDS)
     config.schedule.learning_rate = 0.001  # a tenth of pretraining's
     return config
 
@@ -97,32 +88,10 @@ class Parts(NamedTuple):
 
 def build(config: ConfigDict) -> Parts:
     """Raises UserError for values that can't be."""
-    preprocessing = Preprocessing.from_dict(config.preprocessing.to_dict())
-    model = build_model(config, num_classes=1000)
-    size = preprocessing.size
-    if problem := model.size_problem(size, size, model.aux_heads):
-        raise UserError(f"preprocessing.size: {config.model.name}: {problem}")
-    if not config.proposals.names:
-        raise UserError("proposals.names: expected at least one, found none")
+    parts = build_parts(config, 1000, "map", FIELDS)
     for name in config.proposals.names:
         check_method(name)
-    regions = config.regions
-    for name, least in (("canvas", 1), ("background", 1), ("keep", 1)):
-        if regions[name] < least:
-            raise UserError(f"regions.{name}: expected at least {least}, found {regions[name]}")
-    if config.proposals.most < 0:
-        raise UserError(f"proposals.most: expected at least 0, found {config.proposals.most}")
-    if not 0 <= regions.overlap <= 1:
-        raise UserError(f"regions.overlap: expected 0 to 1, found {regions.overlap}")
-    if regions.measure not in ("voc2007", "voc2010", "ilsvrc"):
-        raise UserError(
-            f"regions.measure: expected 'voc2007', 'voc2010' or 'ilsvrc', found {regions.measure!r}"
-        )
-    if config.checkpoint.best not in ("map", "loss"):
-        raise UserError(
-            f"checkpoint.best: expected 'map' or 'loss', found {config.checkpoint.best!r}"
-        )
-    return Parts(model, preprocessing, create_loss(**config.loss.to_dict()))
+    return Parts(*parts, create_loss(**config.loss.to_dict()))
 
 
 def open_task(resolved: Resolved, mesh: Mesh) -> Task:
@@ -138,12 +107,11 @@ def open_task(resolved: Resolved, mesh: Mesh) -> Task:
     )
     dtype = jnp.dtype(config.dtype)
     network = parts.model.clone(num_classes=source.num_classes + 1)
-    example = {"image": jnp.zeros((1, preprocessing.size, preprocessing.size, 3), dtype)}
     examples, batches = _batches(config, source)
     return Task(
         model=network,
         inputs=lambda batch: (batch["image"],),
-        example=example,
+        example={"image": jnp.zeros((1, preprocessing.size, preprocessing.size, 3), dtype)},
         examples=examples,
         batches=batches,
         prepare=functools.partial(_prepare, preprocessing, dtype, config.augment.flip),

@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +10,12 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from googlenet_jax.data.decoding import BadImage, decode, picture_size
-from googlenet_jax.data.sources import default_data_dir, open_builder, open_records
+from googlenet_jax.data.sources import Stored, data_sets_in, open_builder
 from googlenet_jax.detection import digit_scenes
 from googlenet_jax.detection.boxes import clip, have_area
 from googlenet_jax.detection.measures import Objects
 from googlenet_jax.errors import UserError
+from googlenet_jax.runtime.storage import is_store
 
 # How TFDS's sets call their lists of objects; the last has no labels, and its one class this name.
 OBJECTS = ("objects", "bobjects", "faces")
@@ -46,7 +46,7 @@ class DetectionSource:
 
     Attributes:
       name, split: as they were asked for; class_names, num_classes: without a background.
-      folder: where the data set lies; data_dir: where it was looked for.
+      folder: where the data set lies, or its copy; data_dir: where it was looked for.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class DetectionSource:
         self._key, self.class_names = check_features(builder.info.features, name)
         self.name, self.split = name, split
         self.num_classes = len(self.class_names)
-        self.folder, self.data_dir = Path(builder.data_dir), data_dir
         self._grey = builder.info.features["image"].shape[-1] in (1, 2)
-        self._records = open_records(builder, name, split)
+        self._stored = Stored(builder, name, split)
+        self.folder, self.data_dir = self._stored.folder, data_dir
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._stored)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
@@ -119,14 +119,7 @@ class DetectionSource:
 
     def _features(self, indices: Sequence[int]) -> list[Any]:
         """The examples' features by name, as TFDS serialises them."""
-        try:
-            records = self._records.__getitems__(indices)
-        except (OSError, RuntimeError, ValueError, IndexError) as error:
-            raise UserError(
-                f"{self.name} {self.split}: can't read the files in {self.folder} ({error}); "
-                "delete the folder and prepare the data set again"
-            ) from error
-        examples = map(tf_example_pb2.Example.FromString, records)
+        examples = map(tf_example_pb2.Example.FromString, self._stored.read(indices))
         return [example.features.feature for example in examples]
 
     def _broken(self, index: int, problem: Exception) -> UserError:
@@ -189,13 +182,12 @@ def load_detection_source(
     Args:
       name: a TFDS name, such as "voc/2007" or "coco/2017". "digit_scenes" is written on first use.
       split: such as "train", "train[:90%]" or "train+test".
-      data_dir: where TFDS's data sets lie; by default the environment's TFDS_DATA_DIR, else
-        ~/tensorflow_datasets.
+      data_dir: where TFDS's data sets lie, a folder or gs://BUCKET/FOLDER; by default the
+        environment's TFDS_DATA_DIR, else ~/tensorflow_datasets.
     Raises:
       UserError: if the data set isn't prepared or has no boxes, or the split is unknown or empty.
     """
-    if name == digit_scenes.NAME:
-        folder = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
+    if name == digit_scenes.NAME and not is_store(folder := data_sets_in(data_dir)):
         digit_scenes.prepare_digit_scenes(folder)
     return DetectionSource(open_builder(name, data_dir), name, split, data_dir)
 

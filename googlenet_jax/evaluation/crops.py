@@ -121,7 +121,7 @@ def cut(
     """Cuts the crops of padded images.
 
     Args:
-      images: uint8 [N, H, W, 3], each image in the upper left corner.
+      images: uint8 [N, H, W, C], each image in the upper left corner.
       places: as `geometry` gives it for the images' true sizes and this `size`.
       size: S, the network's input size.
       crops: 10 or 144.
@@ -130,7 +130,7 @@ def cut(
       interpolation: one of INTERPOLATIONS.
 
     Returns:
-      uint8 [N, V, S, S, 3], V as `view_count` says.
+      uint8 [N, V, S, S, C], V as `view_count` says.
     """
     cut_one = functools.partial(
         _cut_image, size=size, crops=crops, square=square, interpolation=interpolation
@@ -176,14 +176,14 @@ def _cut_image(
         chosen = [views[0][0 if square else number, view] for number, view in _TEN]
         every = jnp.stack(chosen)
     else:
-        every = jnp.concatenate([each.reshape(-1, size, size, 3) for each in views])
+        every = jnp.concatenate([each.reshape(-1, size, size, image.shape[-1]) for each in views])
     return jnp.concatenate([every, every[:, :, ::-1]])
 
 
 def _views_of_squares(
     squares: jax.Array, portrait: jax.Array, size: int, interpolation: str
 ) -> jax.Array:
-    """Takes the six views of each square: uint8 [N, short, short, 3] to [N, 6, size, size, 3]."""
+    """Takes the six views of each square: uint8 [N, short, short, C] to [N, 6, size, size, C]."""
     short = squares.shape[1]
 
     def at(top: int, left: int) -> jax.Array:

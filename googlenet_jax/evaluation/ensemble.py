@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from googlenet_jax.data.image_kind import ImageKind, kind_of
 from googlenet_jax.data.imagenet import class_names as imagenet_names
 from googlenet_jax.data.imagenet import imagenet_classes
 from googlenet_jax.data.pipeline import eval_image
@@ -69,8 +70,8 @@ class Inputs(NamedTuple):
     Attributes:
       images_given: how many images there are; the rest of each array is padding.
       square: whether all of them are as high as wide.
-      centres: for each preprocessing the centre crops, uint8 [B, S, S, 3].
-      images: uint8 [B, H, W, 3], in the upper left corners; None where only centres are wanted.
+      centres: for each preprocessing the centre crops, [B, S, S, C].
+      images: uint8 [B, H, W, C], in the upper left corners; None where only centres are wanted.
       places: for each input size and interpolation where the other crops lie.
     """
 
@@ -88,6 +89,7 @@ class Ensemble:
       crops: the numbers of crops of which there are results, such as (1, 10, 144).
       class_names: in the order of the probabilities.
       images_at_a_time: how many images `prepare` takes at most.
+      images: which images all members take.
     """
 
     def __init__(
@@ -108,7 +110,8 @@ class Ensemble:
           class_names: the classes that are wanted; by default the first member's.
           images_at_most: how many images there will be.
         Raises:
-          UserError: a number that is impossible, or members whose classes are not the same.
+          UserError: a number that is impossible, or members whose classes or kinds of images are
+            not the same.
         """
         if crops not in CROPS:
             raise UserError(f"crops: expected 1, 10 or 144, found {crops}")
@@ -119,6 +122,7 @@ class Ensemble:
         self.members = tuple(members)
         self.crops = CROPS[: CROPS.index(crops) + 1]
         self.class_names = _class_names(self.members, class_names)
+        self.images = _images(self.members, crops)
         self._devices = mesh.devices.size
         self._split_over = data_sharding(mesh)
         self._whole = replicated(mesh)
@@ -179,13 +183,13 @@ class Ensemble:
         """Makes the arrays that go to the devices; on the host alone, in any thread.
 
         Args:
-          images: up to `images_at_a_time`, uint8 [H, W, 1 or 3] of any sizes, RGB or grey.
+          images: up to `images_at_a_time` of the members' kind, or of one channel, of any sizes.
         """
-        total = self.images_at_a_time
+        total, (channels, dtype) = self.images_at_a_time, self.images
         centres = {}
         for preprocessing in self._preprocessings:
             size = preprocessing.size
-            centres[preprocessing] = np.zeros((total, size, size, 3), np.uint8)
+            centres[preprocessing] = np.zeros((total, size, size, channels), dtype)
             for row, image in enumerate(images):
                 centres[preprocessing][row] = eval_image(image, preprocessing)
         square = all(image.shape[0] == image.shape[1] for image in images)
@@ -193,7 +197,7 @@ class Ensemble:
             return Inputs(len(images), square, centres, None, {})
         sizes = [image.shape[:2] for image in images]
         height, width = (_padded(side) for side in np.max(sizes, axis=0).tolist())
-        padded = np.zeros((total, height, width, 3), np.uint8)
+        padded = np.zeros((total, height, width, channels), dtype)
         for row, image in enumerate(images):
             padded[row, : image.shape[0], : image.shape[1]] = image
         sizes += [(1, 1)] * (total - len(images))
@@ -334,6 +338,22 @@ def _unmatched(labels: Sequence[str] | None, wanted: Sequence[str]) -> str:
     return f"; it has no {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
 
 
+def _images(members: Sequence[Member], crops: int) -> ImageKind:
+    """Which images the members take."""
+    first, *others = [kind_of(each.model, each.preprocessing) for each in members]
+    for member, kind in zip(members[1:], others, strict=True):
+        if kind != first:
+            raise UserError(
+                f"{member.source}: takes {kind}, and {members[0].source} {first}; members of one "
+                "ensemble take the same"
+            )
+    if crops > 1 and first.dtype != "uint8":
+        raise UserError(
+            f"crops: {crops} are cut of uint8 images, and {members[0].source} takes {first}; take 1"
+        )
+    return first
+
+
 def _preprocessing(member: Member) -> Preprocessing:
     return cast(Preprocessing, member.preprocessing)  # `check_complete` has found one
 
@@ -344,7 +364,7 @@ def _kind(preprocessing: Preprocessing) -> Kind:
 
 
 def _network(member: Member, class_names: Sequence[str]) -> Any:
-    """The compiled (variables, uint8 [R, S, S, 3]) -> logarithms of probabilities [R, classes]."""
+    """The compiled (variables, images [R, S, S, C]) -> logarithms of probabilities [R, classes]."""
     order = np.arange(len(class_names))
     own = member.labels
     if own != tuple(class_names):

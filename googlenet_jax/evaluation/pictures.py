@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from googlenet_jax.data.decoding import BadImage, decode, exif_orientation
+from googlenet_jax.data.image_kind import RGB, ImageKind, shown
 from googlenet_jax.data.picture_files import ENDINGS, list_pictures
 from googlenet_jax.errors import UserError, printable
 from googlenet_jax.runtime.storage import check_output, open_regular, write_atomically, writing
@@ -23,16 +24,26 @@ if TYPE_CHECKING:
     from googlenet_jax.evaluation.predict import Prediction
 
 
-def read_picture(file: str | Path | BinaryIO | Image.Image) -> np.ndarray:
+def read_picture(file: str | Path | BinaryIO | Image.Image, kind: ImageKind = RGB) -> np.ndarray:
     """Reads a picture, or takes one that Pillow has opened, as training reads those of a folder:
-    uint8 `[H, W, 3]`, RGB, turned as its EXIF orientation says; alpha is dropped, and 16 bits
-    become their upper 8.
+    RGB, or one channel where the network takes that, turned as its EXIF orientation says; alpha is
+    dropped, and of uint8 16 bits become their upper 8. A NumPy file (.npy) holds an image as it is.
+
+    Returns:
+      `[H, W, C]` of that kind.
 
     Raises:
-      UserError: no such file, no regular one (a pipe, a device), not a picture, or a damaged one.
+      UserError: no such file, no regular one (a pipe, a device), not a picture, a damaged one, or
+        one of another kind.
     """
     if isinstance(file, Image.Image):
-        return _as_rgb(file)
+        return _from_pillow(file, kind)
+    if isinstance(file, str | Path) and Path(file).suffix == ".npy":
+        return _from_array(file, kind)
+    if kind.channels not in (1, 3):
+        raise UserError(
+            f"{file}: expected {kind}, which a NumPy file (.npy) holds; pictures have 1 or 3"
+        )
     try:
         if isinstance(file, str | Path):
             name: object = file
@@ -43,23 +54,58 @@ def read_picture(file: str | Path | BinaryIO | Image.Image) -> np.ndarray:
     except OSError as error:
         raise UserError(f"{file}: can't read the picture: {error.strerror or error}") from error
     try:
-        return decode(encoded, orientation=exif_orientation(encoded))
+        return decode(
+            encoded,
+            grey=kind.channels == 1,
+            orientation=exif_orientation(encoded),
+            dtype=kind.dtype,
+        )
     except BadImage as error:
         raise UserError(f"{name}: can't read the picture: {error}") from error
 
 
-def _as_rgb(image: Image.Image) -> np.ndarray:
+def _from_array(file: str | Path, kind: ImageKind) -> np.ndarray:
+    try:
+        with open_regular(file) as opened:
+            image = np.load(opened, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{file}: can't read the array: {' '.join(str(error).split())}") from error
+    image = image[..., None] if image.ndim == 2 else image
+    if image.dtype == np.float64:
+        image = image.astype(np.float32)
+    if image.ndim != 3 or not image.size or not kind.takes(image.shape[2], image.dtype):
+        raise UserError(
+            f"{file}: expected an array [H, W, {kind.channels}] of {kind.dtype}, found "
+            f"{list(image.shape)} of {image.dtype}"
+        )
+    return image
+
+
+def _from_pillow(image: Image.Image, kind: ImageKind) -> np.ndarray:
     """What `decode` would make of the picture's file."""
+    modes = {"uint16": ("I;16", "I;16L", "I;16B"), "float32": ("F",)}.get(kind.dtype)
+    if modes is None and kind.channels in (1, 3):
+        return _as_rgb(image, kind.channels)
+    if modes is None or image.mode not in modes:
+        raise UserError(
+            f"the picture: expected {kind}, found mode {image.mode}; give an array of that kind"
+        )
+    return np.asarray(ImageOps.exif_transpose(image)).astype(kind.dtype)[..., None]
+
+
+def _as_rgb(image: Image.Image, channels: int) -> np.ndarray:
     try:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I;16"):
             upper = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
-            return np.stack([upper] * 3, axis=-1)
+            return np.stack([upper] * channels, axis=-1)
         if upright.mode in ("I", "F"):
             raise UserError(
                 f"the picture: expected 8 or 16 bits a channel, found mode {upright.mode}; convert "
                 "it first"
             )
+        if channels == 1:
+            return np.asarray(upright.convert("L"))[..., None]
         return np.asarray(upright.convert("RGB"))
     except UserError:
         raise
@@ -130,7 +176,7 @@ def grid_figure(
     titles: Sequence[str],
     predictions: Sequence[Sequence["Prediction"]],
 ) -> "Figure":
-    """Draws each picture (uint8 `[H, W, 3]`) under its title, its predictions below as bars."""
+    """Draws each picture (`[H, W, C]`) under its title, its predictions below as bars."""
     from matplotlib.figure import Figure  # slow to import, and most predictions are only printed
 
     columns = math.ceil(math.sqrt(len(pictures)))
@@ -145,7 +191,7 @@ def grid_figure(
         axis.set_axis_off()
     for i, (picture, title, top) in enumerate(zip(pictures, titles, predictions, strict=True)):
         row, column = divmod(i, columns)
-        axes[2 * row, column].imshow(picture, interpolation="nearest")
+        axes[2 * row, column].imshow(shown(picture), interpolation="nearest")
         axes[2 * row, column].set_title(
             _shortened(printable(title), 30), fontsize=8, parse_math=False
         )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from googlenet_jax.data.image_kind import RGB, ImageKind
 from googlenet_jax.data.pipeline import eval_image
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.ensemble import Ensemble, average_of_prefixes
@@ -30,7 +31,7 @@ class Predicted(NamedTuple):
 
     Attributes:
       name: the file's, or "-" for one without a file.
-      crop: its centre crop, uint8 [S, S, 3], where it was asked for.
+      crop: its centre crop, [S, S, C], where it was asked for.
       predictions: the most probable classes, the most probable first.
       error: why it could not be read; None where it could.
     """
@@ -55,9 +56,8 @@ def top_predictions(
     return [Prediction(class_names[index], float(probabilities[index])) for index in order]
 
 
-def as_pictures(images: Any, dtype: str = "uint8", channels: int = 3) -> list[Picture]:
-    """One picture or several as a list: paths, PIL images, arrays of that dtype with so many
-    channels, or one.
+def as_pictures(images: Any, kind: ImageKind = RGB) -> list[Picture]:
+    """One picture or several as a list: paths, PIL images, arrays of that kind or of one channel.
 
     Raises UserError for what is none of these.
     """
@@ -71,24 +71,23 @@ def as_pictures(images: Any, dtype: str = "uint8", channels: int = 3) -> list[Pi
     for number, each in enumerate(pictures):
         if not isinstance(each, Picture):
             each = pictures[number] = np.asarray(each)  # of another library
-        if isinstance(each, np.ndarray) and not _is_image(each, dtype, channels):
+        if isinstance(each, np.ndarray) and not _is_image(each, kind):
             raise UserError(
-                f"images: expected {dtype} arrays [H, W, {channels}] or [H, W, 1]"
-                f"{' with values from 0 to 255' if dtype == 'uint8' else ''}, found {each.dtype} {list(each.shape)}"
+                f"images: expected {kind.dtype} arrays [H, W, {kind.channels}] or [H, W, 1]"
+                f"{' with values from 0 to 255' if kind.dtype == 'uint8' else ''}, found {each.dtype} {list(each.shape)}"
             )
     return pictures
 
 
-def _is_image(array: np.ndarray, dtype: str, channels: int) -> bool:
-    shape = array.shape
-    return array.dtype == dtype and len(shape) == 3 and shape[2] in (1, channels) and array.size > 0
+def _is_image(array: np.ndarray, kind: ImageKind) -> bool:
+    return array.ndim == 3 and array.size > 0 and kind.takes(array.shape[2], array.dtype)
 
 
-def read(picture: Picture) -> np.ndarray:
-    """Returns a picture as uint8 [H, W, 3] or [H, W, 1]. Raises UserError where it can't be
+def read(picture: Picture, kind: ImageKind = RGB) -> np.ndarray:
+    """Returns a picture of that kind, or of one channel. Raises UserError where it can't be
     read.
     """
-    return picture if isinstance(picture, np.ndarray) else read_picture(picture)
+    return picture if isinstance(picture, np.ndarray) else read_picture(picture, kind)
 
 
 def predict_pictures(
@@ -108,7 +107,7 @@ def predict_pictures(
         for picture in batch:
             name = str(picture) if isinstance(picture, str | Path) else STDIN
             try:
-                image = read(picture)
+                image = read(picture, ensemble.images)
             except UserError as error:
                 results.append(Predicted(name, None, [], error))
             else:

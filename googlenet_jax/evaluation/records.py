@@ -50,9 +50,11 @@ def evaluate_ensemble(
         alone: {"rank": …, "log_probability": …} likewise for each model by itself.
         classes, probabilities: the five most probable of all models with the most crops.
     Raises:
-      UserError: the file is another evaluation's, damaged, in use or can't be written; a model's
-        outputs are not finite.
+      UserError: images of another kind than the networks take; the file is another evaluation's,
+        damaged, in use or can't be written; a model's outputs are not finite.
     """
+    name = f"{source.name} {source.split}"
+    ensemble.images.check(ensemble.members[0].source, name, source.channels, source.dtype)
     total, step = len(source), ensemble.images_at_a_time
 
     def read(first: int) -> tuple[list[np.ndarray], tuple[int, list[int]]]:

@@ -170,7 +170,7 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
 def draw_mistakes(mistakes: Sequence[Record], source: Source) -> Figure:
     """Draws the pictures of wrong predictions, their classes above and the predictions below."""
     examples = source.read([record["index"] for record in mistakes])
-    pictures = [np.broadcast_to(each["image"], (*each["image"].shape[:2], 3)) for each in examples]
+    pictures = [each["image"] for each in examples]
     names = readable_names(source.class_names)
     titles = [f"{names[record['label']]}, example {record['index']}" for record in mistakes]
     predictions = [

@@ -15,6 +15,7 @@ import numpy as np
 from flax import traverse_util
 from PIL import Image
 
+from googlenet_jax.data.image_kind import RGB, shown
 from googlenet_jax.data.imagenet import readable_names
 from googlenet_jax.data.preprocessing import normalize
 from googlenet_jax.errors import UserError, check_whole, nearest
@@ -38,7 +39,7 @@ class Explanation:
 
     Attributes:
       method: one of METHODS.
-      image: what the network saw, uint8 `[S, S, 3]`, RGB; None where there was no image.
+      image: what the network saw, `[S, S, C]`; None where there was no image.
       picture: uint8 `[H, W, 3]`, for people.
       values: the numbers: of "gradcam" `[S, S]`, at least 0; of "integrated" `[S, S, C]`, in units
         of the logit; of "occlusion" `[S, S]`, lost probability; of "filters" the kernels `[h, w, C,
@@ -77,12 +78,12 @@ class Explanation:
 
 class _Subject(NamedTuple):
     trained: TrainedModel
-    image: np.ndarray  # uint8 [S, S, 3]
+    image: np.ndarray  # [S, S, C]
     target: int  # a logit's index
 
     @property
     def inputs(self) -> jax.Array:
-        """[1, S, S, 3], normalised."""
+        """[1, S, S, C], normalised."""
         assert self.trained.preprocessing is not None  # `crops` has checked it
         return normalize(
             jnp.asarray(self.image)[None], self.trained.preprocessing, self.trained.model.dtype
@@ -118,7 +119,7 @@ def explain(
 
     Args:
       trained: as `gj.load` returns it.
-      image: a path, a `PIL.Image` or a uint8 array `[H, W, 3]`; its centre crop is looked at.
+      image: a path, a `PIL.Image` or an array, as `TrainedModel` takes them; its centre crop is looked at.
       target: the class, a name or a label; the most probable one where it is not given.
       options: the method's own, as above.
     Raises:
@@ -189,7 +190,7 @@ def _gradcam(subject: _Subject, layer: str | None = None) -> _Found:
     small, size = np.asarray(found, np.float32)[0], subject.image.shape[:2]
     heat = np.asarray(enlarge(found, size), np.float32)[0]
     note = "" if small.any() else "nothing in this layer speaks for the class: the map is 0"
-    return _Found(heat, drawing.over(subject.image, heat), layer, note)
+    return _Found(heat, drawing.over(shown(subject.image), heat), layer, note)
 
 
 def _occlusion(subject: _Subject, window: int | None = None, stride: int | None = None) -> _Found:
@@ -205,20 +206,28 @@ def _occlusion(subject: _Subject, window: int | None = None, stride: int | None 
         stride,
         trained.class_offset,
     )
-    return _Found(values, drawing.over_signed(subject.image, values))
+    return _Found(values, drawing.over_signed(shown(subject.image), values))
 
 
-def _integrated(subject: _Subject, steps: int = 64, baseline: Sequence[int] = (0, 0, 0)) -> _Found:
+def _integrated(
+    subject: _Subject, steps: int = 64, baseline: Sequence[float] | None = None
+) -> _Found:
     trained = subject.trained
     steps = check_whole("steps", steps, 1)
-    if len(baseline) != 3 or not all(0 <= value <= 255 for value in baseline):
-        raise UserError(f"baseline: expected three numbers from 0 to 255, found {baseline}")
-    plain = np.broadcast_to(np.array(baseline, np.uint8), subject.image.shape)
+    channels, dtype = trained.images
+    baseline = (0,) * channels if baseline is None else baseline
+    lowest, highest = {"uint8": (0, 255), "uint16": (0, 2**16 - 1)}.get(dtype, (-1e30, 1e30))
+    if len(baseline) != channels or not all(lowest <= value <= highest for value in baseline):
+        count = {1: "one number", 3: "three numbers"}.get(channels, f"{channels} numbers")
+        raise UserError(
+            f"baseline: expected {count} from {lowest:g} to {highest:g}, found {baseline}"
+        )
+    plain = np.broadcast_to(np.array(baseline, dtype), subject.image.shape)
     start = _Subject(trained, plain, subject.target).inputs[0]
     values, gap = integrated_gradients(
         trained.model, trained.variables, subject.inputs[0], start, subject.target, steps
     )
-    picture = drawing.over_signed(subject.image, values.sum(-1))
+    picture = drawing.over_signed(shown(subject.image), values.sum(-1))
     return _Found(values, picture, note=f"the sum misses the logits' difference by {gap:.2g}")
 
 
@@ -267,6 +276,8 @@ def _deepdream(
 ) -> _Found:
     trained = subject.trained
     assert trained.preprocessing is not None
+    if trained.images != RGB:
+        raise UserError(f"deepdream: changes {RGB}, and {trained.source} takes {trained.images}")
     if layer is None:
         modules = _modules(_maps(trained.model, trained.variables, subject.inputs))
         layer = modules[len(modules) // 2]
@@ -314,7 +325,13 @@ def _maps(model: Network, variables: Any, inputs: jax.Array) -> dict[str, tuple[
         return found
 
     shapes = jax.eval_shape(named, variables, inputs)
-    return {name: shapes[name].shape for name in names if len(shapes[name].shape) == 4}
+    found = {name: shapes[name].shape for name in names if len(shapes[name].shape) == 4}
+    if not found:
+        raise UserError(
+            f"{type(model).__name__} names no activations that are maps: its layers are not those "
+            "of `Layers`, and sow none; choose the method occlusion, integrated or filters"
+        )
+    return found
 
 
 def _modules(shapes: dict[str, tuple[int, ...]]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from googlenet_jax.data.image_kind import shown
 from googlenet_jax.html_page import html_page
 from googlenet_jax.interpretability.drawing import magnified
 from googlenet_jax.interpretability.explain import Explanation
@@ -48,7 +49,7 @@ def _row(name: str, explanations: Sequence[Explanation]) -> str:
     first = explanations[0]
     figures = []
     if first.image is not None:
-        figures.append(_figure("what the network saw", magnified(first.image)))
+        figures.append(_figure("what the network saw", magnified(shown(first.image))))
     for each in explanations:
         parts = [each.method, each.layer, _about(each), each.note]
         figures.append(_figure(", ".join(filter(None, parts)), each.picture))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, one_line
 from googlenet_jax.metrics.resize import INPUT
 
 SUFFIXES = frozenset(
@@ -221,7 +221,7 @@ def _from_arrays(path: Path) -> ImageSet:
                 )
             loaded = loaded[names[0]]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{path}: expected plain arrays of NumPy's: {reason}") from error
     if loaded.ndim != 4 or loaded.shape[-1] != 3:
         raise UserError(f"{path}: expected images [N, H, W, 3], found shape {list(loaded.shape)}")

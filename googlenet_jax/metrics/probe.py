@@ -50,7 +50,7 @@ def probe(
     variance 1.
 
     Raises:
-      UserError: weights without a preprocessing, sets of other classes, or one class alone to train
+      UserError: weights without a preprocessing, sets of other images or classes, or one class alone to train
         on.
     """
     if trained.preprocessing is None:
@@ -59,6 +59,8 @@ def probe(
         raise UserError(
             f"{test.name} {test.split}: its classes are not those of {train.name} {train.split}"
         )
+    for each in (train, test):
+        trained.images.check(trained.source, f"{each.name} {each.split}", each.channels, each.dtype)
     (x, y), (x_test, y_test) = (
         features_of(trained, source, mesh=mesh, batch_size=batch_size) for source in (train, test)
     )
@@ -115,7 +117,11 @@ def features_of(
     batch_size = -(-min(batch_size, len(source)) // mesh.size) * mesh.size
     rows, labels = [], []
     for batch in eval_batches(
-        source, batch_size=batch_size, preprocessing=preprocessing, threads=DEFAULT_THREADS
+        source,
+        batch_size=batch_size,
+        preprocessing=preprocessing,
+        threads=DEFAULT_THREADS,
+        channels=trained.images.channels,
     ):
         kept = batch["weight"] > 0
         images = shard_batch({"image": batch["image"]}, mesh)["image"]

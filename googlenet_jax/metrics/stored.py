@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, one_line
 from googlenet_jax.metrics.moments import Statistics
 from googlenet_jax.runtime.storage import write_atomically, writing
 
@@ -108,7 +108,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file") from error
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(
             f"{path}: expected an .npz file of plain arrays: {reason or type(error).__name__}"
         ) from error

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -205,9 +205,6 @@ def _from_arrays(name: str, arrays: dict[str, np.ndarray], about: dict[str, Any]
     }
     rows, scores = arrays.get("rows"), arrays.get("scores")
     return Summary(name, count, statistics, rows, scores, cached=True, **about)
-
-
-Say = Callable[[str], object]
 
 
 def to_stderr(line: str) -> None:

@@ -67,7 +67,7 @@ def _run(
     output, updated = model.apply(
         variables, images, train=False, aux=aux, mutable=["intermediates"]
     )
-    flat = traverse_util.flatten_dict(updated["intermediates"])
+    flat = traverse_util.flatten_dict(updated.get("intermediates", {}))
     named = {
         "/".join(part for part in path if part != "output").removesuffix("_output"): value
         for path, value in flat.items()

@@ -24,32 +24,28 @@ Padding = str | int
 
 # ----------------------------------------------------------------------------------------------------------- initialisers
 
-# Plain functions, so that what holds them can be pickled and compared.
+# Data, so that what holds them can be pickled and compared.
 
 
-def xavier_fan_in(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """Caffe's "xavier" filler: uniform with variance 1/fan_in."""
-    return nn.initializers.variance_scaling(1.0, "fan_in", "uniform")(key, shape, dtype)
+@dataclasses.dataclass(frozen=True)
+class VarianceScaling:
+    """A distribution around 0 whose variance is `scale` over the fan ("fan_in", …)."""
+
+    scale: float
+    fan: str
+    distribution: str
+
+    def __call__(self, key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        scaling: Any = nn.initializers.variance_scaling
+        return scaling(self.scale, self.fan, self.distribution)(key, shape, dtype)
 
 
-def he_fan_out(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """He's normal, with variance 2/fan_out."""
-    return nn.initializers.variance_scaling(2.0, "fan_out", "normal")(key, shape, dtype)
-
-
-def he_fan_in_truncated(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """TF-slim's `variance_scaling_initializer()`: a truncated normal with variance 2/fan_in."""
-    return nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")(key, shape, dtype)
-
-
-def glorot_uniform(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """Keras's default: uniform with variance 2/(fan_in + fan_out)."""
-    return nn.initializers.glorot_uniform()(key, shape, dtype)
-
-
-def torch_uniform(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """PyTorch's default for kernels: uniform within ±1/√fan_in."""
-    return nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")(key, shape, dtype)
+xavier_fan_in = VarianceScaling(1.0, "fan_in", "uniform")  # Caffe's "xavier" filler
+he_fan_out = VarianceScaling(2.0, "fan_out", "normal")
+# TF-slim's `variance_scaling_initializer()`.
+he_fan_in_truncated = VarianceScaling(2.0, "fan_in", "truncated_normal")
+glorot_uniform = VarianceScaling(1.0, "fan_avg", "uniform")  # Keras's default
+torch_uniform = VarianceScaling(1.0 / 3.0, "fan_in", "uniform")  # PyTorch's: within ±1/√fan_in
 
 
 @dataclasses.dataclass(frozen=True)

@@ -225,7 +225,7 @@ _SPLIT_ROWS = 4096  # at 7×7 and batch 32, 1568 rows, the split costs a third m
 # --------------------------------------------------------------------------------------------------------------- batch norm
 
 
-def plain_batch_norm(
+def batch_norm(
     x: Array,
     gamma: Array,
     beta: Array,
@@ -233,8 +233,21 @@ def plain_batch_norm(
     groups: int,
     relu: bool,
     axis_name: AxisName = None,
+    forms: str = "fast",
 ) -> tuple[Array, Array, Array]:
-    """Batch norm as the formula reads; see `batch_norm`."""
+    """Batch norm, with ReLU where asked: saves the input alone for the backward pass, which
+    recomputes the rest; the plain form reads as the formula.
+
+    Args:
+      x: `[N, H, W, C]`; gamma, beta: `[C]`, of the dtype that the statistics are computed in.
+      groups: how many equal parts of the batch have statistics of their own.
+      axis_name: of a `shard_map` or `pmap`, over whose parts of the batch the statistics are taken.
+    Returns:
+      `[N, H, W, C]` of x's dtype; mean and (biased) variance, `[groups, C]` of gamma's.
+    """
+    if forms != "plain" and axis_name is None:
+        y, mean, var = _BATCH_NORM(x, gamma, beta, epsilon=epsilon, groups=groups, relu=relu)
+        return y, mean, var
 
     def average(v: Array) -> Array:
         v = v.mean((1, 2, 3))
@@ -247,32 +260,6 @@ def plain_batch_norm(
     gamma, beta = (along_channels(v, centred) for v in (gamma, beta))
     y = (centred * lax.rsqrt(var + epsilon)[:, None, None, None] * gamma + beta).reshape(x.shape)
     return (jax.nn.relu(y) if relu else y).astype(x.dtype), mean, var
-
-
-def batch_norm(
-    x: Array,
-    gamma: Array,
-    beta: Array,
-    epsilon: float,
-    groups: int,
-    relu: bool,
-    axis_name: AxisName = None,
-    forms: str = "fast",
-) -> tuple[Array, Array, Array]:
-    """Batch norm, with ReLU where asked: saves the input alone for the backward pass, which
-    recomputes the rest.
-
-    Args:
-      x: `[N, H, W, C]`; gamma, beta: `[C]`, of the dtype that the statistics are computed in.
-      groups: how many equal parts of the batch have statistics of their own.
-      axis_name: of a `shard_map` or `pmap`, over whose parts of the batch the statistics are taken.
-    Returns:
-      `[N, H, W, C]` of x's dtype; mean and (biased) variance, `[groups, C]` of gamma's.
-    """
-    if forms == "plain" or axis_name is not None:
-        return plain_batch_norm(x, gamma, beta, epsilon, groups, relu, axis_name)
-    y, mean, var = _BATCH_NORM(x, gamma, beta, epsilon=epsilon, groups=groups, relu=relu)
-    return y, mean, var
 
 
 def along_channels(v: Array, x: Array) -> Array:
@@ -308,7 +295,7 @@ def _batch_norm_forward(
 def _batch_norm_tangent(
     saved: Arrays, tangents: Arrays, epsilon: float, groups: int, relu: bool
 ) -> tuple[Array, ...]:
-    plain = functools.partial(plain_batch_norm, epsilon=epsilon, groups=groups, relu=relu)
+    plain = functools.partial(batch_norm, epsilon=epsilon, groups=groups, relu=relu, forms="plain")
     return jax.jvp(plain, tuple(saved[:3]), tuple(tangents))[1]
 
 

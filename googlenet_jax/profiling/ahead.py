@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from googlenet_jax.data.sources import Source
-from googlenet_jax.errors import UserError, check_whole
+from googlenet_jax.errors import UserError, check_whole, one_line
 from googlenet_jax.runtime.sharding import create_mesh, data_sharding, replicated
 from googlenet_jax.training.classification import make_task
 from googlenet_jax.training.config import resolve
@@ -108,7 +108,7 @@ def compile_step(
     try:
         compiled = plan.train_step.lower(plan.shapes, _batch(config, mesh), key).compile()
     except jax.errors.JaxRuntimeError as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         if "RESOURCE_EXHAUSTED" not in text:
             raise
         raise UserError(
@@ -140,7 +140,7 @@ def _devices(topology: str) -> Sequence[Any]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error, 200)
         raise UserError(
             f"--topology: can't describe {topology!r}, expected one such as v5e:4x4, v6e:8x8 or v5p:2x2x1, "
             f"and libtpu (pip install 'googlenet-jax[tpu]'): {text}"

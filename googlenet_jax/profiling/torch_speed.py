@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, one_line
 from googlenet_jax.profiling.speed import Timing, resident_bytes, time_steps
 from googlenet_jax.verification.reference import INCEPTIONS, NETWORKS
 from googlenet_jax.verification.reference.layers import MODULES
@@ -125,7 +125,7 @@ def _torchvision() -> tuple[Any, str]:
     try:
         import torchvision
     except Exception as error:  # one that was made for another PyTorch raises RuntimeError
-        return None, " ".join(str(error).split())
+        return None, one_line(error)
     return torchvision, ""
 
 

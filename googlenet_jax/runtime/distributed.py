@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, one_line
 from googlenet_jax.runtime.preemption import Stop
 from googlenet_jax.runtime.process import is_first
 from googlenet_jax.runtime.sharding import data_sharding, replicated
@@ -302,5 +302,5 @@ def telling(peers: Peers | None) -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:300]
+    text = one_line(error, 300)
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

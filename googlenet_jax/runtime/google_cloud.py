@@ -22,7 +22,7 @@ from typing import Any, cast
 
 from etils import epath
 
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, one_line
 from googlenet_jax.runtime.local_storage import LOCK_FILE, Mirror, Storage, explaining, in_use
 
 BEAT: float = 10  # seconds between signs of life of a run that holds a store's folder
@@ -76,7 +76,7 @@ class GoogleCloudStorage(Storage):
         if not _is_from_store(error):
             return None
         error = getattr(error, "cause", None) or error  # of a client that has tried again and again
-        text = " ".join(str(error).split())[:300] or type(error).__name__
+        text = one_line(error, 300)
         if getattr(error, "code", None) == 404:
             return "there is no such bucket; create it first, or name another"
         named = f"{type(error).__name__}: {text}"
@@ -151,10 +151,10 @@ def check_bucket(name: str) -> None:
     # What another process has written must be seen.
     fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
     with explaining(f"gs://{name}", GoogleCloudStorage().refusal):
-        storage.Client().get_bucket(name, **_patience())
+        storage.Client().get_bucket(name, **patience())
 
 
-def _patience() -> dict[str, Any]:
+def patience() -> dict[str, Any]:
     """How long Google's client waits for an answer, and how long it asks again."""
     from google.cloud.storage.retry import DEFAULT_RETRY
 
@@ -220,13 +220,11 @@ class _Lease:
         self._ended.set()
         self._thread.join()
         with contextlib.suppress(Exception):  # it is silent from now on in any case
-            self._bucket.blob(self._name).delete(
-                if_generation_match=self._generation, **_patience()
-            )
+            self._bucket.blob(self._name).delete(if_generation_match=self._generation, **patience())
 
     def _read(self) -> Any:
         """The object that is there, which knows its generation, or None."""
-        return self._bucket.get_blob(self._name, **_patience())
+        return self._bucket.get_blob(self._name, **patience())
 
     def _write(self, generation: int) -> bool:
         """Writes the object where it is of this generation; returns whether it is ours then."""
@@ -234,7 +232,7 @@ class _Lease:
 
         blob = self._bucket.blob(self._name)
         try:
-            blob.upload_from_string(self._content, if_generation_match=generation, **_patience())
+            blob.upload_from_string(self._content, if_generation_match=generation, **patience())
         except PreconditionFailed:
             # Also where an answer was lost on its way, and the object is ours.
             blob = self._read()
@@ -278,7 +276,7 @@ def _text(blob: Any) -> str:
     from google.api_core.exceptions import NotFound
 
     try:
-        return blob.download_as_text(**_patience())
+        return blob.download_as_text(**patience())
     except NotFound:
         return ""
 

@@ -43,6 +43,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     storage_of(path).write(path, write)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file, whole or not at all. Raises UserError where it can't be written."""
+    target = Path(path) if isinstance(path, str) else path  # a store's is an `epath.Path`
+    with writing(path):
+        write_atomically(target, lambda part: part.write_text(text, encoding="utf-8"))
+
+
 def check_output(path: str | os.PathLike[str]) -> None:
     """Raises UserError where a file of this name can't be written, before there is anything to
     write: its folder is not there or can't be written, or it is a folder itself.
@@ -92,24 +99,35 @@ def locked(workdir: Path) -> contextlib.AbstractContextManager[None]:
     return storage_of(workdir).lock(workdir)
 
 
-def run_folder(workdir: str | Path) -> Path:
+def run_folder(workdir: str | os.PathLike[str]) -> Path:
     """Returns a run's folder: a path, or for gs://BUCKET/FOLDER an `epath.Path`, which has a path's
     methods.
 
     Raises UserError for another URL, which would be taken for a folder's name, and for a bucket
     that is not there or can't be reached.
     """
-    url = _URL.match(os.fspath(workdir))
+    no_driver = "; checkpoints can't be written to {}://, as Orbax has no driver for it"
+    return _folder(workdir, "--workdir", no_driver)
+
+
+def data_folder(folder: str | os.PathLike[str]) -> Path:
+    """The same for the folder of data sets; a user's own, ~, is looked up.
+
+    Raises UserError as `run_folder` does.
+    """
+    return _folder(folder, "data.dir", "; copy the data to one of these").expanduser()
+
+
+def _folder(path: str | os.PathLike[str], field: str, why_not: str) -> Path:
+    url = _URL.match(os.fspath(path))
     if not url:
-        return Path(workdir)
+        return Path(path)
     scheme, place = url[1].lower(), url[2].strip("/")
+    expected = f"{field}: expected a folder or gs://BUCKET/FOLDER, found {os.fspath(path)!r}"
     if scheme != "gs":
-        raise UserError(
-            f"--workdir: expected a folder or gs://BUCKET/FOLDER, found {str(workdir)!r}; checkpoints "
-            f"can't be written to {scheme}://, as Orbax has no driver for it"
-        )
+        raise UserError(expected + why_not.format(scheme))
     bucket, _, folder = place.partition("/")
     if not bucket or not folder:
-        raise UserError(f"--workdir: expected gs://BUCKET/FOLDER, found {str(workdir)!r}")
+        raise UserError(expected)
     check_bucket(bucket)
     return cast(Path, epath.Path(f"gs://{bucket}/{folder}"))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, naming
 from googlenet_jax.registry import Registry, arguments
 from googlenet_jax.training.state import TrainState
 
@@ -163,10 +163,8 @@ def create_named(
             raise UserError(f"{group}.options.{name}: it is none of {group}.names, {tuple(names)}")
     found: dict[str, Callable[..., Any]] = {}
     for name in names:
-        try:
+        with naming(f"{group}.names"):
             factory = registry[name]
-        except UserError as error:
-            raise UserError(f"{group}.names: {error}") from error
         taken = arguments(factory, f"{name!r}", group, {}, options.get(name, {}), given)
         found[name] = _partial(factory, taken)
     return found

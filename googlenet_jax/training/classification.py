@@ -20,7 +20,7 @@ from googlenet_jax.data.examples import as_sources, fold, per_class
 from googlenet_jax.data.pipeline import RandomCrop, train_batches
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.data.sources import Source, load_source
-from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.errors import UserError, naming, nearest
 from googlenet_jax.evaluation.evaluate import evaluate_source, make_eval_step
 from googlenet_jax.evaluation.metrics import METRICS, Metric
 from googlenet_jax.evaluation.set_metrics import SET_METRICS, SetMetric
@@ -50,10 +50,8 @@ def build_model(config: ConfigDict, num_classes: int) -> Network:
     if config.deterministic and jax.default_backend() == "gpu":
         # Deterministic XLA refuses or slows what the other pools' gradients become there.
         options.setdefault("forms", "indexed")
-    try:
+    with naming("model"):
         return create_model(config.model.name, **options)
-    except UserError as error:
-        raise UserError(f"model: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

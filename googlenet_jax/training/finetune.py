@@ -1,7 +1,7 @@
 """Fine-tuning: which weights a run begins with."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,17 +31,23 @@ def read_initial(config: ConfigDict) -> TrainedModel:
     try:
         return load(source)
     except UserError as error:
-        if "model=" not in str(error):  # where a file's names don't tell, the config does
+        # Where a file's names don't tell, the config does.
+        if "model=" not in str(error) or not config.model.name:
             raise UserError(f"init_from: {error}") from error
     options = {k: v for k, v in config.model.options.to_dict().items() if k != "aux_heads"}
     return load(source, config.model.name, **options)
 
 
-def complete_from_initial(config: ConfigDict, kept: Mapping[str, Any] | None = None) -> None:
+def complete_from_initial(
+    config: ConfigDict,
+    initial: Callable[[], TrainedModel],
+    kept: Mapping[str, Any] | None = None,
+) -> None:
     """Sets `model` where its name is "", and `preprocessing` where its size is 0, to those of
     `init_from`; options of the model that the config sets stay.
 
     Args:
+      initial: loads `init_from`, where no smaller file tells.
       kept: the config of the run that is resumed: it is taken where it is there.
     Raises:
       UserError: no `init_from`, or it can't be read or says no preprocessing.
@@ -62,7 +68,7 @@ def complete_from_initial(config: ConfigDict, kept: Mapping[str, Any] | None = N
         return
     if not config.init_from:
         raise UserError(f"{wanted[0]}: not set, and neither is init_from, which would tell it")
-    about = describe(config.init_from) or load(config.init_from)
+    about = describe(config.init_from) or initial()
     if "model.name" in wanted:
         options = {
             name: value

@@ -7,7 +7,7 @@ from typing import Any
 
 from googlenet_jax.errors import UserError
 from googlenet_jax.runtime.process import is_first
-from googlenet_jax.runtime.storage import write_atomically, writing
+from googlenet_jax.runtime.storage import write_text
 from googlenet_jax.training.config import changed_fields
 from googlenet_jax.training.writers import METRICS_FILE
 from googlenet_jax.weights.checkpoints import FOLDER
@@ -61,6 +61,4 @@ def write_config(workdir: Path, config: Mapping[str, Any]) -> None:
     if not is_first():
         return
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    path = workdir / CONFIG_FILE
-    with writing(path):
-        write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_text(workdir / CONFIG_FILE, text)

@@ -31,7 +31,7 @@ from googlenet_jax.runtime.sharding import (
 from googlenet_jax.runtime.storage import locked, reaching, run_folder
 from googlenet_jax.training.callbacks import Callback, create_callbacks, create_named
 from googlenet_jax.training.config import resolve
-from googlenet_jax.training.finetune import begin_with, read_initial, tell
+from googlenet_jax.training.finetune import begin_with, tell
 from googlenet_jax.training.folder import check_folder, read_config, write_config
 from googlenet_jax.training.patterns import check_patterns, parse_multipliers
 from googlenet_jax.training.plan import make_plan
@@ -166,7 +166,7 @@ def _train(
             if not config.init_from:
                 _warn_of_statistics(task.model, when.total)
             log("initializing parameters (compiling…)")
-            initial = read_initial(config) if config.init_from else None
+            initial = resolved.initial() if config.init_from else None
             state = plan.create_state(plan.init_key)
             if initial is not None:
                 state, taken = begin_with(state, plan.optimizer, initial, plan.freeze)
@@ -249,9 +249,7 @@ def _train(
         except jax.errors.JaxRuntimeError as error:
             raise _explained(error, config.batch_size, data_devices(mesh)) from error
         except NotFinite as error:
-            raise UserError(
-                f"{error}, at learning rate {lines.rate:.6g}; {_where_to_go_on(checkpoints)}"
-            ) from error
+            raise UserError(f"{error}{_at(lines.rate)}; {_where_to_go_on(checkpoints)}") from error
         checkpoints.wait()
         by = signal_name(stop.signum) or (callbacks.ended_by if step < when.total else "")
         record.end(f"stopped by {by}" if by else "finished")
@@ -351,6 +349,10 @@ def _explained(error: Exception, batch_size: int, devices: int) -> Exception:
         f"batch_size: {batch_size} examples, {batch_size // devices} on each of {devices} devices, do not "
         "fit a device's memory; lower it, raise devices.accumulate, or set devices.rematerialize=True"
     )
+
+
+def _at(rate: float | None) -> str:
+    return "" if rate is None else f", at learning rate {rate:.6g}"
 
 
 def _where_to_go_on(checkpoints: Checkpoints) -> str:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, naming
 from googlenet_jax.evaluation.metrics import Batch, batch_mean, cross_entropy
 from googlenet_jax.models.network import Output
 from googlenet_jax.registry import Registry, arguments
@@ -114,10 +114,8 @@ def create_loss(
     Raises UserError naming the field for an unknown name, an option that the loss does not take,
     and a field changed from its default that it has no use for.
     """
-    try:
+    with naming("loss.name"):
         loss = LOSSES[name]
-    except UserError as error:
-        raise UserError(f"loss.name: {error}") from error
     fields = {"aux_weight": (aux_weight, 0.3), "label_smoothing": (label_smoothing, 0.0)}
     taken = arguments(
         loss, f"loss {name!r}", "loss", fields, options or {}, own=("output", "batch", "step")

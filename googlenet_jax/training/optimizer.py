@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, naming
 from googlenet_jax.registry import Registry, arguments
 from googlenet_jax.training.muon import muon
 from googlenet_jax.training.patterns import parse_multipliers, scale_by_pattern
@@ -122,6 +122,7 @@ OPTIMIZERS: Registry[OptimizerFactory] = Registry(
         "sam": sam,
     },
 )
+OWN = frozenset(OPTIMIZERS)  # which a test has shown to follow their schedules
 register_optimizer = OPTIMIZERS.register
 
 
@@ -156,10 +157,8 @@ def create_optimizer(
       UserError: an unknown name, an option that the optimizer does not take, or a field that it has
         no use for, changed from its default.
     """
-    try:
+    with naming("optimizer.name"):
         factory = OPTIMIZERS[name]
-    except UserError as error:
-        raise UserError(f"optimizer.name: {error}") from error
     fields = {
         "momentum": (momentum, 0.9),
         "nesterov": (nesterov, False),
@@ -173,6 +172,11 @@ def create_optimizer(
     if not takes_decay:
         del fields["weight_decay"]
     _check_options(name, options or {})
+    if not _takes(factory, "learning_rate"):
+        raise UserError(
+            f"optimizer.name: {name} takes no learning_rate, and is called as Optax's are: "
+            "factory(learning_rate=schedule, …)"
+        )
     own = ("learning_rate", *((decay_mask,) if decay_mask else ()))
     taken = arguments(factory, f"optimizer {name!r}", "optimizer", fields, options or {}, own)
     if decay_mask:
@@ -196,8 +200,8 @@ def create_optimizer(
     if factors := parse_multipliers(rate_multipliers):
         chain.append(scale_by_pattern(factors))
     optimizer = chain[0] if len(chain) == 1 else optax.chain(*chain)
-    if options:
-        _try(optimizer, name, options)
+    if options or name not in OWN:
+        _try(optimizer, name, options or {})
     return optimizer
 
 
@@ -229,8 +233,8 @@ def _takes(factory: OptimizerFactory, *names: str) -> bool:
 
 
 def _try(optimizer: optax.GradientTransformation, name: str, options: Mapping[str, Any]) -> None:
-    """Raises UserError where an option's value is of a kind that Optax can't compute with; traces a
-    step, and computes nothing.
+    """Raises UserError where an option's value is of a kind that Optax can't compute with, or where
+    an optimizer wants more for a step than there is; traces a step, and computes nothing.
     """
 
     def step(params: Any) -> Any:
@@ -242,9 +246,8 @@ def _try(optimizer: optax.GradientTransformation, name: str, options: Mapping[st
         jax.eval_shape(step, {"head": {"kernel": shape((1, 1)), "bias": shape((1,))}})
     except Exception as error:  # what lies within Optax may raise anything
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"optimizer.options: {name} can't take {dict(options)!r}: {text}"
-        ) from error
+        what = f"options: {name} can't take {dict(options)!r}" if options else f"name: {name} fails"
+        raise UserError(f"optimizer.{what}: {text}") from error
 
 
 def is_kernel(path: tuple[str, ...]) -> bool:
@@ -344,10 +347,8 @@ def create_schedule(
     Raises:
       UserError: an unknown name, or an option that the schedule doesn't take or can't use.
     """
-    try:
+    with naming("schedule.name"):
         factory = SCHEDULES[name]
-    except UserError as error:
-        raise UserError(f"schedule.name: {error}") from error
     shared = {"factor": factor, "every": every, "power": power}
     fields = {key: (value, value) for key, value in shared.items()}
     own = ("learning_rate", "steps")

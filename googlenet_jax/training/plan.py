@@ -1,15 +1,18 @@
 """What a checked config makes of a task on a mesh: the first state, its places, and the step."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import optax
 from jax.sharding import Mesh
 
+from googlenet_jax.runtime.process import log
 from googlenet_jax.runtime.sharding import check_batch_size, parse_shards
+from googlenet_jax.training.applied_rate import follows_schedule
 from googlenet_jax.training.config import Durations, in_steps
-from googlenet_jax.training.optimizer import create_schedule
+from googlenet_jax.training.optimizer import OWN
 from googlenet_jax.training.patterns import Frozen, check_patterns, expanded
 from googlenet_jax.training.state import TrainState, make_create_state, state_shardings
 from googlenet_jax.training.step import make_train_step
@@ -41,7 +44,8 @@ class Plan:
 
 
 def make_plan(resolved: Resolved, task: Task, mesh: Mesh) -> Plan:
-    """Returns the plan of a config's run; computes nothing.
+    """Returns the plan of a config's run; computes nothing but `follows_schedule`, of an optimizer
+    that is not this package's, and says where that doesn't.
 
     Raises UserError where the batch does not divide among the devices.
     """
@@ -49,16 +53,7 @@ def make_plan(resolved: Resolved, task: Task, mesh: Mesh) -> Plan:
     layout = config.devices
     check_batch_size(config.batch_size, mesh, layout.accumulate)
     when = in_steps(config, task.examples)
-    schedule = create_schedule(
-        config.schedule.name,
-        config.schedule.learning_rate,
-        when.total,
-        warmup=when.warmup,
-        factor=config.schedule.factor,
-        every=when.decay_every,
-        power=config.schedule.power,
-        options=config.schedule.options.to_dict(),
-    )
+    schedule = resolved.schedule(when)
     optimizer = resolved.optimizer(schedule)
     # A step's randomness is drawn from `step_key` and its number.
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
@@ -75,7 +70,7 @@ def make_plan(resolved: Resolved, task: Task, mesh: Mesh) -> Plan:
     train_step = make_train_step(
         task,
         optimizer,
-        schedule,
+        schedule if _follows_schedule(resolved) else None,
         mesh,
         ema_decay=config.ema.decay,
         ema_start=when.ema_start,
@@ -91,3 +86,18 @@ def make_plan(resolved: Resolved, task: Task, mesh: Mesh) -> Plan:
         shardings,
     )
     return Plan(when, optimizer, init_key, step_key, create_state, placed, freeze, train_step)
+
+
+def _follows_schedule(resolved: Resolved) -> bool:
+    """Whether the rate to log is the schedule's; says once where it is not."""
+    name = resolved.config.optimizer.name
+    alone = functools.partial(
+        resolved.optimizer, weight_decay=0.0, clip_norm=0.0, rate_multipliers=()
+    )
+    if name in OWN or follows_schedule(alone):
+        return True
+    log(
+        f"optimizer.name: {name} does not take each step's rate from the schedule; the metrics have "
+        "no learning_rate"
+    )
+    return False

@@ -97,15 +97,20 @@ def find_learning_rate(
     key = replicate(plan.step_key, mesh)
     rates: list[float] = []
     losses: list[float] = []
-    average = 0.0
+    average, rise = 0.0, rising_schedule(highest, steps, lowest)
     with contextlib.closing(task.batches(0)) as batches:
         for step in range(steps):
             state, metrics = plan.train_step(state, shard_batch(next(batches), mesh), key)
+            if "learning_rate" not in metrics:
+                raise UserError(
+                    f"optimizer.name: {resolved.config.optimizer.name} applies no schedule's rate, "
+                    "so that there is none to find"
+                )
             average = smoothing * average + (1 - smoothing) * float(metrics["loss"])
             smooth = average / (1 - smoothing ** (step + 1))
             if not math.isfinite(smooth) or (losses and smooth > 4 * min(losses)):
                 break
-            rates.append(float(metrics["learning_rate"]))
+            rates.append(float(rise(step)))
             losses.append(smooth)
     if not losses:
         raise UserError(f"lowest: the first step's loss is not finite at a rate of {lowest:g}")

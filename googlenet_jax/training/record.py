@@ -18,8 +18,8 @@ from jax.experimental import multihost_utils
 
 import googlenet_jax
 from googlenet_jax.runtime.process import is_first
-from googlenet_jax.runtime.storage import write_atomically, writing
-from googlenet_jax.runtime.versions import versions
+from googlenet_jax.runtime.storage import write_text
+from googlenet_jax.runtime.versions import processor, versions
 
 RECORD_FILE = "run.json"
 PACKAGES = (
@@ -78,10 +78,7 @@ class RunRecord:
             "peak_memory_bytes": _peak_memory(),
         }
         text = json.dumps({"starts": [*self._earlier, self._entry]}, indent=2, ensure_ascii=False)
-        with writing(self._path):
-            write_atomically(
-                self._path, lambda path: path.write_text(text + "\n", encoding="utf-8")
-            )
+        write_text(self._path, text + "\n")
 
     def end(self, outcome: str) -> None:
         """Says how the run has ended: "finished", "stopped …", or an error."""
@@ -138,17 +135,10 @@ def _hardware() -> dict[str, Any]:
         "platform": devices[0].platform,
         "device": devices[0].device_kind,
         "devices": len(devices),
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "memory_bytes": memory,
     }
-
-
-def _cpu() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor())
 
 
 def _hosts() -> list[str]:

@@ -13,6 +13,7 @@ from googlenet_jax.evaluation.metrics import batch_mean
 from googlenet_jax.registry import given_step
 from googlenet_jax.runtime.compiled import Shared
 from googlenet_jax.runtime.sharding import data_sharding, replicated
+from googlenet_jax.training.applied_rate import applied_rate
 from googlenet_jax.training.patterns import Frozen
 from googlenet_jax.training.state import TrainState
 from googlenet_jax.training.task import Batch, Task
@@ -23,7 +24,7 @@ Metrics = dict[str, jax.Array]
 def make_train_step(
     task: Task,
     tx: optax.GradientTransformation,
-    schedule: optax.Schedule,
+    schedule: optax.Schedule | None,
     mesh: Mesh,
     *,
     ema_decay: float = 0.0,
@@ -45,6 +46,8 @@ def make_train_step(
     `skip_not_finite` skipped.
 
     Args:
+      schedule: the one that `tx` was made with; None where it does not follow one: the metrics
+        hold no rate then.
       accumulate: parts of the batch that are computed one after the other; their gradients are
         averaged. Batch norm sees one part at a time, and dropout draws for each.
       rematerialize: whether the backward pass computes anew what lies between the ends of the
@@ -100,7 +103,9 @@ def make_train_step(
             )
             ema = frozen.keep(new, average)
         grad_norm = optax.tree.norm(grads)
-        metrics = {**metrics, "learning_rate": schedule(state.step), "grad_norm": grad_norm}
+        if schedule is not None:
+            metrics["learning_rate"] = applied_rate(schedule, state.step, state.opt_state)
+        metrics["grad_norm"] = grad_norm
         new_state = TrainState(state.step + 1, new["params"], new["batch_stats"], opt_state, ema)
         if skip_not_finite:
             finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)

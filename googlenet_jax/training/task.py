@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from googlenet_jax.data.sources import GIVEN
 from googlenet_jax.errors import UserError
 from googlenet_jax.registry import Registry
+from googlenet_jax.weights.trained_model import TrainedModel
 
 # The training examples, and the evaluations' by split.
 Given = tuple[Any, Mapping[str, Any] | None]
@@ -89,13 +90,18 @@ class Resolved:
 
     Attributes:
       parts: what the kind's `build` has returned.
-      optimizer: from a learning rate's schedule, which needs the run's length, to the optimizer.
+      optimizer: from a learning rate's schedule, which needs the run's length, to the optimizer;
+        `create_optimizer` with the config's fields.
+      schedule: from the run's `config.Durations` to the schedule.
+      initial: loads what `init_from` names, once.
     """
 
     config: ConfigDict
     kind: TaskKind
     parts: Any
-    optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
+    optimizer: Callable[..., optax.GradientTransformation]
+    schedule: Callable[[Any], optax.Schedule]
+    initial: Callable[[], TrainedModel]
 
     def open(self, mesh: Mesh, given: Given | None = None) -> Task:
         """Opens the data, or takes those that are given.

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from googlenet_jax.errors import UserError
 from googlenet_jax.runtime.process import is_first, log, shows_progress
-from googlenet_jax.runtime.storage import storage_of, write_atomically, writing
+from googlenet_jax.runtime.storage import storage_of, write_atomically, write_text, writing
 from googlenet_jax.training.config import LARGEST_STEPS
 from googlenet_jax.training.curves import draw_curves
 
@@ -214,7 +214,7 @@ def check_finite(where: str, values: Mapping[str, float]) -> None:
 
 class TrainingLog:
     """The training lines and the progress bar. A line is the mean over the steps since the last;
-    `learning_rate` is its own step's.
+    `learning_rate` is its own step's, and missing where the optimizer follows no schedule.
 
     Metrics are fetched one step late, so that the device is never idle meanwhile. A checkpoint
     keeps the sums of the interval that has begun: the lines of a resumed run are those of the run
@@ -247,7 +247,7 @@ class TrainingLog:
         self._waiting: tuple[int, Mapping[str, jax.Array]] | None = None
         self._timed_steps, self._seconds, self._line_time = 0, 0.0, time.perf_counter()
         self._own_steps = 0  # taken by this process since the last line, timed or not
-        self.rate = math.nan  # of the last step whose metrics have been fetched
+        self.rate: float | None = None  # of the last step whose metrics have been fetched
         # None where what comes next is not to be timed: compilation, evaluation, saving.
         self._fetched_at: float | None = None
         self._paused_at = time.time()
@@ -318,7 +318,7 @@ class TrainingLog:
             self._seconds += now - self._fetched_at
             self._bar.update()
         self._fetched_at = now
-        self.rate = values.pop("learning_rate")
+        self.rate = values.pop("learning_rate", None)
         self._own_steps += 1
         if values.pop("skipped", 0):
             self._skip(step, values)
@@ -365,10 +365,8 @@ class TrainingLog:
         )
         if self._skips:
             means["skipped"] = self._skipped
-        speed = {
-            "learning_rate": self.rate,
-            "images_per_second": timed * self._batch_size / seconds,
-        }
+        rate = {} if self.rate is None else {"learning_rate": self.rate}
+        speed = {**rate, "images_per_second": timed * self._batch_size / seconds}
         self._writer.write(
             {"step": step, "epoch": step / self._epoch, "split": "train", **means, **speed}
         )
@@ -433,5 +431,4 @@ def cut_back(path: Path, step: int, *, drop_evaluation: bool = False) -> None:
     )
     # As bytes: a last line that was cut off may end inside a character.
     if path.read_bytes() != kept.encode():
-        with writing(path):
-            write_atomically(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+        write_text(path, kept)

@@ -8,7 +8,6 @@ weights settle what these leave open.
 import dataclasses
 import difflib
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -250,6 +249,10 @@ def _table(neighbours: Sequence[frozenset[int]]) -> tuple[np.ndarray, np.ndarray
 # ------------------------------------------------------------------------------------------- roles
 
 
+# What each role is where there is no such leaf.
+NEUTRAL = {"var": 1.0, "mean": 0.0, "scale": 1.0, "bias": 0.0, "inner bias": 0.0}
+
+
 @dataclasses.dataclass(frozen=True)
 class Roles:
     """What the leaves of an affine do: role ("scale", "bias", "mean", "var", "inner bias") → leaf.
@@ -376,32 +379,13 @@ def _between(
 # -------------------------------------------------------------------------------------- weights move
 
 
-def layout_of(leaf: Tensor, name: str, kernel: Const) -> tuple[int, ...] | None:
-    """The order of a leaf's axes that makes it the kernel [h, w, in, out], None where it is none.
-
-    A matrix has (0, 1) for [in, out], (1, 0) for [out, in].
-    """
-    marked = torch.arange(leaf.numel(), dtype=torch.float64).reshape(leaf.shape)
-    made = kernel.under({name: marked})
-    if made.numel() != leaf.numel():
-        return None
-    if leaf.ndim == 2:
-        flat = made.reshape(-1, made.shape[-1])
-        return (0, 1) if float(flat[0, -1]) == leaf.shape[1] - 1 else (1, 0)
-    if leaf.ndim != made.ndim:
-        return None
-    for order in itertools.permutations(range(leaf.ndim)):
-        if torch.equal(marked.permute(*order), made):
-            return order
-    return None
-
-
 def into_leaf(
     value: Tensor, leaf: Tensor, name: str, kernel: Const, usual: Layouts
 ) -> Tensor | None:
     """What a leaf must hold so that the kernel is `value` where the leaf is read as is usual there.
 
-    `usual`: rank of a leaf → its `layout_of`. A matrix that reads a whole map is laid out as the
+    `usual`: rank of a leaf → the order of its axes that makes it [h, w, in, out], or of a matrix's
+    [in, out]. A matrix that reads a whole map is laid out as the
     candidate reads it. None where the kernel is no plain rearrangement of the leaf.
     """
     order = usual.get(leaf.ndim)

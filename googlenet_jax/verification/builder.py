@@ -129,8 +129,7 @@ class Builder:
 
     def _cut(self, x: Ref, shape: Sequence[int]) -> Ref:
         """A new node of this very shape."""
-        node = self.laid(x, list(shape))
-        return Ref(node, _without_ones(tuple((i,) for i in range(len(shape))), shape))
+        return _as_it_is(self.laid(x, list(shape)))
 
     def laid(self, x: Ref, shape: Sequence[int]) -> Node:
         """A node whose own axes are x's, under `shape`; x's node where that is so already."""
@@ -166,8 +165,7 @@ class Builder:
             return seen
         small = self.laid(seen, seen.shape)
         grow = lambda v: v.expand(*shape)  # noqa: E731
-        node = self.emit("call", [small], function=grow, name="expand")
-        return Ref(node, _without_ones(tuple((i,) for i in range(len(shape))), shape))
+        return _as_it_is(self.emit("call", [small], function=grow, name="expand"))
 
     # ---------------------------------------------------------------------------------- pointwise
 
@@ -188,10 +186,9 @@ class Builder:
         node = self._linear(name, operands) or self._fused(function, operands, nodes)
         if node is None:
             node = self._several(name, function, operands, nodes)
-        axes = model.axes
         if math.prod(node.shape) != math.prod(model.node.shape):  # both operands broadcast
-            axes = _without_ones(tuple((i,) for i in range(len(node.shape))), node.shape)
-        return Ref(node, axes)
+            return _as_it_is(node)
+        return Ref(node, model.axes)
 
     def _alike(self, refs: Sequence[Ref]) -> list[Ref]:
         """The tensors with nodes laid out alike: as the first map is, or as the run has them."""
@@ -204,8 +201,7 @@ class Builder:
             spare = [i for i in range(4) if i not in order]
             order = [spare.pop(0) if i < 0 else i for i in order]
             return [Ref(self.channels_last(r, order), axes) for r in refs]
-        laid = [self.laid(r, r.shape) for r in refs]
-        return [Ref(n, _without_ones(tuple((i,) for i in range(rank)), n.shape)) for n in laid]
+        return [_as_it_is(self.laid(r, r.shape)) for r in refs]
 
     def _operand(self, value: Value, model: Ref) -> Any:
         if isinstance(value, Ref):
@@ -290,16 +286,7 @@ class Builder:
         if len(nodes) == 2 and len(operands) == 2 and name in ("add", "mul"):
             return self.emit(name, nodes)
 
-        def run(*given: Tensor) -> Tensor:
-            queue = list(given)
-            return function(
-                *(
-                    queue.pop(0) if isinstance(each, Node) else _plain(each, given[0])
-                    for each in operands
-                )
-            )
-
-        return self.emit("call", nodes, function=run, name=name)
+        return self.emit("call", nodes, function=_filling(function, operands, Node), name=name)
 
     def _counted(self, name: str, node: Node, const: Const) -> Node | None:
         """Sums over windows, divided by how many places of each lie inside the map."""
@@ -414,7 +401,18 @@ class Builder:
             axes[recorded] = (canonical,)
         return Ref(node, _without_ones(tuple(axes), node.shape))
 
+    def average_pool(self, x: Ref, order: Sequence[int], rows: Windows, columns: Windows) -> Ref:
+        """An average pool of a tensor whose axes in `order` are N, H, W, C."""
+        return self.back(self.average(self.channels_last(x, order), rows, columns), order)
+
     # ---------------------------------------------------------------------------------------- rest
+
+    def reorder(self, x: Ref, axis: int, index: Sequence[int]) -> Ref:
+        """Channels picked in another order; raises Impossible where the axis is not theirs."""
+        if x.axes[axis] != (3,):
+            raise Impossible
+        run = lambda v: v[..., list(index)]  # noqa: E731
+        return Ref(self.emit("reorder", [x.node], function=run, index=tuple(index)), x.axes)
 
     def concat(self, parts: Sequence[Ref], axis: int) -> Ref:
         """Tensors joined along one of the run's axes."""
@@ -429,8 +427,7 @@ class Builder:
             rows = [self.laid(p, (p.shape[0], 1, 1, p.shape[1])) for p in parts]
             return Ref(self.emit("concat", rows, axis=3), ((0,), (3,)))
         laid = [self.laid(p, p.shape) for p in parts]
-        node = self.emit("concat", laid, axis=axis)
-        return Ref(node, _without_ones(tuple((i,) for i in range(len(node.shape))), node.shape))
+        return _as_it_is(self.emit("concat", laid, axis=axis))
 
     def pad(self, x: Ref, widths: Sequence[tuple[int, int]], fill: float) -> Ref:
         """Padded along the run's axes; raises Impossible where these are not a map's two."""
@@ -465,19 +462,21 @@ class Builder:
         """Anything else: runs on the tensors as the run has them."""
         refs = [each for each in args if isinstance(each, Ref)]
         laid = [self.laid(each, each.shape) for each in refs]
-
-        def run(*given: Tensor) -> Tensor:
-            queue = list(given)
-            return function(
-                *(queue.pop(0) if isinstance(a, Ref) else _plain(a, given[0]) for a in args)
-            )
-
-        node = self.emit("call", laid, value, function=run, name=name)
-        return Ref(node, _without_ones(tuple((i,) for i in range(value.ndim)), value.shape))
+        node = self.emit("call", laid, value, function=_filling(function, args, Ref), name=name)
+        return _as_it_is(node)
 
 
-def _plain(value: Any, like: Tensor) -> Any:
-    return value.value if isinstance(value, Const) else value
+def _filling(
+    function: Callable[..., Tensor], args: Sequence[Any], kind: type
+) -> Callable[..., Tensor]:
+    """The function of those of its arguments that are of one kind."""
+
+    def run(*given: Tensor) -> Tensor:
+        queue = list(given)
+        plain = [each.value if isinstance(each, Const) else each for each in args]
+        return function(*(queue.pop(0) if isinstance(each, kind) else each for each in plain))
+
+    return run
 
 
 def _ones(node: Node) -> set[int]:
@@ -490,6 +489,11 @@ def _is_row(x: Ref) -> bool:
 
 def _global(size: int) -> Windows:
     return Windows(torch.full((1, size), 1 / size, dtype=torch.float64), ("global",))
+
+
+def _as_it_is(node: Node) -> Ref:
+    """A tensor whose axes are the node's own."""
+    return Ref(node, _without_ones([(i,) for i in range(len(node.shape))], node.shape))
 
 
 def _without_ones(
@@ -576,6 +580,5 @@ def _mask(name: str, operands: Sequence[Any]) -> Const | None:
     const = next(each for each in operands if isinstance(each, Const))
     kept = const.value[const.value != 0]
     whole = const.value.numel() > 1 and 0 < kept.numel() < const.value.numel()
-    if const.random or (whole and const.value.ndim == 4 and bool((kept == kept[0]).all())):
-        return const if whole or const.random else None
-    return None
+    fits = const.random or (whole and const.value.ndim == 4 and bool((kept == kept[0]).all()))
+    return const if fits else None

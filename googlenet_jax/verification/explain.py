@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from googlenet_jax.verification.edits import Differ, Edit, apply
-from googlenet_jax.verification.graph import Graph, Node, evaluate, topological
+from googlenet_jax.verification.graph import Graph, Node, evaluated, topological
 from googlenet_jax.verification.naming import (
     Finding,
     kernel_names,
@@ -36,8 +36,8 @@ class Explanation:
 class Explainer:
     """Goes through the rows that part, one after the other."""
 
-    def __init__(self, pairing: Pairing, same_leaf: dict[str, str]) -> None:
-        self.pairing, self.same_leaf = pairing, same_leaf
+    def __init__(self, pairing: Pairing) -> None:
+        self.pairing = pairing
         units = pairing.alignment.reference
         mine = {u.node.order: u.node for u in units if id(u.node) in pairing.matched}
         mine[pairing.reference.input.order] = pairing.reference.input
@@ -138,8 +138,7 @@ class Explainer:
                 parts = fewer
         found = setting_names(unit, candidate, [n for n in parts if n != "kernel"])
         if "kernel" in parts and "groups" not in parts:
-            units = self.pairing.alignment.reference
-            named = kernel_names(unit, candidate, units, self.same_leaf)
+            named = kernel_names(unit, candidate, self.pairing.alignment.reference)
             if named is None:
                 return None
             found += named
@@ -229,10 +228,10 @@ class Explainer:
             node = nodes.get(order)
             if node is None or node.op != "max_pool":
                 continue
-            try:
-                size = evaluate([node.inputs[0]], given)[0].shape[1:3]
-            except (RuntimeError, ValueError, IndexError):
+            below = evaluated(node.inputs[0], given)
+            if below is None:
                 return False
+            size = below.shape[1:3]
             if size == node.inputs[0].shape[1:3]:
                 continue
             for pads in _pads_at(node, size):
@@ -255,11 +254,10 @@ class Explainer:
         for node in sorted(mine, key=lambda n: n.order):
             if node.op not in ("act", "affine", "max_pool", "average", "concat", "add", "lrn"):
                 continue
-            try:
-                made = evaluate([node], given)[0]
-            except (RuntimeError, ValueError, IndexError):
-                continue
-            if not any(difference(made, each.value)[0] <= row.bound for each in candidate):
+            made = evaluated(node, given)
+            if made is not None and not any(
+                difference(made, each.value)[0] <= row.bound for each in candidate
+            ):
                 return self._label(node)
         return row.name
 

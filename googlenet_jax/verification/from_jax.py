@@ -12,48 +12,25 @@ from torch import Tensor
 
 from googlenet_jax.errors import UserError
 from googlenet_jax.verification.builder import Builder, Impossible, Ref, Value
-from googlenet_jax.verification.from_torch import output_name, output_node, reorder
-from googlenet_jax.verification.graph import Const, Graph, Windows, windows_of
+from googlenet_jax.verification.from_torch import output_name, output_node
+from googlenet_jax.verification.graph import Const, Graph, Windows, number, windows_of
 
 INNER = {  # operations that hold a jaxpr which just runs
     *("jit", "pjit", "closed_call", "core_call", "remat", "checkpoint", "custom_jvp_call"),
     *("custom_vjp_call", "custom_vjp_call_jaxpr", "remat2"),
 }
 SAME = {"copy", "copy_p", "stop_gradient", "optimization_barrier", "reduce_precision"}
-POINTWISE: dict[str, Callable[..., Tensor]] = {
-    "add": torch.add,
+_SAME_NAME = (
+    *("add", "sub", "mul", "div", "neg", "exp", "exp2", "log", "log1p", "expm1", "tanh", "sqrt"),
+    *("rsqrt", "square", "abs", "sign", "erf", "erfc", "sin", "cos", "floor", "ceil", "pow"),
+    *("eq", "ne", "lt", "le", "gt", "ge"),
+)
+POINTWISE: dict[str, Callable[..., Tensor]] = {name: getattr(torch, name) for name in _SAME_NAME}
+POINTWISE |= {
     "add_any": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "div": torch.div,
     "max": torch.maximum,
     "min": torch.minimum,
-    "neg": torch.neg,
-    "exp": torch.exp,
-    "exp2": torch.exp2,
-    "log": torch.log,
-    "log1p": torch.log1p,
-    "expm1": torch.expm1,
-    "tanh": torch.tanh,
     "logistic": torch.sigmoid,
-    "sqrt": torch.sqrt,
-    "rsqrt": torch.rsqrt,
-    "square": torch.square,
-    "abs": torch.abs,
-    "sign": torch.sign,
-    "erf": torch.erf,
-    "erfc": torch.erfc,
-    "sin": torch.sin,
-    "cos": torch.cos,
-    "floor": torch.floor,
-    "ceil": torch.ceil,
-    "pow": torch.pow,
-    "eq": torch.eq,
-    "ne": torch.ne,
-    "lt": torch.lt,
-    "le": torch.le,
-    "gt": torch.gt,
-    "ge": torch.ge,
     "and": torch.logical_and,
     "or": torch.logical_or,
     "not": torch.logical_not,
@@ -87,9 +64,7 @@ def trace_jax(
     closed, shape = jax.make_jaxpr(function, return_shape=True)(parameters, inputs)
     leaves = named_leaves(parameters)
     reader = _Reader()
-    images = to_torch(inputs)
-    images = images.double() if images.dtype == torch.float64 else images
-    given = reader.builder.input(images, channels_last)
+    given = reader.builder.input(to_torch(inputs), channels_last)
     args = [Const(value, name) for name, value in leaves.items()]
     results = reader.run(closed.jaxpr, [Const(to_torch(c)) for c in closed.consts], [*args, given])
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(shape)[0]]
@@ -177,17 +152,14 @@ class _Reader:
             return values
         try:
             handler = getattr(self, f"_do_{name}", None)
-            made = handler(params, *values) if handler else self._pointwise(name, params, values)
-            if made is not None:
-                return made if isinstance(made, list) else [made]
+            if handler is not None:
+                return [handler(params, *values)]
+            if name in POINTWISE:
+                plain = "add" if name == "add_any" else name
+                return [self.builder.pointwise(plain, POINTWISE[name], values)]
         except Impossible:
             pass
         return self._unknown(equation, values)
-
-    def _pointwise(self, name: str, params: Mapping[str, Any], values: list[Value]) -> Value | None:
-        if name not in POINTWISE:
-            return None
-        return self.builder.pointwise("add" if name == "add_any" else name, POINTWISE[name], values)
 
     def _unknown(self, equation: Any, values: list[Value]) -> list[Value]:
         """An operation by its own name, run by JAX."""
@@ -231,7 +203,7 @@ class _Reader:
             raise Impossible
         return self.builder.pointwise(
             "where",
-            lambda w, no, yes: torch.where(w.bool(), _wide(yes), _wide(no)),
+            lambda w, no, yes: torch.where(w.bool(), yes, no),
             [which, *cases],
         )
 
@@ -267,9 +239,6 @@ class _Reader:
             lambda v: v.reshape([s for i, s in enumerate(v.shape) if i not in drop]), x
         )
 
-    def _do_expand_dims(self, params: Mapping[str, Any], x: Value) -> Value:
-        raise Impossible
-
     def _do_transpose(self, params: Mapping[str, Any], x: Value) -> Value:
         order = params["permutation"]
         if isinstance(x, Ref):
@@ -279,9 +248,9 @@ class _Reader:
     def _do_rev(self, params: Mapping[str, Any], x: Value) -> Value:
         axes = params["dimensions"]
         if isinstance(x, Ref):
-            if len(axes) != 1 or x.axes[axes[0]] != (3,):
+            if len(axes) != 1:
                 raise Impossible
-            return reorder(self.builder, x, list(reversed(range(x.shape[axes[0]]))))
+            return self.builder.reorder(x, axes[0], range(x.shape[axes[0]])[::-1])
         return Const.apply(lambda v: v.flip(axes), x)
 
     def _do_concatenate(self, params: Mapping[str, Any], *parts: Value) -> Value:
@@ -318,15 +287,13 @@ class _Reader:
         if len(numbers.start_index_map) != 1:
             raise Impossible
         axis = numbers.start_index_map[0]
-        sizes = [s for i, s in enumerate(x.shape) if i != axis]
-        if (
-            x.axes[axis] != (3,)
-            or [s for i, s in enumerate(params["slice_sizes"]) if i != axis] != sizes
-        ):
+        whole, taken = (
+            [size for i, size in enumerate(sizes) if i != axis]
+            for sizes in (x.shape, params["slice_sizes"])
+        )
+        if whole != taken or tuple(numbers.collapsed_slice_dims) != (axis,) or axis != x.ndim - 1:
             raise Impossible
-        if tuple(numbers.collapsed_slice_dims) != (axis,) or axis != x.ndim - 1:
-            raise Impossible
-        return reorder(self.builder, x, index.value.reshape(-1).tolist())
+        return self.builder.reorder(x, axis, index.value.reshape(-1).tolist())
 
     # ---------------------------------------------------------------------------- sums and products
 
@@ -454,8 +421,7 @@ class _Reader:
                 matrix[row, max(start, 0) : max(min(start + window[axis], size), 0)] = 1
             found.append(windows_of(matrix / window[axis]))
         node = self.builder.average(self.builder.channels_last(x, order), *found)
-        factor = Const(torch.tensor(float(math.prod(window)), dtype=torch.float64))
-        node = self.builder.affine(node, factor, Const(torch.zeros((), dtype=torch.float64)))
+        node = self.builder.affine(node, number(math.prod(window)), number(0.0))
         return self.builder.back(node, order)
 
 
@@ -466,10 +432,6 @@ def _place_of_one(x: Ref, dimension: int) -> tuple[int, ...]:
     if len(ones) != len(empty):
         return ()
     return (ones[empty.index(dimension)],)
-
-
-def _wide(value: Any) -> Any:
-    return value
 
 
 def _scope(stack: str) -> str:

@@ -1,5 +1,6 @@
 """Any PyTorch module's forward pass as an op graph: the aten operations that really ran."""
 
+import functools
 import inspect
 import math
 import os
@@ -39,17 +40,8 @@ SAME = {
     *("lift_fresh_copy", "dropout", "feature_dropout", "alpha_dropout"),
 }
 MAKING = {
-    "empty_like",
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "rand_like",
-    "new_zeros",
-    "new_full",
-    "new_empty",
-    "new_empty_strided",
-    "empty_permuted",
-    "new_ones",
+    *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "empty_permuted"),
+    *("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"),
 }
 RANDOM = {"bernoulli", "bernoulli_", "uniform_", "rand", "rand_like", "normal_", "randn"}
 
@@ -419,26 +411,22 @@ class _Recorder(TorchDispatchMode):
             if divisor:
                 matrix = (matrix != 0).double() / math.sqrt(divisor)
             found.append(windows_of(matrix[:out]))
-        node = self.builder.average(self.builder.channels_last(x, NCHW_TO_NHWC), *found)
-        return self.builder.back(node, NCHW_TO_NHWC)
+        return self.builder.average_pool(x, NCHW_TO_NHWC, *found)
 
     def _do_adaptive_avg_pool2d(self, args: Any, kwargs: Any, results: Sequence[Any]) -> Any:
         x, out = args[0], args[1]
         found = [windows_of(adaptive(x.shape[2 + axis], _pair(out)[axis])) for axis in range(2)]
-        node = self.builder.average(self.builder.channels_last(x, NCHW_TO_NHWC), *found)
-        return self.builder.back(node, NCHW_TO_NHWC)
+        return self.builder.average_pool(x, NCHW_TO_NHWC, *found)
 
-    def _do_mean(self, args: Any, kwargs: Any, results: Sequence[Any]) -> Any:
+    def _do_mean(
+        self, args: Any, kwargs: Any, results: Sequence[Any], scale: float | None = None
+    ) -> Any:
         x, axes, keep = _filled(args, 1, (None, False))
         if axes is None:
             raise Impossible
-        return self.builder.mean(x, axes, keep)
+        return self.builder.mean(x, axes, keep, scale)
 
-    def _do_sum(self, args: Any, kwargs: Any, results: Sequence[Any]) -> Any:
-        x, axes, keep = _filled(args, 1, (None, False))
-        if axes is None:
-            raise Impossible
-        return self.builder.mean(x, axes, keep, 1.0)
+    _do_sum = functools.partialmethod(_do_mean, scale=1.0)
 
     def _do_view(self, args: Any, kwargs: Any, results: Sequence[Any]) -> Any:
         return self.builder.reshape(args[0], tuple(results[0].shape))
@@ -512,25 +500,22 @@ class _Recorder(TorchDispatchMode):
         made = self.builder.product(x, Const.apply(torch.t, weight))
         return made if bias is None else self.builder.pointwise("add", torch.add, [made, bias])
 
-    def _do_softmax(self, args: Any, kwargs: Any, results: Sequence[Any]) -> Any:
-        return self._over_channels("softmax", torch.softmax, args)
-
-    def _do_log_softmax(self, args: Any, kwargs: Any, results: Sequence[Any]) -> Any:
-        return self._over_channels("log_softmax", torch.log_softmax, args)
-
-    def _over_channels(self, name: str, function: Any, args: Any) -> Ref:
+    def _do_softmax(
+        self, args: Any, kwargs: Any, results: Sequence[Any], name: str = "softmax"
+    ) -> Any:
         x, axis = args[0], args[1] % args[0].ndim
         if x.axes[axis] != (3,):
             raise Impossible
-        run = lambda v: function(v, -1)  # noqa: E731
+        run = lambda v: getattr(torch, name)(v, -1)  # noqa: E731
         return Ref(self.builder.emit(name, [x.node], function=run), x.axes)
+
+    _do_log_softmax = functools.partialmethod(_do_softmax, name="log_softmax")
 
     def _do_flip(self, args: Any, kwargs: Any, results: Sequence[Any]) -> Any:
         x, axes = args
-        if len(axes) != 1 or x.axes[axes[0]] != (3,):
+        if len(axes) != 1:
             raise Impossible
-        index = list(reversed(range(x.shape[axes[0]])))
-        return reorder(self.builder, x, index)
+        return self.builder.reorder(x, axes[0], range(x.shape[axes[0]])[::-1])
 
     def _do_index(self, args: Any, kwargs: Any, results: Sequence[Any]) -> Any:
         x, indices = args
@@ -538,22 +523,15 @@ class _Recorder(TorchDispatchMode):
         if len(given) != 1 or not isinstance(given[0][1], Const) or not isinstance(x, Ref):
             raise Impossible
         axis, index = given[0]
-        if x.axes[axis] != (3,) or index.value.ndim != 1:
+        if index.value.ndim != 1:
             raise Impossible
-        return reorder(self.builder, x, index.value.tolist())
+        return self.builder.reorder(x, axis, index.value.tolist())
 
     def _do_index_select(self, args: Any, kwargs: Any, results: Sequence[Any]) -> Any:
         x, axis, index = args
-        if x.axes[axis] != (3,) or not isinstance(index, Const):
+        if not isinstance(index, Const):
             raise Impossible
-        return reorder(self.builder, x, index.value.tolist())
-
-
-def reorder(builder: Builder, x: Ref, index: Sequence[int]) -> Ref:
-    """Channels picked in another order."""
-    run = lambda v: v[..., list(index)]  # noqa: E731
-    node = builder.emit("reorder", [x.node], function=run, index=tuple(index))
-    return Ref(node, x.axes)
+        return self.builder.reorder(x, axis, index.value.tolist())
 
 
 def same_numbers(one: Any, other: Tensor, dtype: torch.dtype) -> bool:

@@ -184,6 +184,14 @@ def evaluate(targets: Sequence[Node], given: Mapping[int, Tensor]) -> list[Tenso
     return [values[id(target)] for target in targets]
 
 
+def evaluated(target: Node, given: Mapping[int, Tensor]) -> Tensor | None:
+    """The value of one node; None where it can't run on what is given."""
+    try:
+        return evaluate([target], given)[0]
+    except (RuntimeError, ValueError, IndexError):
+        return None
+
+
 # -------------------------------------------------------------------------------------- operations
 
 

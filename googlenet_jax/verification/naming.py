@@ -11,12 +11,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from googlenet_jax.verification.align import Roles, Unit, roles_of
+from googlenet_jax.verification.align import NEUTRAL, Roles, Unit, roles_of
 from googlenet_jax.verification.edits import Edit, pool_windows
 from googlenet_jax.verification.graph import Node
-
-PARTS = ("var", "mean", "scale", "bias", "inner bias")
-WITHOUT = {"var": 1.0, "mean": 0.0, "scale": 1.0, "bias": 0.0, "inner bias": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,7 +290,7 @@ def _norms(
     values = {role: leaves[name].double() for role, name in mine.leaves.items()}
     if not _is(reference, _norm_of(values, mine.epsilon)):
         return None  # more than a norm: nothing is said of it
-    lacks = [part for part in PARTS if part in values and part not in other.leaves]
+    lacks = [part for part in NEUTRAL if part in values and part not in other.leaves]
     epsilons = [mine.epsilon]
     both = other.epsilon is not None and mine.epsilon is not None
     if both and not math.isclose(other.epsilon, mine.epsilon, rel_tol=1e-4):  # type: ignore[arg-type]
@@ -341,7 +338,7 @@ def _norm_findings(
 
 
 def _norm_of(values: Mapping[str, Tensor], epsilon: float | None) -> tuple[Tensor, Tensor]:
-    get = lambda part: values.get(part, torch.tensor(WITHOUT[part], dtype=torch.float64))  # noqa: E731
+    get = lambda part: values.get(part, torch.tensor(NEUTRAL[part], dtype=torch.float64))  # noqa: E731
     scale = get("scale").reshape(-1)
     if "var" in values:
         scale = scale * torch.rsqrt(values["var"].reshape(-1) + (epsilon or 0.0))
@@ -366,14 +363,9 @@ def _is(node: Node, affine: tuple[Tensor, Tensor]) -> bool:
 # ---------------------------------------------------------------------------------------- kernels
 
 
-def kernel_names(
-    unit: Unit, candidate: Node, others: Sequence[Unit], same_leaf: Mapping[str, str]
-) -> list[Finding] | None:
-    """How the candidate's kernel comes from the reference's; None where it does not.
-
-    Args:
-      others: all of the reference's units. same_leaf: the candidate's leaf → the reference's unit
-        that it was given the weights of.
+def kernel_names(unit: Unit, candidate: Node, others: Sequence[Unit]) -> list[Finding] | None:
+    """How the candidate's kernel comes from the reference's, whose units are `others`; None where
+    it does not.
     """
     reference = unit.node.attrs["kernel"].value.double()
     made = candidate.attrs["kernel"].value.double()
@@ -391,10 +383,7 @@ def kernel_names(
     for name, detail, value in tries:
         if equal(value):
             if name == "transposed kernel" and reference.shape[:2] == (1, 1):
-                name, detail = (
-                    "transposed classifier" if not candidate.attrs.get("x") else name,
-                    detail,
-                )
+                name = "transposed classifier"
             return [Finding(name, where, detail)]
     for other in others:
         if other is not unit and equal(other.node.attrs["kernel"].value.double()):

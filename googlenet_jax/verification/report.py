@@ -7,13 +7,11 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from googlenet_jax.html_page import html_page
-from googlenet_jax.runtime.storage import write_atomically, writing
 from googlenet_jax.verification.rows import Row
 from googlenet_jax.verification.verify import EQUAL, Report
 
@@ -229,15 +227,6 @@ def as_dict(report: Report) -> dict[str, Any]:
 def as_json(report: Report) -> str:
     """`as_dict` as text."""
     return json.dumps(as_dict(report), indent=2, ensure_ascii=False, allow_nan=False)
-
-
-def write(path: str | Path, content: str) -> None:
-    """Writes a report, whole or not at all.
-
-    Raises UserError where the file can't be written.
-    """
-    with writing(path):
-        write_atomically(Path(path), lambda t: t.write_text(content, encoding="utf-8"))
 
 
 # -------------------------------------------------------------------------------------------- page

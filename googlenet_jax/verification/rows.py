@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from googlenet_jax.verification.align import Alignment, Unit
-from googlenet_jax.verification.graph import Graph, Node, evaluate, execute
+from googlenet_jax.verification.graph import Graph, Node, evaluated
 
 MARGIN = 8
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
@@ -47,11 +47,6 @@ class Row:
     def parted(self) -> bool:
         """Whether the segment differs by more than rounding."""
         return not self.relative <= self.bound
-
-    @property
-    def parted_whole(self) -> bool:
-        """Whether the two differ here, end to end."""
-        return not self.whole <= self.bound
 
 
 def rounding(units: Sequence[Unit], dtype: str) -> float:
@@ -151,19 +146,12 @@ class Pairing:
 
     def given(self, graph: Graph) -> dict[int, Tensor]:
         """The candidate's recorded products, for the convolutions of a (changed) reference."""
-        if graph is self.reference:
-            found = {
-                id(u.node): self.matched[id(u.node)].value
-                for u in self.alignment.reference
-                if id(u.node) in self.matched
-            }
-        else:
-            by_order = {
-                u.node.order: self.matched[id(u.node)].value
-                for u in self.alignment.reference
-                if id(u.node) in self.matched
-            }
-            found = {id(n): by_order[n.order] for n in graph.nodes() if n.order in by_order}
+        by_order = {
+            u.node.order: self.matched[id(u.node)].value
+            for u in self.alignment.reference
+            if id(u.node) in self.matched
+        }
+        found = {id(n): by_order[n.order] for n in graph.nodes() if n.order in by_order}
         return found | {id(graph.input): graph.input.value}  # type: ignore[dict-item, return-value]
 
     def value_of(self, row: Row, node: Node, given: Mapping[int, Tensor]) -> Tensor | None:
@@ -171,14 +159,10 @@ class Pairing:
 
         `node`: the row's node in the graph that is asked.
         """
-        try:
-            if row.kind == "convolution":
-                of_candidate = row.of_candidate
-                assert of_candidate is not None and of_candidate.inputs[0].value is not None
-                return execute(node, [of_candidate.inputs[0].value])
-            return evaluate([node.inputs[0]], given)[0]
-        except (RuntimeError, ValueError, IndexError):
-            return None
+        if row.kind != "convolution":
+            return evaluated(node.inputs[0], given)
+        assert row.of_candidate is not None and row.of_candidate.inputs[0].value is not None
+        return evaluated(node, {id(node.inputs[0]): row.of_candidate.inputs[0].value})
 
     def compare(self) -> None:
         """Fills in all rows."""

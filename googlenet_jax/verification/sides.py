@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.errors import UserError, nearest, one_line
 from googlenet_jax.verification import from_jax, from_torch
 from googlenet_jax.verification.align import Layouts
 from googlenet_jax.verification.graph import Graph
@@ -46,9 +46,9 @@ class TorchSide:
 
     layouts: Layouts = {4: (2, 3, 1, 0), 2: (1, 0)}  # noqa: RUF012
 
-    def __init__(self, module: nn.Module, dtype: str, title: str = "") -> None:
+    def __init__(self, module: nn.Module, dtype: str) -> None:
         self.module = from_torch.layers_of(module).to(getattr(torch, dtype))
-        self.title = title or type(self.module).__name__
+        self.title = type(self.module).__name__
         self.dtype, self.precision = getattr(torch, dtype), dtype
         self.channels_last = False  # found out where it first runs
 
@@ -67,32 +67,33 @@ class TorchSide:
         """Modes and buffers are put back afterwards. With `heads` the module itself trains, so that
         its auxiliary heads answer, while batch norm and dropout do not.
         """
-        before = {each: each.training for each in self.module.modules()}
         buffers = [(each, each.detach().clone()) for each in self.module.buffers()]
-        self.module.train(heads)
-        for each in self.module.modules():
-            kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
-            if isinstance(each, kinds) or each.__class__.__name__ == "DropPath":
-                each.eval()
+        kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
         try:
-            yield
+            with self._mode(
+                heads, lambda each: isinstance(each, kinds) or type(each).__name__ == "DropPath"
+            ):
+                yield
         finally:
-            for each, mode in before.items():
-                each.training = mode
             for buffer, value in buffers:
                 buffer.detach().copy_(value)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Training without dropout; the modes are put back afterwards."""
+        drops = nn.modules.dropout._DropoutNd
+        with self._mode(True, lambda each: isinstance(each, drops)), from_torch.WithoutDropout():
+            yield
+
+    @contextlib.contextmanager
+    def _mode(self, train: bool, still: Callable[[nn.Module], bool]) -> Iterator[None]:
         before = {each: each.training for each in self.module.modules()}
-        self.module.train()
+        self.module.train(train)
         for each in self.module.modules():
-            if isinstance(each, nn.modules.dropout._DropoutNd):
+            if still(each):
                 each.eval()
         try:
-            with from_torch.WithoutDropout():
-                yield
+            yield
         finally:
             for each, mode in before.items():
                 each.training = mode
@@ -114,7 +115,7 @@ class TorchSide:
                 raise
             except Exception as error:
                 errors.append(error)
-        text = " ".join(str(errors[0]).split())[:200]
+        text = one_line(errors[0], 200)
         self.channels_last = first
         shape = list(self.pixels(images).shape)
         raise UserError(
@@ -220,7 +221,7 @@ class JaxSide:
         except UserError:
             raise
         except Exception as error:
-            text = " ".join(str(error).split())[:200]
+            text = one_line(error, 200)
             raise UserError(
                 f"{self.title} does not run on inputs {list(given.shape)}: "
                 f"{type(error).__name__}: {text}"
@@ -251,7 +252,7 @@ class JaxSide:
         self._last = None
 
 
-def as_side(given: Any, dtype: str, title: str = "") -> Side:
+def as_side(given: Any, dtype: str) -> Side:
     """Anything that can be compared as a side.
 
     Args:
@@ -264,25 +265,25 @@ def as_side(given: Any, dtype: str, title: str = "") -> Side:
     if hasattr(given, "trace") and hasattr(given, "assign"):
         return given
     if isinstance(given, nn.Module):
-        return TorchSide(given, dtype, title)
+        return TorchSide(given, dtype)
     if hasattr(given, "model") and hasattr(given, "variables"):
         given = (given.model, given.variables)
     if isinstance(given, tuple) and len(given) == 2:
-        return _pair_side(*given, dtype, title)
+        return _pair_side(*given, dtype)
     kinds = {base.__module__.split(".")[0] for base in type(given).__mro__}
     if "keras" in kinds:
-        return _keras_side(given, dtype, title)
+        return _keras_side(given, dtype)
     if "flax" in kinds and hasattr(given, "iter_modules"):
-        return _nnx_side(given, dtype, title)
+        return _nnx_side(given, dtype)
     if callable(given) and jax.tree.leaves(given):
-        return _tree_side(given, dtype, title)
+        return _tree_side(given, dtype)
     raise UserError(
         "verify: expected a torch.nn.Module, (function, parameters), (linen module, variables), or "
         f"an Equinox, NNX or Keras model, found {type(given).__name__}"
     )
 
 
-def _pair_side(function: Any, parameters: Any, dtype: str, title: str) -> JaxSide:
+def _pair_side(function: Any, parameters: Any, dtype: str) -> JaxSide:
     import flax.linen
 
     from googlenet_jax.models.network import Network
@@ -291,10 +292,8 @@ def _pair_side(function: Any, parameters: Any, dtype: str, title: str) -> JaxSid
         return network_side(function, parameters, dtype)
     if isinstance(function, flax.linen.Module):
         apply = function.apply
-        return JaxSide(
-            lambda v, x: apply(v, x), parameters, dtype, title or type(function).__name__
-        )
-    return JaxSide(function, parameters, dtype, title)
+        return JaxSide(lambda v, x: apply(v, x), parameters, dtype, type(function).__name__)
+    return JaxSide(function, parameters, dtype)
 
 
 def network_side(model: Any, variables: Mapping[str, Any], dtype: str) -> JaxSide:
@@ -318,7 +317,7 @@ def network_side(model: Any, variables: Mapping[str, Any], dtype: str) -> JaxSid
     return side
 
 
-def _nnx_side(module: Any, dtype: str, title: str) -> JaxSide:
+def _nnx_side(module: Any, dtype: str) -> JaxSide:
     from flax import nnx
 
     module.eval()
@@ -330,10 +329,10 @@ def _nnx_side(module: Any, dtype: str, title: str) -> JaxSide:
         nnx.replace_by_pure_dict(filled, arrays)
         return nnx.merge(graph, filled)(inputs)
 
-    return JaxSide(run, arrays, dtype, title or type(module).__name__)
+    return JaxSide(run, arrays, dtype, type(module).__name__)
 
 
-def _tree_side(module: Any, dtype: str, title: str) -> JaxSide:
+def _tree_side(module: Any, dtype: str) -> JaxSide:
     """A callable tree such as an Equinox module: of one example [C, H, W], mapped over the batch."""
     is_array = lambda leaf: isinstance(leaf, (np.ndarray, jax.Array))  # noqa: E731
     leaves, structure = jax.tree.flatten(module)
@@ -346,11 +345,10 @@ def _tree_side(module: Any, dtype: str, title: str) -> JaxSide:
         return jax.vmap(jax.tree.unflatten(structure, filled))(inputs)
 
     layouts: Layouts = {4: (2, 3, 1, 0), 2: (1, 0)}
-    title = title or type(module).__name__
-    return JaxSide(run, arrays, dtype, title, layouts, channels_last=False)
+    return JaxSide(run, arrays, dtype, type(module).__name__, layouts, channels_last=False)
 
 
-def _keras_side(model: Any, dtype: str, title: str) -> JaxSide:
+def _keras_side(model: Any, dtype: str) -> JaxSide:
     import keras
 
     if keras.backend.backend() != "jax":
@@ -366,7 +364,7 @@ def _keras_side(model: Any, dtype: str, title: str) -> JaxSide:
         two = [variables[v.path] for v in model.non_trainable_variables]
         return model.stateless_call(one, two, inputs, training=False)[0]
 
-    side = JaxSide(run, trained | other, dtype, title or model.name)
+    side = JaxSide(run, trained | other, dtype, model.name)
     # Keras's batch norm takes float64 to float32.
     side.precision = "float32" if dtype == "float64" else dtype
     return side
@@ -396,7 +394,7 @@ def load_object(where: str, option: str, num_classes: int | None = None) -> Any:
             takes = "num_classes" in inspect.signature(made).parameters
             made = made(num_classes=num_classes) if takes and num_classes else made()
         except Exception as error:
-            text = " ".join(str(error).split())[:200]
+            text = one_line(error, 200)
             raise UserError(f"{option}: {where}: {type(error).__name__}: {text}") from error
     return made
 
@@ -411,7 +409,7 @@ def _run_file(path: Path, where: str, option: str) -> Any:
     try:
         spec.loader.exec_module(code)
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error, 200)
         raise UserError(f"{option}: {where}: {type(error).__name__}: {text}") from error
     finally:
         sys.path.pop(0)
@@ -450,4 +448,4 @@ def keras_inception(model: Any, size: int, dtype: str) -> JaxSide:
             )
     finally:
         keras.config.set_floatx(before)
-    return _keras_side(made, dtype, "")
+    return _keras_side(made, dtype)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from googlenet_jax.data.image_kind import kind_of
 from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.network import Network
@@ -26,7 +27,7 @@ OPSET = 18
 
 
 class _Images(nn.Module):
-    """The network on uint8 images `[b, S, S, 3]`, RGB, as StableHLO's takes them."""
+    """The network on images `[b, S, S, C]`, uint8 RGB mostly, as StableHLO's takes them."""
 
     mean: Tensor
     std: Tensor
@@ -49,7 +50,7 @@ class _Images(nn.Module):
 def write_onnx(
     path: Path, model: Network, variables: Mapping[str, Any], preprocessing: Preprocessing
 ) -> None:
-    """Writes a file that takes "images", uint8 `[b, S, S, 3]`, RGB, any b, and gives "logits",
+    """Writes a file that takes "images", `[b, S, S, C]`, uint8 RGB mostly, any b, and gives "logits",
     float32 `[b, num_classes]`; mean, standard deviation and channel order are inside.
 
     Raises:
@@ -62,9 +63,9 @@ def write_onnx(
         reason = str(error).removeprefix("--against torch: ")
         raise UserError(f"--format onnx goes through PyTorch, and {reason}") from None
     network.load_state_dict(_tensors(network, model, to_torch(model, variables)))
-    size = preprocessing.size
+    size, (channels, dtype) = preprocessing.size, kind_of(model, preprocessing)
     # Two: of one image the batch would be taken for a constant.
-    images = torch.zeros((2, size, size, 3), dtype=torch.uint8)
+    images = torch.zeros((2, size, size, channels), dtype=getattr(torch, dtype))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names what isn't installed
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

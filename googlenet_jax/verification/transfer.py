@@ -14,8 +14,9 @@ from torch import Tensor
 
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.network import Network, variable_shapes
-from googlenet_jax.runtime.storage import write_atomically, writing
+from googlenet_jax.runtime.storage import write_text
 from googlenet_jax.verification.align import (
+    NEUTRAL,
     Alignment,
     Layouts,
     into_leaf,
@@ -24,8 +25,6 @@ from googlenet_jax.verification.align import (
     units_of,
 )
 from googlenet_jax.verification.graph import Graph, Node
-
-NEUTRAL = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0, "inner bias": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +198,7 @@ def save_map(path: str | Path, alignment: Alignment) -> None:
         if alignment.reference[r].leaf and alignment.candidate[c].leaf
     }
     text = json.dumps(pairs, indent=2, ensure_ascii=False) + "\n"
-    with writing(path):
-        write_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def load_map(path: str | Path) -> dict[str, str]:

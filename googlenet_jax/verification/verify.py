@@ -19,7 +19,7 @@ from googlenet_jax.verification.align import Alignment, align, roles_of, units_o
 from googlenet_jax.verification.edits import apply
 from googlenet_jax.verification.explain import Explainer, Explanation
 from googlenet_jax.verification.from_jax import in_float64
-from googlenet_jax.verification.graph import Graph, evaluate
+from googlenet_jax.verification.graph import Graph, evaluated
 from googlenet_jax.verification.naming import Finding
 from googlenet_jax.verification.rows import EPSILON, Pairing, Row, difference, rounding
 from googlenet_jax.verification.sides import JaxSide, Side, TorchSide, as_side, network_side
@@ -122,21 +122,22 @@ def _of_flavour(model: Network, flavour: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name in known}
 
 
-def default_images(size: int, count: int = 4, seed: int = 0) -> np.ndarray:
-    """Images [count, size, size, 3], float64, as if normalised: in turn noise, a coarse pattern of
-    few values (in which pools find ties), a gradient and a constant.
+def default_images(size: int, seed: int = 0) -> np.ndarray:
+    """Images [4, size, size, 3], float64, as if normalised: noise, a coarse pattern of few values
+    (in which pools find ties), a gradient and a constant.
     """
     generator = np.random.default_rng(seed)
     shades = np.array([1.0, 0.8, 0.55])  # so that the channels differ
     coarse = np.kron(generator.integers(-2, 3, (8, 8)), np.ones((-(-size // 8), -(-size // 8))))
     rows, columns = np.mgrid[-1.5 : 1.5 : size * 1j, -1.0 : 2.0 : size * 1j]
-    kinds = [
-        lambda: generator.normal(0, 1, (size, size, 3)),
-        lambda: coarse[:size, :size, None] * shades,
-        lambda: (rows * columns + rows)[..., None] * shades,
-        lambda: np.full((size, size, 3), 0.75) * shades,
-    ]
-    return np.stack([kinds[i % 4]() for i in range(count)])
+    return np.stack(
+        [
+            generator.normal(0, 1, (size, size, 3)),
+            coarse[:size, :size, None] * shades,
+            (rows * columns + rows)[..., None] * shades,
+            np.full((size, size, 3), 0.75) * shades,
+        ]
+    )
 
 
 def verify(
@@ -164,7 +165,7 @@ def verify(
       pairs: {the reference's kernel: the candidate's}, not to be questioned; see `transfer`.
       steps: of SGD beside each other, 0 for none.
       dtype: of both sides: "float64", in which only logic can differ, "float32" or "bfloat16".
-      say: is told what goes on.
+      log: is told what goes on.
     Raises:
       UserError: a side can't be run, or the two have nothing in common.
     """
@@ -183,24 +184,22 @@ def verify(
         )
 
 
+@dataclasses.dataclass
 class _Verification:
     """One comparison under way."""
 
-    def __init__(
-        self,
-        reference: Side,
-        candidate: Side,
-        images: np.ndarray,
-        weights: str,
-        pairs: dict[str, str],
-        dtype: str,
-        seed: int,
-        log: Callable[[str], None],
-    ) -> None:
-        self.reference, self.candidate, self.images = reference, candidate, images
-        self.weights, self.pairs, self.dtype, self.seed = weights, pairs, dtype, seed
-        self.log = log
-        self.precision = max((reference.precision, candidate.precision), key=EPSILON.__getitem__)
+    reference: Side
+    candidate: Side
+    images: np.ndarray
+    weights: str
+    pairs: dict[str, str]
+    dtype: str
+    seed: int
+    log: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        precisions = self.reference.precision, self.candidate.precision
+        self.precision = max(precisions, key=EPSILON.__getitem__)
         self.moves: list[Move] = []
         self.stuck: dict[str, str] = {}
 
@@ -269,7 +268,7 @@ class _Verification:
         after: list[Row] = []
         if parted:
             self.log("they part; applying what differs to the reference, piece by piece")
-            explainer = Explainer(pairing, {})
+            explainer = Explainer(pairing)
             found = explainer.run()
             after = self._after(explainer, found, of_candidate, outputs, pairing.bound)
         trained, why = self._trained(one, alignment, outputs, steps if not parted else 0)
@@ -352,10 +351,7 @@ class _Verification:
         given = {id(graph.input): graph.input.value}
         rows = []
         for name, other in outputs.items():
-            try:
-                made = evaluate([graph.outputs[name]], given)[0]
-            except (RuntimeError, ValueError, IndexError):
-                made = None
+            made = evaluated(graph.outputs[name], given)
             value = of_candidate[other]
             flat = (
                 None if made is None or made.numel() != value.numel() else made.reshape(value.shape)
@@ -450,38 +446,26 @@ def _faithful(graph: Graph, real: Mapping[str, Tensor], bound: float) -> list[st
     return found
 
 
+# Faults that every layer with such an operation could have.
+_EVERYWHERE = {
+    "BN epsilon": "affine",
+    "missing batch norm scale": "affine",
+    "missing ReLU": "act",
+    "activation": "act",
+}
+
+
 def _grouped(findings: list[Finding], pairing: Pairing) -> list[Finding]:
     """The same fault in every layer that could have it is one finding, of layer ""."""
-    everywhere = {
-        "BN epsilon": lambda u: "norm",
-        "missing batch norm scale": lambda u: "norm",
-        "missing ReLU": lambda u: "act",
-        "activation": lambda u: "act",
-    }
     readers = pairing.reference.consumers()
-
-    def could(name: str) -> set[str]:
-        found = set()
-        for unit in pairing.alignment.reference:
-            chain = _chain_of(unit.node, readers)
-            if (everywhere[name](unit) == "norm" and "affine" in chain) or (
-                everywhere[name](unit) == "act" and "act" in chain
-            ):
-                found.add(unit.name)
-        return found
-
     result: list[Finding] = []
     for finding in findings:
         alike = {f.layer for f in findings if (f.name, f.detail) == (finding.name, finding.detail)}
-        if finding.name in everywhere and len(alike) > 2:
-            wanted = could(finding.name)
-            if finding.name.startswith(("BN", "missing batch")):
-                wanted = (
-                    {u for u in wanted if u in alike}
-                    if len(alike) >= _norms_in(pairing)
-                    else wanted
-                )
-            if wanted <= alike:
+        op = _EVERYWHERE.get(finding.name)
+        if op and len(alike) > 2:
+            units = pairing.alignment.reference
+            could = {unit.name for unit in units if op in _chain_of(unit.node, readers)}
+            if could <= alike or (op == "affine" and len(alike) >= _norms_in(pairing)):
                 finding = dataclasses.replace(finding, layer="")
         if finding not in result:
             result.append(finding)

@@ -24,6 +24,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -373,21 +374,15 @@ def _with_damaged_metrics(folder: Path) -> list[tuple[Path, _Damaged]]:
         try:
             _metric(json.loads(path.read_text()))
         except (ValueError, AttributeError) as error:
-            found.append(
-                (path.parent.parent, _Damaged(f"its metrics can't be read: {_first_line(error)}"))
-            )
+            what = f"its metrics can't be read: {_first_line(error)}"
+            found.append((path.parent.parent, _Damaged(what)))
     return found
 
 
 def _move_aside(checkpoint: Path) -> None:
-    names = (
-        f"damaged-{checkpoint.name}{suffix}"
-        for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
-    )
-    _rename(
-        checkpoint,
-        next(checkpoint.parent / name for name in names if not (checkpoint.parent / name).exists()),
-    )
+    suffixes = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+    places = (checkpoint.with_name(f"damaged-{checkpoint.name}{suffix}") for suffix in suffixes)
+    _rename(checkpoint, next(place for place in places if not place.exists()))
 
 
 def _any_process(flag: bool) -> bool:
@@ -501,13 +496,10 @@ def _read_weights(manager: ocp.CheckpointManager, step: int, weights: str | None
         if name.startswith(starts)
     }
     arrays = _read_arrays(manager, step, content["arrays"], targets)
-    variables: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *parents, leaf = name.removeprefix(prefix).replace(f"/{part}", "/", 1).split("/")
-        place = variables
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[leaf] = array
+    named = {
+        name.removeprefix(prefix).replace(f"/{part}", "/", 1): array
+        for name, array in arrays.items()
+    }
     try:
         model = create_model(about.model_name, **about.model_options)
     except UserError as error:
@@ -517,7 +509,7 @@ def _read_weights(manager: ocp.CheckpointManager, step: int, weights: str | None
         ) from error
     return TrainedModel(
         model=model,
-        variables=variables,
+        variables=unflatten_dict(named, sep="/"),
         preprocessing=Preprocessing.from_dict(about.preprocessing) if about.preprocessing else None,
         class_names=about.class_names or None,
         source=str(manager.directory.parent),
@@ -602,10 +594,8 @@ def _refuse_other_arrays(
     for name, target in targets.items():
         if name not in stored:
             raise UserError(f"{where}: {name} is missing in the checkpoint; {advice}")
-        expected, found = (
-            _shape_and_dtype(target),
-            {key: stored[name][key] for key in ("shape", "dtype")},
-        )
+        expected = _shape_and_dtype(target)
+        found = {key: stored[name][key] for key in ("shape", "dtype")}
         if expected != found:
             raise UserError(
                 f"{where}: {name} is {found['dtype']} {found['shape']}, expected {expected['dtype']} {expected['shape']}; {advice}"

@@ -1,9 +1,8 @@
 """Which network a foreign file's weights are of, from its own names and shapes."""
 
-import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,24 +11,19 @@ from googlenet_jax.models.network import Network, NormedNetwork
 from googlenet_jax.models.registry import create_model, list_models, option_defaults
 from googlenet_jax.weights.names import SCHEMES
 from googlenet_jax.weights.pytorch import torch_names
-from googlenet_jax.weights.tree import COUNTERS, Path, expected_shapes
+from googlenet_jax.weights.tree import COUNTERS, HEAD, Path, expected_shapes, outputs_first
 
 Tensors = Mapping[str, np.ndarray]
 # The classes by which two flavours with one set of names are told apart.
 _CLASSES = {"fid": 1008, "slim": 1001}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Fit:
+class _Fit(NamedTuple):
     """How well a state dict fits a network: the smaller the better."""
 
     extra: int  # entries that the network has no place for
     gammas: bool  # has scales of batch norm that the network lacks
     folded: bool  # lacks batch norms that the network has
-
-    @property
-    def rank(self) -> tuple[int, bool, bool]:
-        return self.extra, self.gammas, self.folded
 
 
 def find_in_scheme(path: str, kind: str, tensors: Tensors) -> str:
@@ -84,13 +78,9 @@ def find_in_state_dict(
             f"{path}: its names and shapes fit no network of {', '.join(list_models())} (its first "
             f"entries are {first}); name it with model=… and its options (--model, --option)"
         )
-    best, name, trial = min(found, key=lambda each: each[0].rank)
+    best, name, trial = min(found, key=lambda each: each[0])
     # Folded batch norms leave the names of a network without any: that alone can't decide.
-    others = {
-        other
-        for fit, other, _ in found
-        if other != name and (fit.extra, fit.gammas) == (best.extra, best.gammas)
-    }
+    others = {other for fit, other, _ in found if other != name and fit[:2] == best[:2]}
     if others:
         raise UserError(
             f"{path}: its names and shapes fit {name} and {', '.join(sorted(others))}; "
@@ -189,13 +179,14 @@ def _fit(model: Network, tensors: Tensors) -> _Fit | None:
         if not _same_size(tensors[name].shape, shapes[path]):
             return None
     lacks_bn = folded and any("bn" in path for path in names)
+    head = names[HEAD].split(".")[0] + "."
     unknown = [
         entry
         for entry in tensors
-        if entry not in places and not entry.endswith("num_batches_tracked")
+        if entry not in places
+        and not entry.endswith("num_batches_tracked")
+        and not entry.startswith((head, "last_linear.", "fc."))
     ]
-    head = names[("params", "head", "kernel")].split(".")[0] + "."
-    unknown = [entry for entry in unknown if not entry.startswith((head, "last_linear.", "fc."))]
     scales = [entry for entry in unknown if entry.endswith(".bn.weight")]
     biases = [entry for entry in unknown if lacks_bn and entry.endswith(".bias")]
     return _Fit(len(unknown) - len(scales) - len(biases), bool(scales), lacks_bn)
@@ -209,5 +200,5 @@ def _is_dense(path: Path) -> bool:
 def _same_size(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
     """Whether shapes agree up to the order of axes, which differs between the frameworks."""
     if len(ours) == 4:
-        return len(theirs) == 4 and theirs == (ours[3], ours[2], ours[0], ours[1])
+        return theirs == outputs_first(ours)
     return int(np.prod(theirs)) == int(np.prod(ours))

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+from googlenet_jax.data.image_kind import ImageKind, kind_of
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.folding import fold_batch_norm, has_batch_norm
@@ -42,8 +42,8 @@ assert not any(name.split(".")[0] == "googlenet_jax" for name in sys.modules)
 def export_model(
     model: Network, variables: Mapping[str, Any], preprocessing: Preprocessing
 ) -> bytes:
-    """Makes the artifact, for PLATFORMS: images uint8 `[b, S, S, 3]`, RGB, any b → logits `[b,
-    num_classes]`.
+    """Makes the artifact, for PLATFORMS: images `[b, S, S, C]` of the network's kind (uint8 RGB), any
+    b → logits `[b, num_classes]`.
 
     Channel order, mean and standard deviation are applied inside; what comes before them, reading,
     scaling and cropping to S × S, is not. Batch norm is folded.
@@ -54,7 +54,8 @@ def export_model(
     function = _function(model, variables, preprocessing)
     size = preprocessing.size
     (batch,) = export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+    channels, dtype = kind_of(model, preprocessing)
+    images = jax.ShapeDtypeStruct((batch, size, size, channels), dtype)
     return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(images).serialize())
 
 
@@ -91,14 +92,16 @@ def largest_difference(
     """Compares what was exported with the network, as it is unfolded, on random images.
 
     Args:
-      run: batches by name, uint8 `[b, S, S, 3]`, → the exported network's logits by name.
+      run: batches by name, `[b, S, S, C]`, → the exported network's logits by name.
     Returns:
       The largest difference over batches of 1 and 3, in units of the logits' root mean square;
       infinite where one side is not finite, or the logits are all zero and the other's are not.
     """
     rng = np.random.default_rng(0)
-    shape = (preprocessing.size, preprocessing.size, 3)
-    batches = {str(n): rng.integers(0, 256, (n, *shape), dtype=np.uint8) for n in (1, 3)}
+    kind = kind_of(model, preprocessing)
+    shape = (preprocessing.size, preprocessing.size, kind.channels)
+    top = {"uint8": 256, "uint16": 2**16}.get(kind.dtype, 1)
+    batches = {str(n): (top * rng.random((n, *shape))).astype(kind.dtype) for n in (1, 3)}
 
     @jax.jit
     def expect(images: jax.Array) -> jax.Array:
@@ -134,6 +137,7 @@ def _run_alone(artifact: Path, batches: dict[str, np.ndarray]) -> dict[str, np.n
 def describe(
     model_name: str,
     preprocessing: Preprocessing,
+    images: ImageKind,
     class_names: tuple[str, ...] | None,
     form: Mapping[str, Any],
 ) -> str:
@@ -146,10 +150,15 @@ def describe(
     sides = "the short side" if preprocessing.crop == "center" else "both sides"
     about = {
         "model": model_name,
-        "input": {"dtype": "uint8", "shape": ["b", size, size, 3], "channels": "RGB"},
+        "input": {
+            "dtype": images.dtype,
+            "shape": ["b", size, size, images.channels],
+            "channels": "RGB" if images.channels == 3 else images.channels,
+        },
         "output": {"logits": ["b", "num_classes"]},
         "prepare": (
-            f"scale {sides} to {resize} pixels, crop the {size} x {size} centre, keep 0 to 255; "
+            f"scale {sides} to {resize} pixels, crop the {size} x {size} centre, keep "
+            f"{'0 to 255' if images.dtype == 'uint8' else 'the values'}; "
             "channel order, mean and std are applied inside the artifact; the logit of class i "
             "is i + class_offset"
         ),

@@ -56,10 +56,15 @@ def settled_classifier(
 
 
 def new_head(weight: str, features: int, num_classes: int) -> dict[str, np.ndarray]:
-    """A state dict's entries of a classifier initialised anew: Glorot uniform, zeros."""
+    """A state dict's entries of a classifier initialised anew."""
+    kernel, bias = initialised(features, num_classes)
+    return {weight: kernel.T.copy(), weight.removesuffix("weight") + "bias": bias}
+
+
+def initialised(features: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """A new classifier's kernel [in, out], Glorot uniform, and bias, zeros."""
     kernel = jax.nn.initializers.glorot_uniform()(jax.random.key(0), (features, num_classes))
-    bias = weight.removesuffix("weight") + "bias"
-    return {weight: np.asarray(kernel).T.copy(), bias: np.zeros(num_classes, np.float32)}
+    return np.asarray(kernel), np.zeros(num_classes, np.float32)
 
 
 def new_head_note(num_classes: int) -> str:

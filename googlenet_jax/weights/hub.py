@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from googlenet_jax.data.preprocessing import Preprocessing
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, one_line
 from googlenet_jax.weights.convert import read_weights
 from googlenet_jax.weights.trained_model import TrainedModel
 
@@ -53,10 +53,10 @@ def load_from_hub(name: str, model: str | None, options: Mapping[str, Any]) -> T
         except (errors.EntryNotFoundError, errors.LocalEntryNotFoundError) as error:
             if needed or isinstance(error, errors.LocalEntryNotFoundError):
                 raise UserError(
-                    f"{name}: no {file} could be had ({_first_line(error)}); only safetensors are read"
+                    f"{name}: no {file} could be had ({one_line(error, 200)}); only safetensors are read"
                 ) from None
         except Exception as error:  # what its HTTP client raises differs between versions
-            raise UserError(f"{name}: can't be downloaded: {_first_line(error)}") from None
+            raise UserError(f"{name}: can't be downloaded: {one_line(error, 200)}") from None
     assert folder is not None
     loaded = load_hub_folder(folder, model, options)
     assert loaded is not None
@@ -96,7 +96,7 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is no JSON: {_first_line(error)}") from None
+        raise UserError(f"{path}: is no JSON: {one_line(error, 200)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected an object, found {type(values).__name__}")
     return values
@@ -127,8 +127,3 @@ def _preprocessing(folder: Path, given: Mapping[str, Any]) -> Preprocessing:
         "interpolation": "bicubic" if interpolation == "bicubic" else "bilinear_antialiased",
     }
     return Preprocessing.from_dict(fields)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, one_line
 from googlenet_jax.weights.parsers import NEEDS, PARSERS
 from googlenet_jax.weights.parsers.limits import BadFile, Limits, Request
 
@@ -55,20 +55,10 @@ def read_tensors(
       UserError: the file is missing, damaged, hostile, too large for the model or of another kind,
         or its library is not installed.
     """
-    request = {
-        "path": os.fspath(path),
-        "kind": kind,
-        "limit": 2 * model_bytes + SLACK // 16,
-        "ema": ema,
-    }
-    memory = 3 * model_bytes + SLACK
-    command = [
-        sys.executable,
-        "-c",
-        _MAIN,
-        json.dumps(sys.path),
-        json.dumps({"request": request, "memory": memory}),
-    ]
+    limit = 2 * model_bytes + SLACK // 16
+    request = {"path": os.fspath(path), "kind": kind, "limit": limit, "ema": ema}
+    asked = {"request": request, "memory": 3 * model_bytes + SLACK}
+    command = [sys.executable, "-c", _MAIN, json.dumps(sys.path), json.dumps(asked)]
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -79,7 +69,7 @@ def read_tensors(
         assert isinstance(process.stdout, io.BufferedIOBase)
         watch = _Watch(process)
         try:
-            return _receive(process.stdout, str(path), kind, request["limit"], watch)
+            return _receive(process.stdout, str(path), kind, limit, watch)
         except EOFError:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)
@@ -97,16 +87,8 @@ def _environment() -> dict[str, str]:
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TORCH_FORCE")}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return (
-        kept
-        | threads
-        | {
-            "MALLOC_ARENA_MAX": "1",
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            "CUDA_VISIBLE_DEVICES": "",
-            "HDF5_USE_FILE_LOCKING": "FALSE",
-        }
-    )
+    others = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    return kept | threads | others | {"MALLOC_ARENA_MAX": "1", "HDF5_USE_FILE_LOCKING": "FALSE"}
 
 
 class _Watch:
@@ -209,10 +191,8 @@ def child(argument: str) -> None:
     try:
         _import(request.kind)
     except ImportError as error:
-        _send(
-            out,
-            {"missing": NEEDS[request.kind] if error.name is None else error.name.split(".")[0]},
-        )
+        missing = NEEDS[request.kind] if error.name is None else error.name.split(".")[0]
+        _send(out, {"missing": missing})
         os._exit(1)
     limit_memory(asked["memory"])
     limit_time()
@@ -224,38 +204,32 @@ def child(argument: str) -> None:
 
 def send_tensors(request: Request, out: IO[bytes]) -> None:
     """Parses the file and writes its tensors, or what is wrong with it."""
+    count = 0
     try:
-        count = 0
         for name, array in PARSERS[request.kind](request, Limits(request.limit)):
             _send(out, {"name": name[:1024], "dtype": array.dtype.name, "shape": array.shape})
             out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             count += 1
         _send(out, {"end": count})
-    except BadFile as error:
-        _send(out, {"error": " ".join(str(error).split())})
-    except (MemoryError, RecursionError) as error:
-        what = (
-            "memory than the model can take"
-            if isinstance(error, MemoryError)
-            else "nesting than a weight file has"
-        )
-        _send(
-            out,
-            {
-                "error": f"unpacking it needs more {what}; the file is damaged, hostile or of another model"
-            },
-        )
-    except FileNotFoundError:
-        _send(out, {"error": "no such file"})
-    except OSError as error:
-        _send(out, {"error": f"can't be read: {error.strerror or error}"})
     except Exception as error:
-        _send(
-            out,
-            {
-                "error": f"not a whole {request.kind} file ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
-            },
-        )
+        _send(out, {"error": _what_is_wrong(request.kind, error)})
+
+
+def _what_is_wrong(kind: str, error: Exception) -> str:
+    match error:
+        case BadFile():
+            return one_line(error)
+        case MemoryError() | RecursionError():
+            memory = "memory than the model can take"
+            what = memory if isinstance(error, MemoryError) else "nesting than a weight file has"
+            return (
+                f"unpacking it needs more {what}; the file is damaged, hostile or of another model"
+            )
+        case FileNotFoundError():
+            return "no such file"
+        case OSError():
+            return f"can't be read: {error.strerror or error}"
+    return f"not a whole {kind} file ({type(error).__name__}: {one_line(error, 160)})"
 
 
 def _send(out: IO[bytes], message: Mapping[str, Any]) -> None:

@@ -10,14 +10,14 @@ sorts layers by their depth in the graph.
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from googlenet_jax.errors import UserError
 from googlenet_jax.models.network import Network
+from googlenet_jax.weights.heads import initialised
 from googlenet_jax.weights.names.scheme import Scheme
 from googlenet_jax.weights.tree import COUNTERS, flatten
 
@@ -72,17 +72,12 @@ def canonical(
         assert match is not None
         layer, number = match[1], _number(match)
         if match.re is _NEW:
-            number, entry = (
-                _made(path, name, layer, number),
-                _entry(path, name, layer, int(match[3])),
-            )
+            entry = _entry(path, name, layer, int(match[3]))
+            number = _made(path, name, layer, number)
         else:
             number, entry = number - first.get(layer, number), match[3]
-        key = (
-            f"predictions/{entry}"
-            if layer in ("dense", "predictions")
-            else f"{numbered(layer, number)}/{entry}"
-        )
+        dense = layer in ("dense", "predictions")
+        key = f"{'predictions' if dense else numbered(layer, number)}/{entry}"
         if key in named:
             raise UserError(
                 f"{path}: {name!r} stands twice for {key}; the file holds more than one network"
@@ -136,15 +131,9 @@ def numbered(layer: str, number: int) -> str:
 def new_head(
     tensors: Mapping[str, np.ndarray], features: int, num_classes: int
 ) -> dict[str, np.ndarray]:
-    """The arrays of a file without top, with a classifier initialised as Keras's Dense is (Glorot
-    uniform, zeros).
-    """
-    kernel = jax.nn.initializers.glorot_uniform()(jax.random.key(0), (features, num_classes))
-    return {
-        **tensors,
-        "predictions/kernel": np.asarray(kernel),
-        "predictions/bias": np.zeros(num_classes, np.float32),
-    }
+    """The arrays of a file without top, with a classifier initialised as Keras's Dense is."""
+    kernel, bias = initialised(features, num_classes)
+    return {**tensors, "predictions/kernel": kernel, "predictions/bias": bias}
 
 
 def to_bytes(scheme: Scheme, model: Network, variables: Mapping[str, Any]) -> bytes:
@@ -165,7 +154,10 @@ def to_bytes(scheme: Scheme, model: Network, variables: Mapping[str, Any]) -> by
         path: np.asarray(array) for path, array in flatten(variables).items() if path[0] != COUNTERS
     }
     names = scheme.names(model)
-    _check_places(found.keys(), names.keys())
+    if extra := [path for path in found if path not in names]:
+        raise UserError(
+            f"Keras's network has no place for {'/'.join(extra[0])}; make it with flavour='keras' and without auxiliary heads"
+        )
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         file.create_group("vars")
@@ -177,15 +169,6 @@ def to_bytes(scheme: Scheme, model: Network, variables: Mapping[str, Any]) -> by
                 )
             file[_place(name)] = array
     return buffer.getvalue()
-
-
-def _check_places(found: Iterable[tuple[str, ...]], placed: Iterable[tuple[str, ...]]) -> None:
-    placed = set(placed)
-    extra = [path for path in found if path not in placed]
-    if extra:
-        raise UserError(
-            f"Keras's network has no place for {'/'.join(extra[0])}; make it with flavour='keras' and without auxiliary heads"
-        )
 
 
 def _place(name: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 from tqdm import tqdm
 
 from googlenet_jax.data.preprocessing import Preprocessing
-from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.errors import UserError, nearest, one_line
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model, list_models
 from googlenet_jax.runtime.storage import writing
@@ -202,7 +202,7 @@ def download(public: Public, goal: Path) -> None:
             _fetch(public.url, part)
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        short = " ".join(str(reason).split()) or type(error).__name__
+        short = one_line(reason) or type(error).__name__
         raise UserError(
             f"{public.url}: the download failed ({short}); the next try resumes there; "
             f"without a network, put the file at {goal}"

@@ -31,6 +31,7 @@ _UNKNOWN = Published(
     _ANTIALIASED, {}, "ImageNet's usual, as no public weights of this network are known"
 )
 _TRANSFORM = {"transform_input": True}
+_HALF = {"mean": (127.5,) * 3, "std": (127.5,) * 3}
 # (model, flavour) → as PyTorch's and safetensors' files of it are used, whoever wrote them.
 _PUBLISHED: dict[tuple[str, str | None], Published] = {
     ("googlenet_torchvision", None): Published(
@@ -48,14 +49,7 @@ _PUBLISHED: dict[tuple[str, str | None], Published] = {
         SCHEMES["keras"]["inception_v3"].preprocessing, {}, "as Keras's weights want it"
     ),
     ("inception_v3", "fid"): Published(
-        {
-            **_ANTIALIASED,
-            "mean": (127.5,) * 3,
-            "std": (127.5,) * 3,
-            "size": 299,
-            "resize": 299,
-            "crop": "squash",
-        },
+        {**_ANTIALIASED, **_HALF, "size": 299, "resize": 299, "crop": "squash"},
         {},
         "as the network of the Fréchet Inception distance wants it",
     ),
@@ -76,7 +70,6 @@ _PUBLISHED: dict[tuple[str, str | None], Published] = {
         "as the common PyTorch port wants it",
     ),
 }
-_HALF = {"mean": (127.5,) * 3, "std": (127.5,) * 3}
 # Files with torchvision's names and other preprocessing, by the names under which timm has them.
 _BY_FILE_NAME: tuple[tuple[str, Published], ...] = (
     (

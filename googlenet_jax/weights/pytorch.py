@@ -7,7 +7,6 @@ itself is imported to write a .pth file alone.
 
 import io
 import logging
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -19,27 +18,27 @@ import safetensors.numpy
 from flax import traverse_util
 
 from googlenet_jax.data.imagenet import class_names
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, naming, one_line
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model, model_name, option_defaults
 from googlenet_jax.weights.folded import note, unfold
-from googlenet_jax.weights.heads import (
-    new_head,
-    new_head_note,
-    settled_classifier,
-)
+from googlenet_jax.weights.heads import new_head, new_head_note, settled_classifier
 from googlenet_jax.weights.trained_model import TrainedModel
 from googlenet_jax.weights.tree import (
     COUNTERS,
     HEAD,
     Path,
     as_array,
+    channels_of,
     check_array,
     check_counter,
+    check_entry,
     check_names,
     counter_paths,
     expected_shapes,
     flatten,
+    outputs_first,
+    relaid,
     shape_fits,
 )
 
@@ -102,14 +101,9 @@ def from_torch(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     }
     for name in given.keys() & counters.keys():
         counter = _numpy(name, given[name])
-        if (
-            counter.shape == ()
-            and jnp.issubdtype(counter.dtype, jnp.floating)
-            and counter == np.rint(counter)
-        ):
-            counter = counter.astype(
-                np.int64
-            )  # of a state dict whose every tensor was cast, counters too
+        floats = counter.shape == () and jnp.issubdtype(counter.dtype, jnp.floating)
+        if floats and counter == np.rint(counter):  # all of the state dict was cast
+            counter = counter.astype(np.int64)
         check_counter("the state dict", name, counter)
         variables[counters[name]] = counter.astype(np.int64)
     return traverse_util.unflatten_dict(variables)
@@ -144,15 +138,9 @@ def to_torch(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarr
             state_dict[name] = counter.astype(np.int64)
             continue
         array = as_array("variables", entry, found[path])
-        check_array(
-            "variables",
-            model,
-            entry,
-            array,
-            shape_fits(model, path, array.shape, shapes[path]),
-            shapes[path],
-        )
-        state_dict[name] = _to_torch_layout(_torch_dtype(entry, array), _map_channels(shapes, path))
+        check_entry("variables", model, path, array, shapes[path])
+        array = _torch_dtype(entry, array)
+        state_dict[name] = relaid(array, channels_of(shapes, path), to_ours=False)
     return state_dict
 
 
@@ -205,7 +193,7 @@ def _numpy(name: str, value: Any) -> np.ndarray:
             else value.numpy()
         )
     except (TypeError, RuntimeError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:100]
+        reason = one_line(error, 100)
         raise UserError(
             f"from_torch: {name!r} of dtype {dtype} can't be read ({reason}); convert it with .float() first"
         ) from None
@@ -226,53 +214,11 @@ def _convert(
     model: Network, shapes: Mapping[Path, tuple[int, ...]], path: Path, name: str, value: Any
 ) -> np.ndarray:
     array = _numpy(name, value)
-    expected = _torch_shape(shapes[path])
+    expected = outputs_first(shapes[path])
     ours = array.shape[::-1] if array.ndim == 2 else array.shape
     fits = shape_fits(model, path, ours, shapes[path]) if path == HEAD else array.shape == expected
     check_array("the state dict", model, name, array, fits, expected)
-    return _from_torch_layout(array, _map_channels(shapes, path))
-
-
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(len(shape), (0,))
-    return tuple(shape[axis] for axis in order)
-
-
-def _map_channels(shapes: Mapping[Path, tuple[int, ...]], path: Path) -> int:
-    """Channels of the map that a linear layer reads flattened: PyTorch flattens [C, H, W], these
-    networks [H, W, C].
-    """
-    if path[-2] == "fc":
-        return shapes[(*path[:-2], "conv", "kernel")][-1]
-    return shapes[path][0]
-
-
-def _from_torch_layout(array: np.ndarray, channels: int) -> np.ndarray:
-    if array.ndim == 4:
-        array = array.transpose(2, 3, 1, 0)
-    elif array.ndim == 2:
-        outputs, inputs = array.shape
-        side = math.isqrt(inputs // channels)
-        array = (
-            array.reshape(outputs, channels, side, side)
-            .transpose(2, 3, 1, 0)
-            .reshape(inputs, outputs)
-        )
-    return np.array(array, order="C")  # a copy: the tensor's memory stays the caller's
-
-
-def _to_torch_layout(array: np.ndarray, channels: int) -> np.ndarray:
-    if array.ndim == 4:
-        array = array.transpose(3, 2, 0, 1)
-    elif array.ndim == 2:
-        inputs, outputs = array.shape
-        side = math.isqrt(inputs // channels)
-        array = (
-            array.reshape(side, side, channels, outputs)
-            .transpose(3, 2, 0, 1)
-            .reshape(outputs, inputs)
-        )
-    return np.array(array, order="C")
+    return relaid(array, channels_of(shapes, path), to_ours=True)
 
 
 # ---------------------------------------------------------------------------------------- files
@@ -324,10 +270,8 @@ def from_tensors(
     given, told = _fit_channels(model, given)
     notes += told
     state_dict, folded = unfold(model, torch_names(model), lambda unit: _bias(kernels[unit]), given)
-    try:
+    with naming(str(path)):
         variables = from_torch(model, state_dict)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
     return TrainedModel(
         model,
         variables,
@@ -382,7 +326,7 @@ def _absorbed(
     for unit in {entry[:-2] for entry in names if entry[-2:] == ("bn", "mean")}:
         mean = names[(*unit, "bn", "mean")]
         scale = mean.removesuffix("running_mean") + "weight"
-        if (*("params",), *unit[1:], "bn", "scale") in shapes or scale not in tensors:
+        if ("params", *unit[1:], "bn", "scale") in shapes or scale not in tensors:
             continue
         gamma = tensors.pop(scale)
         if not (np.abs(np.frexp(gamma)[0]) == 0.5).all():

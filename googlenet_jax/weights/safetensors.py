@@ -17,20 +17,19 @@ import safetensors.numpy
 from flax import traverse_util
 
 from googlenet_jax.data.preprocessing import Preprocessing
-from googlenet_jax.errors import UserError
+from googlenet_jax.errors import UserError, naming, one_line
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model, model_name, model_options
 from googlenet_jax.runtime.storage import write_atomically
 from googlenet_jax.weights.tree import (
     COUNTERS,
     as_array,
-    check_array,
     check_counter,
+    check_entry,
     check_names,
     counter_paths,
     expected_shapes,
     flatten,
-    shape_fits,
 )
 
 FORMAT_VERSION = 1
@@ -103,10 +102,8 @@ def load_weights(path: str | os.PathLike) -> tuple[Network, dict[str, Any]]:
         not the model's, or whose class names or preprocessing it can't have.
     """
     metadata = read_metadata(path)
-    try:
+    with naming(str(path)):
         model = create_model(metadata["model"], **metadata["options"])
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
     _checked_descriptions(str(path), model, metadata)
     arrays = _read_arrays(path)
     _check(str(path), model, arrays)
@@ -177,17 +174,12 @@ def _are_names(value: Any) -> bool:
     """Whether these are class names, or None. A lone surrogate is no text: it can't be written as
     UTF-8.
     """
-    return value is None or (
-        isinstance(value, list) and all(isinstance(name, str) and _is_text(name) for name in value)
-    )
-
-
-def _is_text(name: str) -> bool:
+    if value is None or not isinstance(value, list):
+        return value is None
     try:
-        name.encode()
+        return all(isinstance(name, str) and name.encode() is not None for name in value)
     except UnicodeEncodeError:
         return False
-    return True
 
 
 def _checked_descriptions(
@@ -207,10 +199,8 @@ def _checked_descriptions(
         )
     if preprocessing is None:
         return None
-    try:
+    with naming(source):
         plain = Preprocessing.from_dict(preprocessing).to_dict()
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from None
     return {field: plain[field] for field in preprocessing}
 
 
@@ -251,14 +241,7 @@ def _check(source: str, model: Network, arrays: Mapping[str, np.ndarray]) -> Non
     check_names(source, model, weights, map("/".join, shapes))
     for parts, shape in shapes.items():
         name = "/".join(parts)
-        check_array(
-            source,
-            model,
-            name,
-            weights[name],
-            shape_fits(model, parts, weights[name].shape, shape),
-            shape,
-        )
+        check_entry(source, model, parts, weights[name], shape)
         if weights[name].dtype.name not in _FLOATS:
             raise UserError(
                 f"{source}: {name!r} has dtype {weights[name].dtype}, expected one of {', '.join(_FLOATS)}; convert it first"
@@ -279,7 +262,7 @@ def _write(path: Path, data: bytes) -> None:
 def _unreadable(path: str | os.PathLike, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError):
         return UserError(f"{path}: no such file")
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     return UserError(
         f"{path}: not a whole safetensors file ({reason}); it may be cut short, or of another kind"
     )

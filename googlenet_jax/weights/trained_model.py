@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from googlenet_jax.data.image_kind import ImageKind, kind_of
 from googlenet_jax.data.preprocessing import Preprocessing, normalize
 from googlenet_jax.errors import UserError, check_whole
 from googlenet_jax.models.network import Network
@@ -25,7 +26,7 @@ class TrainedModel:
 
     Where a method takes images, these are a path, a `PIL.Image`, a `uint8 [H, W, 3]` array (RGB),
     or several of them: a list, or a `uint8 [N, H, W, 3]` array. A network trained on other arrays
-    takes those: their channels, and the preprocessing's dtype.
+    takes those: their channels, and the preprocessing's dtype; a path may be a .npy file of one.
 
     Attributes:
       variables: `params` and, with batch norm, `batch_stats`, with the source's dtypes.
@@ -72,6 +73,11 @@ class TrainedModel:
         """The names of the classes, without those before the offset; None where not known."""
         return None if self.class_names is None else self.class_names[self.class_offset :]
 
+    @property
+    def images(self) -> ImageKind:
+        """Which images the network takes."""
+        return kind_of(self.model, self.preprocessing)
+
     def logits(self, images: Any) -> np.ndarray:
         """Returns the logits of the images' centre crops, `[N, num_classes]`.
 
@@ -80,7 +86,8 @@ class TrainedModel:
             or has no classifier.
         """
         self.check_complete()
-        return np.concatenate([self._logits(batch) for batch in self._batches(images)])
+        batches = self._batches(images)
+        return np.concatenate([self._outputs(batch)["logits"] for batch in batches])
 
     def features(self, images: Any, names: Sequence[str] = ()) -> Any:
         """Returns what the network makes of the images' centre crops below its classifier.
@@ -93,13 +100,14 @@ class TrainedModel:
         Raises:
           UserError: as `logits`, but for the classifier; or a name that the network has not.
         """
-        parts = [self._features(batch, tuple(names)) for batch in self._batches(images)]
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        asked = tuple(names) or ("features",)
+        parts = [self._outputs(batch, asked) for batch in self._batches(images)]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in asked}
         return joined if names else joined["features"]
 
     def crops(self, images: Any) -> np.ndarray:
-        """Returns the images' centre crops, which is what the network sees of them, uint8
-        `[N, S, S, 3]`.
+        """Returns the images' centre crops, which is what the network sees of them,
+        `[N, S, S, C]`.
 
         Raises:
           UserError: an image that can't be read, or a source that doesn't say how they are
@@ -117,7 +125,7 @@ class TrainedModel:
         """
         from googlenet_jax.evaluation.predict import as_pictures, predict_pictures
 
-        top, pictures = check_whole("top", top, 1), as_pictures(images)
+        top, pictures = check_whole("top", top, 1), as_pictures(images, self.images)
         results = predict_pictures(self._ensemble(crops, len(pictures)), pictures, top=top)
         found = []
         for result in results:
@@ -155,42 +163,37 @@ class TrainedModel:
         return self.preprocessing
 
     def _batches(self, images: Any) -> list[np.ndarray]:
-        """The images as the network's centre crops, uint8 [at most BATCH, S, S, 3] each."""
+        """The images as the network's centre crops, [at most BATCH, S, S, C] each."""
         from googlenet_jax.data.pipeline import eval_image
         from googlenet_jax.evaluation.predict import as_pictures, read
 
         preprocessing = self._check_preprocessing()
-        channels = getattr(self.model, "in_channels", 3)
-        pictures = as_pictures(images, preprocessing.dtype, channels)
-        crops = [eval_image(read(each), preprocessing) for each in pictures]
+        pictures = as_pictures(images, self.images)
+        crops = [eval_image(read(each, self.images), preprocessing) for each in pictures]
         if not crops:
             raise UserError("images: expected at least one, found none")
-        shape = (preprocessing.size, preprocessing.size, channels)
+        shape = (preprocessing.size, preprocessing.size, self.images.channels)
         crops = [np.broadcast_to(crop, shape) for crop in crops]  # grey: its channel is repeated
         return [np.stack(crops[first : first + BATCH]) for first in range(0, len(crops), BATCH)]
 
-    def _logits(self, images: np.ndarray) -> np.ndarray:
-        return np.asarray(self._apply(self.variables, images))
+    def _outputs(self, images: np.ndarray, names: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+        """A batch's endpoints; without names its "logits", which every network gives."""
+        found = self._apply(self.variables, images, names)
+        return {name: np.asarray(value) for name, value in found.items()}
 
     @functools.cached_property
     def _apply(self) -> Any:
         import jax
 
-        def logits(variables: dict[str, Any], images: jax.Array) -> jax.Array:
-            inputs = normalize(images, self._check_preprocessing(), self.model.dtype)
-            output: Any = self.model.apply(variables, inputs, train=False)
-            return output.logits
-
-        return jax.jit(logits)
-
-    def _features(self, images: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        import jax.numpy as jnp
-
         from googlenet_jax.models.endpoints import endpoints
 
-        inputs = normalize(jnp.asarray(images), self._check_preprocessing(), self.model.dtype)
-        found = endpoints(self.model, self.variables, inputs, names or ("features",))
-        return {name: np.asarray(value) for name, value in found.items()}
+        def outputs(variables: Any, images: jax.Array, names: tuple[str, ...]) -> Any:
+            inputs = normalize(images, self._check_preprocessing(), self.model.dtype)
+            if not names:
+                return {"logits": self.model.apply(variables, inputs, train=False).logits}  # type: ignore[union-attr]
+            return endpoints(self.model, variables, inputs, names)
+
+        return jax.jit(outputs, static_argnums=2)
 
     def _ensemble(self, crops: int, images: int) -> "Ensemble":
         """This model alone; kept, as each compiles functions of its own."""

@@ -1,5 +1,6 @@
 """What a model's variables must hold, and whether entries read from elsewhere fit."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 from flax.core import unfreeze
 
-from googlenet_jax.errors import UserError, nearest
+from googlenet_jax.errors import UserError, nearest, one_line
 from googlenet_jax.models.network import Network, variable_shapes
 from googlenet_jax.models.registry import model_name
 
@@ -40,17 +41,32 @@ def expected_shapes(model: Network) -> dict[Path, tuple[int, ...]]:
     With `fully_connected_head` the classifier's kernel [H·W·C, num_classes] depends on the image's
     size: here it is [C, num_classes].
     """
-    if hasattr(model, "fully_connected_head"):
-        model = model.clone(fully_connected_head=False)
+    fields = {field.name for field in dataclasses.fields(model)}
+    off = {"fully_connected_head", "transform_input"} & fields
+    without: dict[str, Any] = dict.fromkeys(off, False)
+    general = model.clone(**without, num_classes=_ANY, aux_heads=True)
     try:
-        return dict(_cached_shapes(model))
+        found = _cached_shapes(general)
     except TypeError:  # a user's own network, with a field that has no hash
-        return dict(_cached_shapes.__wrapped__(model))
+        found = _cached_shapes.__wrapped__(general)
+    if not all(path[-2] == "head" for path, shape in found.items() if shape[-1:] == (_ANY,)):
+        return _cached_shapes.__wrapped__(model.clone(**without))  # a classifier of another name
+    return {
+        path: (*shape[:-1], model.num_classes) if path[-2] == "head" else shape
+        for path, shape in found.items()
+        if model.aux_heads or not path[1].startswith("aux")
+    }
+
+
+# Classes of the network that is traced for any number of them.
+_ANY = 1021
 
 
 @functools.lru_cache(maxsize=64)
 def _cached_shapes(model: Network) -> dict[Path, tuple[int, ...]]:
-    """Tracing a network takes a third of a second, and one conversion asks several times."""
+    """Tracing a network takes a third of a second, and one conversion asks several times: of
+    networks that differ in their classes, auxiliary heads and the input's transform alone.
+    """
     shapes = variable_shapes(model, model.min_size)
     return {
         path: leaf.shape
@@ -85,14 +101,38 @@ def shape_fits(
     return found == expected
 
 
+def channels_of(shapes: Mapping[Path, tuple[int, ...]], path: Path) -> int:
+    """Channels of the map that a fully connected layer reads flattened."""
+    return shapes[(*path[:-2], "conv", "kernel")][-1] if path[-2] == "fc" else shapes[path][0]
+
+
+def outputs_first(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that PyTorch and Caffe give an entry: [out, in, h, w], [out, in]."""
+    return tuple(shape[axis] for axis in {4: (3, 2, 0, 1), 2: (1, 0)}.get(len(shape), (0,)))
+
+
+def relaid(array: np.ndarray, channels: int, *, to_ours: bool) -> np.ndarray:
+    """A copy of an entry between PyTorch's and Caffe's layout and ours: kernels [out, in, h, w] and
+    [h, w, in, out], matrices [out, in] and [in, out].
+
+    Args:
+      channels: see `channels_of`: they flatten a map as [C, H, W], these networks as [H, W, C].
+    """
+    axes = (2, 3, 1, 0) if to_ours else (3, 2, 0, 1)
+    if array.ndim == 4:
+        array = array.transpose(axes)
+    elif array.ndim == 2:
+        side = math.isqrt(array.shape[1 if to_ours else 0] // channels)
+        spread = (-1, channels, side, side) if to_ours else (side, side, channels, -1)
+        array = array.reshape(spread).transpose(axes).reshape(array.shape[::-1])
+    return np.array(array, order="C")
+
+
 def check_names(source: str, model: Network, found: Iterable[Any], expected: Iterable[str]) -> None:
     """Raises UserError that names the missing and the extra entries of `source`, each with the
     nearest of the other side.
     """
-    found, expected = (
-        set(map(str, found)),
-        set(expected),
-    )  # a foreign dictionary's keys may be anything
+    found, expected = set(map(str, found)), set(expected)  # a foreign file's keys may be anything
     missing, extra = sorted(expected - found), sorted(found - expected)
     complaints = [
         f"{what} {len(names)} entr{'y' if len(names) == 1 else 'ies'}: {', '.join(repr(n) + nearest(n, others) for n in names[:3])}"
@@ -107,6 +147,14 @@ def check_names(source: str, model: Network, found: Iterable[Any], expected: Ite
         raise UserError(
             f"{source} does not fit {model_name(model)}: it {' and '.join(complaints)}{hint}"
         )
+
+
+def check_entry(
+    source: str, model: Network, path: Path, array: np.ndarray, expected: tuple[int, ...]
+) -> None:
+    """`check_array` of an entry under its own name, in its own layout."""
+    fits = shape_fits(model, path, array.shape, expected)
+    check_array(source, model, "/".join(path), array, fits, expected)
 
 
 def check_array(
@@ -136,7 +184,7 @@ def as_array(source: str, name: str, value: Any) -> np.ndarray:
     try:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(
             f"{source}: {name!r} must be an array of floats, found {type(value).__name__} ({reason})"
         ) from None

@@ -31,4 +31,4 @@ def test_one_class_alone_and_several_weights_are_refused(run_folder: Path, capsy
     assert main([*command, "--weights", str(run_folder)]) == 1
     assert "expected examples of two classes or more" in capsys.readouterr().err
     assert main([*command, "--weights", f"{run_folder},{run_folder}"]) == 1
-    assert "--weights: expected one, found 2" in capsys.readouterr().err
+    assert "--weights: expected one model, found 2" in capsys.readouterr().err

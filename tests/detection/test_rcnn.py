@@ -144,9 +144,9 @@ def test_missing_proposals_say_how_to_make_them(shapes_dir):
     [
         ("proposals.names", ("boxes",), "proposals: expected .* found 'boxes'"),
         ("proposals.names", (), r"proposals\.names: expected at least one"),
-        ("regions.overlap", 1.5, r"regions\.overlap: expected 0 to 1, found 1.5"),
-        ("regions.background", 0, r"regions\.background: expected at least 1"),
-        ("regions.measure", "coco", r"regions\.measure: expected 'voc2007'"),
+        ("regions.overlap", 1.5, r"regions\.overlap: expected a number from 0 to 1, found 1.5"),
+        ("regions.background", 0, r"regions\.background: expected a whole number from 1 to"),
+        ("regions.measure", "coco", r"regions\.measure: expected one of 'voc2007'"),
         ("checkpoint.best", "top1", r"checkpoint\.best: expected 'map' or 'loss'"),
         ("preprocessing.size", 4, r"preprocessing\.size: .* at least"),
     ],

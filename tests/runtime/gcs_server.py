@@ -31,6 +31,7 @@ class _OtherGenerationError(Exception):
 class _Storage(emulator.Storage):
     expected = None  # the generation that the request under way wants to replace; "0" is none
     found = None  # that of the object which it reads
+    wanted = None  # the generation that the request under way wants to read
 
     def __init__(self):
         super().__init__(use_memory_fs=True)
@@ -41,6 +42,8 @@ class _Storage(emulator.Storage):
     def get_file_obj(self, bucket, name):
         obj = super().get_file_obj(bucket, name)
         self.found = obj["generation"]
+        if self.wanted not in (None, self.found):
+            raise _OtherGenerationError
         return obj
 
     def create_file(self, bucket, name, *rest):
@@ -64,10 +67,17 @@ class _Handler(emulator.RequestHandler):
 
     def do_GET(self):
         self.storage.found = None
+        query = urllib.parse.parse_qs(urllib.parse.urlparse(self.path).query)
+        self.storage.wanted = query.get("ifGenerationMatch", [None])[0]
         if f"/b/{FORBIDDEN}" in self.path:
             self._answer(403)
-        else:
+            return
+        try:
             super().do_GET()
+        except _OtherGenerationError:
+            self._answer(412)
+        finally:
+            self.storage.wanted = None
 
     def do_POST(self):
         if f"/b/{FORBIDDEN}" in self.path:
@@ -113,6 +123,7 @@ def serving() -> Iterator[tuple[dict[str, str], _Storage]]:
         environment = {
             "STORAGE_EMULATOR_HOST": url,
             "TENSORSTORE_GCS_HTTP_URL": url,
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # array_record's
             # The kind of a bucket is asked by gRPC, which the server does not speak.
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         }

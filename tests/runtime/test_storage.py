@@ -249,7 +249,10 @@ def test_a_replacement_cut_short_leaves_one_of_the_two_whole(names, left):
     ("workdir", "text"),
     [
         (f"s3://{BUCKET}/run", "--workdir: expected a folder or gs://BUCKET/FOLDER, found 's3://"),
-        (f"gs://{BUCKET}", "--workdir: expected gs://BUCKET/FOLDER, found 'gs://bucket'"),
+        (
+            f"gs://{BUCKET}",
+            "--workdir: expected a folder or gs://BUCKET/FOLDER, found 'gs://bucket'",
+        ),
         ("gs://none/run", "gs://none: there is no such bucket; create it first, or name another"),
         (f"gs://{FORBIDDEN}/run", "ask for the roles Storage Object User"),
         (f"gs://{BUCKET}/empty", f"gs://{BUCKET}/empty: no folder 'checkpoints' in it"),

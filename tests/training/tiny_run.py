@@ -26,7 +26,7 @@ class Tiny(Network):
         x = nn.Conv(round(8 * self.width), (3, 3), strides=2, name="conv1")(images)
         x = nn.relu(
             nn.BatchNorm(use_running_average=not train, momentum=0.9, name="bn")(x)
-        ).reshape(len(x), -1)
+        ).reshape(images.shape[0], -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         aux = (
             {"aux1": nn.Dense(self.num_classes, name="aux1")(x)}

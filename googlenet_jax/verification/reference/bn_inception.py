@@ -7,11 +7,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from googlenet_jax.verification.reference.inception_layers import average_pool
 from googlenet_jax.verification.reference.layers import (
     SameConv2d,
     SameMaxPool2d,
     ShiftBatchNorm2d,
+    average_pool,
     same_padding,
 )
 
@@ -85,21 +85,14 @@ class BNInception(nn.Module):
         lrn: bool = False,
     ) -> None:
         super().__init__()
-        self.num_classes = (
-            {"paper": 1000, "port": 1000, "slim": 1001}[flavour]
-            if num_classes is None
-            else num_classes
-        )
+        slim = flavour == "slim"
+        self.num_classes = (1001 if slim else 1000) if num_classes is None else num_classes
         self.flavour, self.width = flavour, width
-        p = (
-            {"paper": 128, "port": 128, "slim": 96}[flavour]
-            if pool_proj_4c is None
-            else pool_proj_4c
-        )
+        p = (96 if slim else 128) if pool_proj_4c is None else pool_proj_4c
         stem = stem or ("dense" if flavour == "port" else "separable")
         if stem == "separable":
             self.conv1_7x7_s2_depthwise = SameDepthwise(3, 24, 7, 2, groups=3, bias=False)
-            self.unit("conv1_7x7_s2", 24, 64, 1, bare=flavour == "slim")
+            self.unit("conv1_7x7_s2", 24, 64, 1, bare=slim)
         else:
             kernel, stride = (3, 1) if stem == "small" else (7, 2)
             self.unit("conv1_7x7_s2", 3, 64, kernel, stride)
@@ -118,10 +111,7 @@ class BNInception(nn.Module):
             inputs = self.module(f"inception_{name}", inputs, *columns)
         self.global_pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(0.0 if dropout is None else dropout)
-        self.last_linear = nn.Linear(
-            self.scaled(352) + self.scaled(320) + self.scaled(224) + self.scaled(128),
-            self.num_classes,
-        )
+        self.last_linear = nn.Linear(sum(map(self.scaled, inputs)), self.num_classes)
 
     def scaled(self, channels: int) -> int:
         return max(1, round(channels * self.width))

@@ -12,14 +12,26 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from googlenet_jax.verification.reference.inception_layers import (
-    NORMS,
+from googlenet_jax.verification.reference.layers import (
+    BiasedBatchNorm2d,
+    ShiftBatchNorm2d,
     Unit,
     average_pool,
-    concatenate,
+    transformed,
 )
 
 Scale = Callable[[int], int]
+NORMS = {
+    "torchvision": partial(nn.BatchNorm2d, eps=0.001),
+    "slim": partial(ShiftBatchNorm2d, eps=0.001, momentum=0.0003),
+    "keras": partial(BiasedBatchNorm2d, eps=0.001, momentum=0.01),
+    "fid": partial(nn.BatchNorm2d, eps=0.001),
+}
+
+
+def concatenate(*branches: Tensor) -> Tensor:
+    """Joins [N, C, H, W] along the channels."""
+    return torch.cat(branches, 1)
 
 
 class ModuleA(nn.Module):
@@ -48,10 +60,8 @@ class ModuleA(nn.Module):
         self.outputs = s(64) + s(64) + s(96) + s(projection)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, second = (
-            getattr(self, f"branch{self.five}x{self.five}_1"),
-            getattr(self, f"branch{self.five}x{self.five}_2"),
-        )
+        name = f"branch{self.five}x{self.five}"
+        first, second = getattr(self, f"{name}_1"), getattr(self, f"{name}_2")
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         return concatenate(
             self.branch1x1(x), second(first(x)), double, self.branch_pool(self.pool(x))
@@ -174,63 +184,51 @@ class AuxHead(nn.Module):
         return self.fc(self.conv1(self.conv0(self.pool(x))).mean((2, 3)))
 
 
+# Modules' and units' names here → the endpoints'.
 _STEM = {
     "Conv2d_1a_3x3": "conv1a",
     "Conv2d_2a_3x3": "conv2a",
     "Conv2d_2b_3x3": "conv2b",
     "Conv2d_1a_7x7": "conv1",
-}
-_STEM |= {
     "Conv2d_3b_1x1": "conv3b",
     "Conv2d_3b_3x3": "conv3b",
     "Conv2d_4a_3x3": "conv4a",
     "Conv2d_4b_3x3": "conv4b",
+    "maxpool1": "pool1",
+    "maxpool2": "pool2",
+    "AuxLogits": "aux1",
+    "fc": "head",
 }
-_STEM |= {"maxpool1": "pool1", "maxpool2": "pool2", "AuxLogits": "aux1", "fc": "head"}
 _UNITS = {
-    ModuleA: {
-        "branch5x5_1": "conv_5x5_reduce",
-        "branch5x5_2": "conv_5x5",
-        "branch3x3_1": "conv_3x3_reduce",
-        "branch3x3_2": "conv_3x3",
-    },
-    ReductionA: {"branch3x3": "conv_3x3"},
-    ModuleB: {
-        **{"branch7x7_1": "conv_7x7_reduce", "branch7x7_2": "conv_1x7", "branch7x7_3": "conv_7x1"},
-        **{
-            "branch7x7dbl_1": "conv_double_7x7_reduce",
-            "branch7x7dbl_2": "conv_double_7x1_1",
-            "branch7x7dbl_3": "conv_double_1x7_1",
-        },
-        **{"branch7x7dbl_4": "conv_double_7x1_2", "branch7x7dbl_5": "conv_double_1x7_2"},
-    },
-    ReductionB: {
-        **{"branch3x3_1": "conv_3x3_reduce", "branch3x3_2": "conv_3x3"},
-        **{
-            "branch7x7x3_1": "conv_7x7_reduce",
-            "branch7x7x3_2": "conv_1x7",
-            "branch7x7x3_3": "conv_7x1",
-            "branch7x7x3_4": "conv_7x7_3x3",
-        },
-    },
-    ModuleC: {
-        **{
-            "branch3x3_1": "conv_3x3_reduce",
-            "branch3x3_2a": "conv_1x3",
-            "branch3x3_2b": "conv_3x1",
-        },
-        **{"branch3x3dbl_1": "conv_double_3x3_reduce", "branch3x3dbl_2": "conv_double_3x3"},
-        **{"branch3x3dbl_3a": "conv_double_1x3", "branch3x3dbl_3b": "conv_double_3x1"},
-    },
+    "branch1x1": "conv_1x1",
+    "branch3x3": "conv_3x3",
+    "branch3x3_1": "conv_3x3_reduce",
+    "branch3x3_2": "conv_3x3",
+    "branch3x3_2a": "conv_1x3",
+    "branch3x3_2b": "conv_3x1",
+    "branch5x5_1": "conv_5x5_reduce",
+    "branch5x5_2": "conv_5x5",
+    "branch3x3dbl_1": "conv_double_3x3_reduce",
+    "branch3x3dbl_2": "conv_double_3x3_1",
+    "branch3x3dbl_3": "conv_double_3x3_2",
+    "branch3x3dbl_3a": "conv_double_1x3",
+    "branch3x3dbl_3b": "conv_double_3x1",
+    "branch7x7_1": "conv_7x7_reduce",
+    "branch7x7_2": "conv_1x7",
+    "branch7x7_3": "conv_7x1",
+    "branch7x7dbl_1": "conv_double_7x7_reduce",
+    "branch7x7dbl_2": "conv_double_7x1_1",
+    "branch7x7dbl_3": "conv_double_1x7_1",
+    "branch7x7dbl_4": "conv_double_7x1_2",
+    "branch7x7dbl_5": "conv_double_1x7_2",
+    "branch7x7x3_1": "conv_7x7_reduce",
+    "branch7x7x3_2": "conv_1x7",
+    "branch7x7x3_3": "conv_7x1",
+    "branch7x7x3_4": "conv_7x7_3x3",
+    "branch_pool": "pool_proj",
+    "conv0": "conv",
+    "conv1": "conv_5x5",
 }
-for _kind in (ModuleA, ReductionA):
-    _UNITS[_kind] |= {
-        "branch3x3dbl_1": "conv_double_3x3_reduce",
-        "branch3x3dbl_2": "conv_double_3x3_1",
-    }
-    _UNITS[_kind] |= {"branch3x3dbl_3": "conv_double_3x3_2"}
-for _kind in (ModuleA, ModuleB, ModuleC):
-    _UNITS[_kind] |= {"branch1x1": "conv_1x1", "branch_pool": "pool_proj"}
 
 
 class InceptionV2V3Base(nn.Module):
@@ -255,11 +253,8 @@ class InceptionV2V3Base(nn.Module):
         self.order.append(name)
 
     def add_head(self, inputs: int, dropout: float) -> None:
-        self.avgpool, self.dropout, self.fc = (
-            nn.AdaptiveAvgPool2d(1),
-            nn.Dropout(dropout),
-            nn.Linear(inputs, self.num_classes),
-        )
+        self.avgpool, self.dropout = nn.AdaptiveAvgPool2d(1), nn.Dropout(dropout)
+        self.fc = nn.Linear(inputs, self.num_classes)
 
     def forward(self, x: Tensor, aux: bool | None = None) -> dict[str, Tensor]:
         """[N, 3, H, W] → "logits" and, in training or with `aux`, "aux1"."""
@@ -279,19 +274,13 @@ class InceptionV2V3Base(nn.Module):
         """{module's name here: endpoint's name}."""
         names = {"avgpool": self.last_pool}
         for name, module in self.named_children():
-            ours = (
-                "inception_" + name.removeprefix("Mixed_")
-                if name.startswith("Mixed_")
-                else _STEM.get(name)
-            )
-            if ours is None:
+            ours = _STEM.get(name, name.replace("Mixed_", "inception_"))
+            if ours == name:
                 continue
             names[name] = ours
-            units = (
-                {"conv0": "conv", "conv1": "conv_5x5"}
-                if name == "AuxLogits"
-                else _UNITS.get(type(module), {})
-            )
+            units = _UNITS
+            if isinstance(module, ModuleC):  # one 3×3 alone
+                units = {**_UNITS, "branch3x3dbl_2": "conv_double_3x3"}
             names |= {
                 f"{name}.{unit}": f"{ours}/{units[unit]}"
                 for unit, _ in module.named_children()
@@ -321,7 +310,7 @@ class InceptionV3(InceptionV2V3Base):
         super().__init__(classes if num_classes is None else num_classes, width)
         self.transform_input = transform_input
         s = self.scaled
-        unit = partial(Unit, norm=partial(NORMS[flavour], eps=eps))
+        unit = partial(Unit, norm=partial(NORMS[flavour], eps=eps), padding=0)
         pool = partial(average_pool, flavour == "torchvision")
         self.add("Conv2d_1a_3x3", unit(3, s(32), 3, 2))
         self.add("Conv2d_2a_3x3", unit(s(32), s(32), 3))
@@ -361,10 +350,7 @@ class InceptionV3(InceptionV2V3Base):
         )
 
     def forward(self, x: Tensor, aux: bool | None = None) -> dict[str, Tensor]:
-        if self.transform_input:  # from ImageNet's mean and deviation to (x − 0.5) / 0.5
-            mean, std = x.new_tensor([0.485, 0.456, 0.406]), x.new_tensor([0.229, 0.224, 0.225])
-            x = x * (std / 0.5).view(3, 1, 1) + ((mean - 0.5) / 0.5).view(3, 1, 1)
-        return super().forward(x, aux)
+        return super().forward(transformed(x) if self.transform_input else x, aux)
 
 
 class InceptionV2(InceptionV2V3Base):
@@ -391,7 +377,7 @@ class InceptionV2(InceptionV2V3Base):
     ) -> None:
         super().__init__(num_classes, width)
         s = self.scaled
-        unit = partial(Unit, norm=partial(nn.BatchNorm2d, eps=0.001))
+        unit = partial(Unit, norm=partial(nn.BatchNorm2d, eps=0.001), padding=0)
         pool = partial(average_pool, False)
         if stem == "dense":
             self.add("Conv2d_1a_7x7", unit(3, s(64), 7, 2))
@@ -422,6 +408,6 @@ class InceptionV2(InceptionV2V3Base):
             inputs = module.outputs
             if name == "6f" and aux_heads:
                 self.AuxLogits = AuxHead(
-                    inputs, num_classes, unit, s, unit if aux_bn else partial(Unit, norm=None)
+                    inputs, num_classes, unit, s, unit if aux_bn else partial(Unit, padding=0)
                 )
         self.add_head(inputs, dropout)

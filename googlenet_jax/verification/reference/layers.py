@@ -65,26 +65,55 @@ class ShiftBatchNorm2d(nn.BatchNorm2d):
         nn.init.zeros_(self.bias)
 
 
+class BiasedBatchNorm2d(ShiftBatchNorm2d):
+    """Keras's: a shift and no scale, and the running variance follows the batch's biased variance
+    (PyTorch's is n/(n−1) of it).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.running_var.clone()
+        y = super().forward(x)
+        if self.training:
+            biased = x.detach().var((0, 2, 3), unbiased=False)
+            # A new tensor: the gradient still needs the one that PyTorch's own update wrote.
+            self.running_var = before + self.momentum * (biased - before)
+        return y
+
+
+def average_pool(counts_padding: bool) -> nn.Module:
+    """3×3/1 padded by one; at the borders the padding counts as zeros or not at all."""
+    return nn.AvgPool2d(3, 1, padding=1, count_include_pad=counts_padding)
+
+
+def transformed(x: Tensor) -> Tensor:
+    """From ImageNet's mean and deviation to (x − 0.5) / 0.5."""
+    mean, std = x.new_tensor([0.485, 0.456, 0.406]), x.new_tensor([0.229, 0.224, 0.225])
+    return x * (std / 0.5).view(3, 1, 1) + ((mean - 0.5) / 0.5).view(3, 1, 1)
+
+
 class Unit(nn.Module):
     """Convolution → batch norm (where `norm` is given; the convolution then has no bias) → ReLU
     (unless `relu=False`).
+
+    `kernel` is a number or (height, width), `padding` likewise (default: half the kernel).
     """
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
-        kernel: int,
+        kernel: int | tuple[int, int],
         stride: int = 1,
         *,
+        padding: int | tuple[int, int] | None = None,
         norm: Callable | None = None,
         same: bool = False,
         relu: bool = True,
     ) -> None:
         super().__init__()
-        padding = {} if same else {"padding": kernel // 2}
+        padding = kernel // 2 if padding is None else padding
         self.conv = (SameConv2d if same else nn.Conv2d)(
-            inputs, outputs, kernel, stride, bias=norm is None, **padding
+            inputs, outputs, kernel, stride, 0 if same else padding, bias=norm is None
         )
         if norm is not None:
             self.bn = norm(outputs)

@@ -81,32 +81,16 @@ class Network(nn.Module):
     def add_aux(
         self, unit: Callable[..., nn.Module], pool: nn.Module, dropout: tuple[float, float]
     ) -> None:
+        widths = self.scaled(128), self.scaled(1024)
         for name, after in (("aux1", self.inception4a), ("aux2", self.inception4d)):
-            head = AuxHead(
-                after.outputs,
-                self.num_classes,
-                unit,
-                pool,
-                dropout,
-                (self.scaled(128), self.scaled(1024)),
-            )
+            head = AuxHead(after.outputs, self.num_classes, unit, pool, dropout, widths)
             setattr(self, name, head)
 
 
-def _lrn() -> nn.Module:
-    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
-
-
-def _ceil_pool() -> nn.Module:
-    return nn.MaxPool2d(3, 2, ceil_mode=True)
-
-
-def _padded_pool() -> nn.Module:
-    return nn.MaxPool2d(3, 2, padding=1)
-
-
-def _module_pool() -> nn.Module:
-    return nn.MaxPool2d(3, 1, padding=1)
+_lrn = partial(nn.LocalResponseNorm, 5, alpha=1e-4, beta=0.75, k=1.0)
+_ceil_pool = partial(nn.MaxPool2d, 3, 2, ceil_mode=True)
+_padded_pool = partial(nn.MaxPool2d, 3, 2, padding=1)
+_module_pool = partial(nn.MaxPool2d, 3, 1, padding=1)
 
 
 class Googlenet(Network):
@@ -209,10 +193,7 @@ class GooglenetTorchvision(Network):
             self.add_aux(unit, nn.AdaptiveAvgPool2d(4), (0.0, aux_dropout))
 
     def forward(self, x: Tensor, aux: bool | None = None) -> dict[str, Tensor]:
-        if self.transform_input:  # from ImageNet's mean and deviation to (x − 0.5) / 0.5
-            mean, std = x.new_tensor([0.485, 0.456, 0.406]), x.new_tensor([0.229, 0.224, 0.225])
-            x = x * (std / 0.5).view(3, 1, 1) + ((mean - 0.5) / 0.5).view(3, 1, 1)
-        return super().forward(x, aux)
+        return super().forward(layers.transformed(x) if self.transform_input else x, aux)
 
 
 class GooglenetSlim(Network):

@@ -1,7 +1,6 @@
 """A format's names and layouts for one network, and the conversion that follows from them."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -10,9 +9,15 @@ from flax import traverse_util
 
 from googlenet_jax.models.network import Network
 from googlenet_jax.weights.folded import unfold
-from googlenet_jax.weights.tree import Path, check_array, check_names, expected_shapes
-
-AUX = "aux"
+from googlenet_jax.weights.tree import (
+    Path,
+    channels_of,
+    check_array,
+    check_names,
+    expected_shapes,
+    outputs_first,
+    relaid,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +63,10 @@ class Scheme:
 
     def has_aux(self, found: Iterable[str]) -> bool:
         """Whether a file with these entries holds auxiliary heads."""
-        prefixes = tuple(
-            theirs + "/" for layer, theirs in self.layers.items() if layer.startswith(AUX)
-        )
-        return bool(prefixes) and any(name.startswith(prefixes) for name in found)
+        return any(name.startswith(self._aux_layers()) for name in found)
+
+    def _aux_layers(self) -> tuple[str, ...]:
+        return tuple(f"{theirs}/" for ours, theirs in self.layers.items() if ours.startswith("aux"))
 
     def num_classes(self, tensors: Mapping[str, np.ndarray]) -> int | None:
         """Returns how many classes the file's classifier has; None where it has none."""
@@ -85,14 +90,7 @@ class Scheme:
             lambda unit: self.entry(self.layers["/".join(unit)], "bias", False),
             tensors,
         )
-        aux_layers = tuple(
-            theirs + "/" for layer, theirs in self.layers.items() if layer.startswith(AUX)
-        )
-        given = [
-            name
-            for name in tensors
-            if name in names.values() or not (aux_layers and name.startswith(aux_layers))
-        ]
+        given = [n for n in tensors if n in names.values() or not n.startswith(self._aux_layers())]
         check_names(source, model, given, names.values())
         variables = {}
         for path, name in names.items():
@@ -105,7 +103,11 @@ class Scheme:
                 else array
             )
             check_array(source, model, name, array, squeezed.shape == theirs, theirs)
-            variables[path] = self._to_ours(squeezed, path, shapes)
+            variables[path] = (
+                relaid(squeezed, channels_of(shapes, path), to_ours=True)
+                if self.oihw
+                else np.array(squeezed.reshape(shapes[path]), order="C")
+            )
         return traverse_util.unflatten_dict(variables), folded
 
     def _is_padded(self, array: np.ndarray, theirs: tuple[int, ...]) -> bool:
@@ -115,24 +117,7 @@ class Scheme:
     def _shape(self, path: Path, ours: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that the file has for an entry of ours."""
         if self.oihw:
-            return {4: (ours[-1], *ours[-2:-1], *ours[:2]), 2: ours[::-1]}.get(len(ours), ours)
-        if (
-            path[-1] == "depthwise_kernel"
-        ):  # of the stem, which reads RGB: [height, width, in, multiplier]
+            return outputs_first(ours)
+        if path[-1] == "depthwise_kernel":  # of the stem: [height, width, RGB, multiplier]
             return (*ours[:2], 3, ours[-1] // 3)
         return (1, 1, *ours) if self.dense_is_conv and len(ours) == 2 else ours
-
-    def _to_ours(
-        self, array: np.ndarray, path: Path, shapes: Mapping[Path, tuple[int, ...]]
-    ) -> np.ndarray:
-        ours = shapes[path]
-        if not self.oihw:
-            return np.array(array.reshape(ours), order="C")
-        if array.ndim == 4:
-            array = array.transpose(2, 3, 1, 0)
-        elif array.ndim == 2:
-            # Caffe flattens a map as [C, H, W], these networks as [H, W, C].
-            channels = shapes[(*path[:-2], "conv", "kernel")][-1] if path[-2] == "fc" else ours[0]
-            side = math.isqrt(ours[0] // channels)
-            array = array.reshape(-1, channels, side, side).transpose(2, 3, 1, 0).reshape(ours)
-        return np.array(array, order="C")

@@ -1,5 +1,6 @@
 """Caffe's `.caffemodel`."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,7 @@ def _blob(name: str, blob: Any, limits: Limits) -> np.ndarray:
     if any(length < 0 for length in shape):
         raise BadFile(f"{name!r} has the impossible shape {list(shape)[:8]}")
     limits.take(name, shape, np.dtype(dtype).itemsize)
-    count = 1
-    for length in shape:
-        count *= length
+    count = math.prod(shape)
     if count != len(values):
         raise BadFile(
             f"{name!r} of shape {list(shape)[:8]} must hold {count:,} values, found {len(values):,}; the file may be damaged"

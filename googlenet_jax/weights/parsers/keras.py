@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from googlenet_jax.errors import one_line
 from googlenet_jax.weights.parsers.limits import (
     MAX_STRUCTURE,
     MAX_TENSORS,
@@ -107,7 +108,7 @@ def _hdf5(file: str | io.BytesIO, limits: Limits) -> Tensors:
         UnicodeError,
     ) as error:
         raise BadFile(
-            f"not a whole HDF5 file ({' '.join(str(error).split())[:160]}); it may be cut short or damaged"
+            f"not a whole HDF5 file ({one_line(error, 160)}); it may be cut short or damaged"
         ) from None
 
 

@@ -3,6 +3,7 @@ wrong.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -30,11 +31,8 @@ class Limits:
         """Books a tensor before it is allocated; raises BadFile where it exceeds what a model of
         that size can hold.
         """
-        size = itemsize
-        for length in shape:
-            size *= int(length)
         self.tensors -= 1
-        self.bytes -= size
+        self.bytes -= itemsize * math.prod(map(int, shape))
         if min(self.bytes, self.tensors) < 0:
             raise BadFile(
                 f"{name!r} of shape {list(shape)[:8]} makes the file hold more than such a network can; is it of this model?"

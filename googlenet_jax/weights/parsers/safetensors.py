@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from googlenet_jax.errors import one_line
 from googlenet_jax.weights.parsers.limits import BadFile, Limits, Request, Tensors
 
 
@@ -31,5 +32,5 @@ def safetensors(request: Request, limits: Limits) -> Tensors:
                 yield name, np.asarray(file.get_tensor(name)).reshape(shape)
     except (OSError, library.SafetensorError, ValueError, TypeError) as error:
         raise BadFile(
-            f"not a whole safetensors file ({' '.join(str(error).split())[:160]}); it may be cut short, or of another kind"
+            f"not a whole safetensors file ({one_line(error, 160)}); it may be cut short, or of another kind"
         ) from None

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from googlenet_jax.errors import one_line
 from googlenet_jax.weights.parsers.limits import BadFile, Limits, Request, Tensors
 
 EMA_SUFFIX = "/ExponentialMovingAverage"
@@ -39,7 +40,7 @@ def tensorflow(request: Request, limits: Limits) -> Tensors:
 
 
 def _tensorflow_reason(error: Exception) -> str:
-    short = " ".join(str(error).split())[:160]
+    short = one_line(error, 160)
     return (
         f"not a whole TensorFlow checkpoint ({short}); give its prefix, with .index and .data "
         "files beside it"
