@@ -63,8 +63,10 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     loss.yaxis.set_major_formatter("{x:g}")  # the scale's own powers of ten do not fit the margin
     loss.yaxis.set_minor_formatter(NullFormatter())
-    for axes, title in ((loss, "loss"), (top1, "top-1, %"), (rate, "learning rate")):
-        _finish(axes, title, legend=axes is not rate or len(runs) > 1)
+    several = len(runs) > 1  # by colour: one legend says which, where it hides nothing
+    kinds = " (dotted: training, dashed: raw)" if several else ""
+    for axes, title in ((loss, f"loss{kinds}"), (top1, "top-1, %"), (rate, "learning rate")):
+        _finish(axes, title, legend=several == (axes is rate))
     figure.savefig(path)
 
 
