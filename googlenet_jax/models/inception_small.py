@@ -1,9 +1,9 @@
 """A small Inception with batch norm for images such as CIFAR's 32×32, made to learn much in few
 epochs.
 
-Its module is that of "Inception (small)" of arXiv 1611.03530, Fig. 3. What makes it quick is known from speed runs on CIFAR-10 (Page 2018; Jordan, arXiv
-2404.00498): few layers, a first one that whitens, and most of the work at half the image's size and
-below.
+Its module is that of "Inception (small)" of arXiv 1611.03530, Fig. 3. What makes it quick is known
+from speed runs on CIFAR-10 (Page 2018; Jordan, arXiv 2404.00498): few layers, a first one that
+whitens, and most of the work at half the image's size and below.
 """
 
 import dataclasses
