@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Makes what is missing and prints the table; returns 0."""
     from googlenet_jax.detection.proposals import check_method
-    from googlenet_jax.detection.report import TOGETHER, coverage_table, format_coverage
+    from googlenet_jax.detection.report import TOGETHER, format_recall, recall_table
     from googlenet_jax.detection.sources import load_detection_source
     from googlenet_jax.errors import UserError
 
@@ -56,13 +56,13 @@ def run(args: argparse.Namespace) -> int:
     source = load_detection_source(args.data, args.split, args.data_dir)
     methods = {name: _made(source, name, args.multibox, args.workers) for name in names}
     truth = [each.objects for each in source.annotations()]
-    table = coverage_table(truth, methods, rows)
+    table = recall_table(truth, methods, rows)
     if args.json:
         print(json.dumps({"data": source.name, "split": source.split, "table": table}))
         return 0
     objects = sum(int((~each.ignored).sum()) for each in truth)
     print(f"{source.name} {source.split}: {len(source):,} images, {objects:,} objects\n")
-    print(format_coverage(table))
+    print(format_recall(table))
     return 0
 
 

@@ -12,7 +12,7 @@ COUNTS = (10, 50, 100, 200, 500, 1000, 2000)
 TOGETHER = "+"
 
 
-def coverage_table(
+def recall_table(
     truth: Sequence[Objects], methods: Mapping[str, Proposals], rows: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Returns a row for each method, or several joined with "+" (their best boxes in turn).
@@ -46,7 +46,7 @@ def _share(truth: Sequence[Objects], boxes: Sequence[np.ndarray], count: int) ->
     return float((best >= 0.5).mean()) if len(best) else float("nan")
 
 
-def format_coverage(table: Sequence[Mapping[str, Any]]) -> str:
+def format_recall(table: Sequence[Mapping[str, Any]]) -> str:
     """The table for a person, shares in percent."""
     counts = sorted({count for row in table for count in row["at"]})
     width = max(len("proposals"), *(len(row["method"]) for row in table))

@@ -95,7 +95,7 @@ def test_no_detections_are_no_hits():
     assert measures.coco(truth, found, 1)["ap"] == 0
 
 
-def test_coverage_counts_objects_that_a_proposal_meets():
+def test_recall_counts_objects_that_a_proposal_meets():
     truth = [objects([SQUARE, AWAY], difficult=[False, True]), objects([SQUARE]), objects([FAR])]
     proposals = [np.array([[0, 0, 100, 50]]), np.array([[0, 0, 100, 49.9]]), np.zeros((0, 4))]
     assert measures.recall(truth, proposals) == pytest.approx(1 / 3)

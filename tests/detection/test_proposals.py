@@ -16,7 +16,7 @@ from googlenet_jax.detection.proposals import (
     save_proposals,
     search_split,
 )
-from googlenet_jax.detection.report import coverage_table, format_coverage
+from googlenet_jax.detection.report import format_recall, recall_table
 from googlenet_jax.detection.selective_search import selective_search
 from googlenet_jax.detection.sources import load_detection_source
 from googlenet_jax.errors import UserError
@@ -152,14 +152,14 @@ def test_small_objects_have_a_recall_of_their_own():
     truth.append(objects([small], difficult=[True]))
     boxes = [np.array([small, large]), np.array([large]), np.zeros((0, 4))]
     found = Proposals([each.astype(np.float32) for each in boxes], np.full((3, 2), 40), {})
-    (row,) = coverage_table(truth, {"a": found}, ["a"])
+    (row,) = recall_table(truth, {"a": found}, ["a"])
     assert (row["boxes"], row["recall"], row["small"]) == (1, 0.75, 0.5)
-    (row,) = coverage_table([objects([large])] * 3, {"a": found}, ["a"])
+    (row,) = recall_table([objects([large])] * 3, {"a": found}, ["a"])
     assert row["small"] is None
-    assert "small" in format_coverage([row])
+    assert "small" in format_recall([row])
 
 
-def test_the_command_makes_what_is_missing_and_prints_coverage(shapes_dir, capsys):
+def test_the_command_makes_what_is_missing_and_prints_recall(shapes_dir, capsys):
     methods = "selective_search,selective_search_s4,selective_search+selective_search_s4"
     command = ["proposals", "shapes", "--split", "train", "--methods", methods, "--workers", "1"]
     assert main([*command, "--data-dir", str(shapes_dir), "--json"]) == 0
