@@ -115,7 +115,7 @@ def pytorch_fid_model(net: Any) -> Any:
         fid.fid_inception_v3 = original
 
 
-# ------------------------------------------------------------------------------------------ agreement
+# ---------------------------------------------------------------------------------------- agreement
 
 
 def agreement() -> dict[str, Any]:
@@ -371,7 +371,7 @@ def chw(pixels: np.ndarray) -> Any:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
 
 
-# ------------------------------------------------------------------------------------- speed, digits
+# ------------------------------------------------------------------------------------ speed, digits
 
 
 def speed(batch: int = 16, rounds: int = 3) -> dict[str, Any]:

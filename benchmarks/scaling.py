@@ -125,7 +125,10 @@ def network_seconds(row: dict[str, Any], slices: int) -> float:
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown, and the largest slice's several times over."""
     lines = [
-        "| batch norm over | chips | memory, MiB | collectives | their MiB | their ms | step, ms | images/s | efficiency |",
+        (
+            "| batch norm over | chips | memory, MiB | collectives | their MiB | their ms | step,"
+            " ms | images/s | efficiency |"
+        ),
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

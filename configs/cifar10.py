@@ -23,7 +23,8 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     if arg not in ("", "tune"):
         raise UserError(
-            f"configs/cifar10.py takes no argument, or 'tune', found {arg!r}; change fields with --config.field=value"
+            f"configs/cifar10.py takes no argument, or 'tune', found {arg!r}; change fields with"
+            " --config.field=value"
         )
     config = default_config()
 

@@ -28,7 +28,8 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     if arg not in ("", "tune"):
         raise UserError(
-            f"configs/cifar10_fast.py takes no argument, or 'tune', found {arg!r}; change fields with --config.field=value"
+            f"configs/cifar10_fast.py takes no argument, or 'tune', found {arg!r}; change fields"
+            " with --config.field=value"
         )
     config = default_config()
 

@@ -17,7 +17,8 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the config. Raises UserError for any `arg`: it takes none."""
     if arg:
         raise UserError(
-            f"configs/digits.py takes no argument, found {arg!r}; change fields with --config.field=value"
+            f"configs/digits.py takes no argument, found {arg!r}; change fields with"
+            " --config.field=value"
         )
     config = default_config()
 

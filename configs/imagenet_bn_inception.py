@@ -41,7 +41,8 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the config. Raises UserError for an `arg` other than those of RUNS."""
     if arg not in RUNS:
         raise UserError(
-            f"configs/imagenet_bn_inception.py takes {', '.join(map(repr, filter(None, RUNS)))} or no argument, found {arg!r}"
+            f"configs/imagenet_bn_inception.py takes {', '.join(map(repr, filter(None, RUNS)))} or"
+            f" no argument, found {arg!r}"
         )
     times, steps = RUNS[arg]
     accelerated = times > 1

@@ -50,8 +50,8 @@ def get_config(arg: str = "") -> ConfigDict:
     models = [f"ensemble{number}" for number in range(len(SAMPLING))]
     if arg and arg not in models:
         raise UserError(
-            f"configs/imagenet_googlenet.py takes 'ensemble0' to {models[-1]!r} or no argument, found {arg!r}; "
-            "change fields with --config.field=value"
+            f"configs/imagenet_googlenet.py takes 'ensemble0' to {models[-1]!r} or no argument,"
+            f" found {arg!r}; change fields with --config.field=value"
         )
     config = default_config()
 

@@ -23,7 +23,8 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     if arg not in ("", "lars", "lamb"):
         raise UserError(
-            f"configs/imagenet_googlenet_bn.py takes 'lars', 'lamb' or no argument, found {arg!r}; change fields with --config.field=value"
+            f"configs/imagenet_googlenet_bn.py takes 'lars', 'lamb' or no argument, found {arg!r};"
+            " change fields with --config.field=value"
         )
     config = default_config()
     config.dtype = "bfloat16"

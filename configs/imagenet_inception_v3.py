@@ -27,7 +27,8 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the config. Raises UserError for an `arg` other than "", "digits" and "smoke"."""
     if arg not in ("", "digits", "smoke"):
         raise UserError(
-            f"configs/imagenet_inception_v3.py takes 'digits', 'smoke' or no argument, found {arg!r}"
+            "configs/imagenet_inception_v3.py takes 'digits', 'smoke' or no argument, found"
+            f" {arg!r}"
         )
     config = default_config()
     config.dtype = "bfloat16"

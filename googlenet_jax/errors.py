@@ -76,5 +76,6 @@ def check_range(name: str, limits: Sequence[float], largest: float = math.inf) -
     if len(limits) != 2 or not 0 < limits[0] <= limits[1] <= largest:
         at_most = "" if largest == math.inf else f" and at most {largest:g}"
         raise UserError(
-            f"{name}: expected two numbers in ascending order, above 0{at_most}, found {tuple(limits)}"
+            f"{name}: expected two numbers in ascending order, above 0{at_most}, found"
+            f" {tuple(limits)}"
         )

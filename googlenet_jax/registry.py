@@ -87,7 +87,8 @@ def arguments(
     for name, (value, default) in fields.items():
         if name not in takes and value != default:
             raise UserError(
-                f"{group}.{name}: {what} has no use for it; leave it at {default!r}, found {value!r}"
+                f"{group}.{name}: {what} has no use for it; leave it at {default!r}, found"
+                f" {value!r}"
             )
     for name in options:
         if name in fields:
@@ -95,7 +96,8 @@ def arguments(
         if name not in takes - set(own):
             known = sorted(takes - set(own) - fields.keys())
             raise UserError(
-                f"{group}.options.{name}: {what} has no such option{nearest(name, known)}; its options are {', '.join(known) or 'none'}"
+                f"{group}.options.{name}: {what} has no such option{nearest(name, known)}; its"
+                f" options are {', '.join(known) or 'none'}"
             )
     return {name: value for name, (value, _) in fields.items() if name in takes} | dict(options)
 

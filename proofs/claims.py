@@ -67,7 +67,7 @@ class Claim:
     verdict: str
 
 
-# ------------------------------------------------------------------------------------------------------------------ counting
+# ----------------------------------------------------------------------------------------- counting
 
 
 class Probe(Network):
@@ -155,7 +155,7 @@ def saving(new: float, old: float) -> str:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------- claims
+# ------------------------------------------------------------------------------------------- claims
 
 
 def factorisation() -> list[Claim]:
@@ -180,19 +180,22 @@ def factorisation() -> list[Claim]:
         Claim(
             "tutorial",
             "two 3×3 in place of a 5×5 cost more operations",
-            f"multiply-adds {saving(two.multiply_adds, whole.multiply_adds)}: {two.multiply_adds:,} for {whole.multiply_adds:,}",
+            f"multiply-adds {saving(two.multiply_adds, whole.multiply_adds)}: {two.multiply_adds:,}"
+            f" for {whole.multiply_adds:,}",
             "wrong: they cost 28 % fewer",
         ),
         Claim(
             f"{V3}, 3.2; tutorials",
             "3×1 then 1×3 in place of a 3×3: 6 weights for 9, 33 % less",
-            f"{asymmetric[3].weights // per} for {three.weights // per}; {saving(asymmetric[3].weights, three.weights)}",
+            f"{asymmetric[3].weights // per} for {three.weights // per};"
+            f" {saving(asymmetric[3].weights, three.weights)}",
             "right",
         ),
         Claim(
             f"{V3}, 3.2",
             "the saving of 1×n and n×1 grows with n",
-            f"n = 7: {asymmetric[7].weights // per} for {seven.weights // per}; {saving(asymmetric[7].weights, seven.weights)}",
+            f"n = 7: {asymmetric[7].weights // per} for {seven.weights // per};"
+            f" {saving(asymmetric[7].weights, seven.weights)}",
             "right",
         ),
     ]
@@ -208,11 +211,13 @@ def factorisation() -> list[Claim]:
             Claim(
                 "tutorial",
                 "module B saves 33 % of the operations",
-                f"n = {n} (6e: 192 inside and out, 17×17×768): n×n convolutions {saving(*inside)}, the whole module "
-                f"{saving(factored.multiply_adds, plain.multiply_adds)}",
-                "right of the convolutions alone"
-                if n == 3
-                else "low: n = 7, which the networks use, saves 71 % of them",
+                f"n = {n} (6e: 192 inside and out, 17×17×768): n×n convolutions {saving(*inside)},"
+                f" the whole module {saving(factored.multiply_adds, plain.multiply_adds)}",
+                (
+                    "right of the convolutions alone"
+                    if n == 3
+                    else "low: n = 7, which the networks use, saves 71 % of them"
+                ),
             )
         )
     return claims
@@ -237,10 +242,10 @@ def bottlenecks() -> list[Claim]:
             Claim(
                 "tutorials",
                 "128 → 32 → 256 channels in place of 128 → 256 saves computation and memory",
-                f"{kernel}×{kernel} on 28×28: weights {reduced.weights:,} for {direct.weights:,} "
-                f"({saving(reduced.weights, direct.weights)}), "
-                f"multiply-adds {reduced.multiply_adds:,} for {direct.multiply_adds:,}; activations 32 + "
-                "256 channels for 256 (12.5 % more)",
+                f"{kernel}×{kernel} on 28×28: weights {reduced.weights:,} for {direct.weights:,}"
+                f" ({saving(reduced.weights, direct.weights)}), multiply-adds"
+                f" {reduced.multiply_adds:,} for {direct.multiply_adds:,}; activations 32 + 256"
+                " channels for 256 (12.5 % more)",
                 "right of weights and work; activations take more memory",
             )
         )
@@ -262,9 +267,10 @@ def bottlenecks() -> list[Claim]:
         Claim(
             f"{V1}, 4; tutorials",
             "naive modules blow up: 1×1 reductions make 5×5 affordable",
-            f"3a: {reduced.multiply_adds / 1e6:.0f} M for {naive.multiply_adds / 1e6:.0f} M "
-            "multiply-adds and 256 for 416 channels; the whole "
-            f"network naive: {ratio['multiply_adds']:.1f}× the multiply-adds, {ratio['parameters']:.1f}× the parameters",
+            f"3a: {reduced.multiply_adds / 1e6:.0f} M for {naive.multiply_adds / 1e6:.0f} M"
+            " multiply-adds and 256 for 416 channels; the whole network naive:"
+            f" {ratio['multiply_adds']:.1f}× the multiply-adds, {ratio['parameters']:.1f}× the"
+            " parameters",
             "right",
         )
     )
@@ -282,8 +288,8 @@ def bottlenecks() -> list[Claim]:
         Claim(
             f"{V3}, Fig. 5",
             "module A has no 5×5",
-            f"35×35×288: {a.multiply_adds / 1e6:.0f} M multiply-adds; with the 5×5 that v3 as released "
-            f"keeps: {released.multiply_adds / 1e6:.0f} M",
+            f"35×35×288: {a.multiply_adds / 1e6:.0f} M multiply-adds; with the 5×5 that v3 as"
+            f" released keeps: {released.multiply_adds / 1e6:.0f} M",
             "right of the paper, not of the released v3",
         )
     )
@@ -292,8 +298,10 @@ def bottlenecks() -> list[Claim]:
     claims.append(
         Claim(
             f"{V3}, 5",
-            "pooling before a convolution, which makes a bottleneck, costs a quarter of pooling after it",
-            f"36×36×320 → 640: {last.multiply_adds:,} for {first.multiply_adds:,}, {first.multiply_adds / last.multiply_adds:g}×",
+            "pooling before a convolution, which makes a bottleneck, costs a quarter of pooling"
+            " after it",
+            f"36×36×320 → 640: {last.multiply_adds:,} for {first.multiply_adds:,},"
+            f" {first.multiply_adds / last.multiply_adds:g}×",
             "right",
         )
     )
@@ -329,36 +337,42 @@ def networks() -> list[Claim]:
         Claim(
             f"{V1}, 1",
             "1.5 billion multiply-adds at inference",
-            f"{work['dense'] / 1e9:.3f} G with the 7×7 convolution, {work['separable'] / 1e9:.3f} G "
-            "with the separable one of Table 1's first row",
+            f"{work['dense'] / 1e9:.3f} G with the 7×7 convolution, {work['separable'] / 1e9:.3f} G"
+            " with the separable one of Table 1's first row",
             "right of the separable stem",
         ),
         Claim(
             f"{BN}, appendix",
             "25 % more parameters and about 30 % more work than Inception",
-            f"{bn_totals['parameters']:,} parameters, {saving(bn_totals['parameters'], main['parameters'])}; "
-            f"{bn_totals['multiply_adds'] / 1e9:.3f} G multiply-adds, {saving(bn_totals['multiply_adds'], work['separable'])}",
+            f"{bn_totals['parameters']:,} parameters,"
+            f" {saving(bn_totals['parameters'], main['parameters'])};"
+            f" {bn_totals['multiply_adds'] / 1e9:.3f} G multiply-adds,"
+            f" {saving(bn_totals['multiply_adds'], work['separable'])}",
             "right of the work; the parameters grow more than twice as much",
         ),
         Claim(
             f"{BN}, 4.2",
             "13.6 million parameters",
             f"{bn_totals['parameters']:,} as its Fig. 5 prints the network",
-            "not what the figure gives; no auxiliary head is in it, whose parameters may make up the rest",
+            "not what the figure gives; no auxiliary head is in it, whose parameters may make up"
+            " the rest",
         ),
         Claim(
             f"{BN}, appendix",
             "the longest path has 9 weight layers more",
-            f"{bn.depth - separable.depth} more ({bn.depth} for {separable.depth}, each counting the separable stem as two)",
-            "right of the nine modules that both have; the module 3c, which the figure adds, brings 3 more",
+            f"{bn.depth - separable.depth} more ({bn.depth} for {separable.depth}, each counting"
+            " the separable stem as two)",
+            "right of the nine modules that both have; the module 3c, which the figure adds, brings"
+            " 3 more",
         ),
         Claim(
             f"{V3}, 6",
             "42 layers deep, about 2.5 times the computation of GoogLeNet",
-            f"v2: depth {v2.depth}, {v2_totals['multiply_adds'] / 1e9:.2f} G multiply-adds, {v2_factor:.1f}×; "
-            f"v3: depth {v3.depth}, {v3_totals['multiply_adds'] / 1e9:.2f} G, {v3_factor:.1f}×",
-            f"depth {'right' if v2.depth == 42 else f'{v2.depth} with these widths and modules'}; the "
-            "work is more: 299×299 images at these widths",
+            f"v2: depth {v2.depth}, {v2_totals['multiply_adds'] / 1e9:.2f} G multiply-adds,"
+            f" {v2_factor:.1f}×; v3: depth {v3.depth}, {v3_totals['multiply_adds'] / 1e9:.2f} G,"
+            f" {v3_factor:.1f}×",
+            f"depth {'right' if v2.depth == 42 else f'{v2.depth} with these widths and modules'};"
+            " the work is more: 299×299 images at these widths",
         ),
         Claim(
             f"{V3}, abstract",
@@ -386,16 +400,18 @@ def heads() -> list[Claim]:
     return [
         Claim(
             "tutorial",
-            "10×10×256 to two classes: 51,200 weights fully connected, 512 behind global average pooling",
+            "10×10×256 to two classes: 51,200 weights fully connected, 512 behind global average"
+            " pooling",
             f"{whole.weights:,} and {average.weights:,}",
             "right",
         ),
         Claim(
             f"{V1}, 5; tutorial",
             "global average pooling cuts GoogLeNet's parameters, and its computation greatly",
-            f"7×7×1024 to 1000 classes: {rows[True].weights:,} weights for {rows[False].weights:,}; the multiply-adds saved are "
-            f"{(rows[True].multiply_adds - rows[False].multiply_adds) / 1e6:.0f} M beside "
-            f"{total['multiply_adds'] / 1e6:.0f} M of the network",
+            f"7×7×1024 to 1000 classes: {rows[True].weights:,} weights for {rows[False].weights:,};"
+            " the multiply-adds saved are"
+            f" {(rows[True].multiply_adds - rows[False].multiply_adds) / 1e6:.0f} M beside"
+            f" {total['multiply_adds'] / 1e6:.0f} M of the network",
             "right of the parameters; of the computation it saves 3 %",
         ),
     ]
@@ -450,7 +466,7 @@ def tables() -> dict[str, list[list[str]]]:
     return found
 
 
-# ---------------------------------------------------------------------------------------------------------- gradient norms
+# ----------------------------------------------------------------------------------- gradient norms
 
 KINDS = ("googlenet", "googlenet_bn")
 WEIGHTS = {"without": 0.0, "with": 0.3}
@@ -547,8 +563,9 @@ def gradient_claims(norms: dict[str, dict[str, dict[str, float]]]) -> list[Claim
             Claim(
                 f"{V1}, 5; tutorials",
                 "auxiliary heads counter vanishing gradients",
-                f"`{name}`: ‖gradient‖/‖weights‖ of conv1 {first['without']:.3g} without, {first['with']:.3g} with them "
-                f"({first['with'] / first['without']:.2f}×); inception_5b {deepest:.3g}",
+                f"`{name}`: ‖gradient‖/‖weights‖ of conv1 {first['without']:.3g} without,"
+                f" {first['with']:.3g} with them ({first['with'] / first['without']:.2f}×);"
+                f" inception_5b {deepest:.3g}",
                 _verdict(first["with"] / first["without"], first["without"] / deepest),
             )
         )
@@ -567,7 +584,7 @@ def _verdict(raised: float, carried: float) -> str:
     )
 
 
-# --------------------------------------------------------------------------------------------------------------------- page
+# --------------------------------------------------------------------------------------------- page
 
 TEXT = """# The claims, recomputed
 

@@ -166,8 +166,9 @@ def compare(workdir: Path, whole: Path, steps: int) -> dict[str, Any]:
     return {
         "arrays": len(ours),
         "state_identical": ours == theirs,
-        "lines_identical": without_speed(lines)
-        == without_speed(read_metrics(whole / METRICS_FILE)),
+        "lines_identical": (
+            without_speed(lines) == without_speed(read_metrics(whole / METRICS_FILE))
+        ),
         "each_line_once": set(count.values()) == {1},
     }
 

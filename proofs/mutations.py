@@ -62,7 +62,8 @@ def plant(fault: Fault, root: Path) -> None:
     source = path.read_text(encoding="utf-8")
     if source.count(fault.text) != 1:
         raise ValueError(
-            f"{fault.name}: expected its text once in {fault.file}, found it {source.count(fault.text)} times: {fault.text!r}"
+            f"{fault.name}: expected its text once in {fault.file}, found it"
+            f" {source.count(fault.text)} times: {fault.text!r}"
         )
     path.write_text(source.replace(fault.text, fault.replacement), encoding="utf-8")
 
@@ -105,7 +106,8 @@ def try_fault(fault: Fault) -> dict[str, Any]:
             1,
         ):  # pytest's own statuses for "all passed" and "a test failed"
             raise RuntimeError(
-                f"{fault.name}: pytest ended with {process.returncode}: {process.stdout[-2000:]}{process.stderr[-2000:]}"
+                f"{fault.name}: pytest ended with {process.returncode}:"
+                f" {process.stdout[-2000:]}{process.stderr[-2000:]}"
             )
         failed = re.search(r"^(?:FAILED|ERROR) (\S+)", process.stdout, re.MULTILINE)
         seen_by = failed[1] if failed else "unknown" if process.returncode else None
@@ -171,7 +173,8 @@ def check() -> list[str]:
 def render(answers: dict[str, Any]) -> str:
     alive = [name for name, found in answers.items() if found["seen_by"] is None]
     rows = [
-        f"| {f.name} | `{f.file}` | {'**none**' if f.name in alive else '`' + answers[f.name]['seen_by'] + '`'} |"
+        f"| {f.name} | `{f.file}` |"
+        f" {'**none**' if f.name in alive else '`' + answers[f.name]['seen_by'] + '`'} |"
         for f in FAULTS
     ]
     said = f"Alive: {len(alive)}." if alive else "None is alive."

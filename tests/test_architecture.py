@@ -43,7 +43,10 @@ def test_the_arrows_of_the_page_are_the_imports_and_run_one_way():
 
 
 def test_importing_the_package_loads_neither_jax_nor_flax():
-    code = "import sys, googlenet_jax; print(any(name in sys.modules for name in ('jax', 'flax', 'numpy')), googlenet_jax.__version__)"
+    code = (
+        "import sys, googlenet_jax; print(any(name in sys.modules for name in ('jax', 'flax',"
+        " 'numpy')), googlenet_jax.__version__)"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
         == "False 0.2.0\n"

@@ -48,7 +48,10 @@ def test_nnx_training():
 
 
 def test_an_fsdp_step_is_the_same_on_one_device_and_on_two():
-    code = f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); import fsdp_step; print(*fsdp_step.main(width=0.05))"
+    code = (
+        f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); import fsdp_step;"
+        " print(*fsdp_step.main(width=0.05))"
+    )
     found = []
     for count in (1, 2):
         flags = f"--xla_force_host_platform_device_count={count}"

@@ -43,7 +43,10 @@ def command(monkeypatch, capsys):
         ),
         (
             ["--config.schedule.learning_rat=3"],
-            "schedule.learning_rat: a config has no such field (did you mean 'schedule.learning_rate'?)",
+            (
+                "schedule.learning_rat: a config has no such field (did you mean"
+                " 'schedule.learning_rate'?)"
+            ),
         ),
         (["--config.batch_size=3.5"], "batch_size: expected a value such as 64, found '3.5'"),
         (
@@ -114,7 +117,10 @@ def test_what_a_config_does_not_allow_is_one_line(command, tmp_path, arguments, 
         ),
         (
             "digit",
-            "--config: there is no config 'digit' (did you mean 'digits'?): one of cifar10, cifar10_fast, detection_digits, ",
+            (
+                "--config: there is no config 'digit' (did you mean 'digits'?): one of cifar10,"
+                " cifar10_fast, detection_digits, "
+            ),
         ),
         ("configs/digits.py:big", "configs/digits.py takes no argument, found 'big'"),
         ("{tmp}/broken.py", "--config: the config does not load: ZeroDivisionError"),

@@ -64,8 +64,10 @@ def run(args: argparse.Namespace) -> int:
 def as_text(report: "Report") -> str:
     """The report for a person; all but the batch is per chip."""
     lines = [
-        f"{report.topology}: {report.chips} chips of {report.hosts} hosts, "
-        f"batch {report.batch_size}; per chip and step:",
+        (
+            f"{report.topology}: {report.chips} chips of {report.hosts} hosts, "
+            f"batch {report.batch_size}; per chip and step:"
+        ),
         *(
             f"  memory, {part:<12} {size / 2**20:12,.1f} MiB"
             for part, size in report.memory.items()
@@ -75,7 +77,8 @@ def as_text(report: "Report") -> str:
     ]
     if report.optimal_seconds is not None:
         lines.append(
-            f"  optimal time         {report.optimal_seconds * 1e3:12,.2f} ms (the compiler's estimate)"
+            f"  optimal time         {report.optimal_seconds * 1e3:12,.2f} ms (the compiler's"
+            " estimate)"
         )
     for kind, found in report.collectives.items():
         lines.append(f"  {kind:<20} {found.count:8} times, {found.bytes / 2**20:,.2f} MiB")

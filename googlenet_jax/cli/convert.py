@@ -13,13 +13,18 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "convert",
         help="weights from and to PyTorch, Keras, TF-slim, Caffe and safetensors",
-        description="Reads a weight file of any kind that is known and writes it as another. Nothing in a file is run.",
+        description=(
+            "Reads a weight file of any kind that is known and writes it as another. Nothing in a"
+            " file is run."
+        ),
     )
     parser.add_argument(
         "source",
         metavar="SRC",
-        help="a weight file (for TensorFlow the checkpoint's prefix), a run's folder, public weights "
-        "by name, or hf-hub:OWNER/NAME",
+        help=(
+            "a weight file (for TensorFlow the checkpoint's prefix), a run's folder, public weights"
+            " by name, or hf-hub:OWNER/NAME"
+        ),
     )
     parser.add_argument(
         "goal", metavar="DST", help=".safetensors (this project's), .pth or .weights.h5"
@@ -106,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(result, indent=2))
         return 0
     print(
-        f"wrote {args.goal}: {result['model']}, {result['parameters']:,} parameters in {result['tensors']} tensors"
+        f"wrote {args.goal}: {result['model']}, {result['parameters']:,} parameters in"
+        f" {result['tensors']} tensors"
     )
     for note in weights.notes:
         print(f"  {note}")

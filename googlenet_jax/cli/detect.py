@@ -46,8 +46,10 @@ def add_parser(subparsers: Any) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="write pictures with boxes, names and scores here; with --split also all detections in "
-        "COCO's form and in VOC's",
+        help=(
+            "write pictures with boxes, names and scores here; with --split also all detections in "
+            "COCO's form and in VOC's"
+        ),
     )
     add(parser, "--data-dir")
     add(parser, "--json", help="print JSON alone, a line a picture")

@@ -28,9 +28,12 @@ EXAMPLES = {
     "prepare": "googlenet-jax prepare folder photos --name pets",
     "evaluate": "googlenet-jax evaluate --weights runs/digits --output report",
     "predict": "googlenet-jax predict --weights runs/digits photos/*.jpg",
-    "explain": "googlenet-jax explain --weights runs/digits photos/*.jpg --method gradcam,occlusion",
-    "convert": "googlenet-jax convert googlenet.pth googlenet.safetensors --model "
-    "googlenet_torchvision",
+    "explain": (
+        "googlenet-jax explain --weights runs/digits photos/*.jpg --method gradcam,occlusion"
+    ),
+    "convert": (
+        "googlenet-jax convert googlenet.pth googlenet.safetensors --model googlenet_torchvision"
+    ),
     "plot": "googlenet-jax plot runs/a runs/b --output both.png",
     "verify": "googlenet-jax verify googlenet --against mine.py:MyGoogLeNet",
     "bench": "googlenet-jax bench train googlenet_bn --batch-size 32 --peer torch",
@@ -40,8 +43,10 @@ EXAMPLES = {
     "compile": "googlenet-jax compile --config=imagenet_googlenet_bn --topology=v5e:4x4",
     "fid": "googlenet-jax fid real generated --metrics fid,kid",
     "features": "googlenet-jax features photos --model inception_v3_fid --output photos.npz",
-    "sweep": "googlenet-jax sweep digits --workdir runs/rates --grid "
-    "schedule.learning_rate=0.05,0.1 --seeds 0,1,2",
+    "sweep": (
+        "googlenet-jax sweep digits --workdir runs/rates --grid "
+        "schedule.learning_rate=0.05,0.1 --seeds 0,1,2"
+    ),
     "table": "googlenet-jax table runs/rates --format latex",
     "probe": "googlenet-jax probe pets --weights inception_v3_torchvision --split validation",
 }
@@ -64,8 +69,10 @@ def build_parser() -> argparse.ArgumentParser:
     shtab.add_argument_to(
         parser,
         ["--print-completion"],
-        help="print the shell's completion of this command: "
-        'eval "$(googlenet-jax --print-completion bash)"',
+        help=(
+            "print the shell's completion of this command: "
+            'eval "$(googlenet-jax --print-completion bash)"'
+        ),
     )
     subparsers = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND", required=True)
     for name, module in SUBCOMMANDS.items():

@@ -53,7 +53,10 @@ def _for_people(args: argparse.Namespace, found: "Probe") -> str:
     trained, tested = found.examples
     lines = [
         f"{args.data}: {trained:,} examples of {args.train_split}, {tested:,} of {args.split}",
-        f"top-1 {100 * found.top1:.2f} % (of those fitted {100 * found.train_top1:.2f} %), C = {found.strength:g}",
+        (
+            f"top-1 {100 * found.top1:.2f} % (of those fitted {100 * found.train_top1:.2f} %), C ="
+            f" {found.strength:g}"
+        ),
     ]
     width = max(map(len, found.per_class))
     for name, share in found.per_class.items():

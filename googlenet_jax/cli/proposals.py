@@ -26,9 +26,11 @@ def add_parser(subparsers: Any) -> None:
         "--methods",
         default="selective_search_x2",
         metavar="A,B",
-        help="selective_search (with _xF: superpixels F times as large, _wN: images scaled to width "
-        "N, _sN: boxes of at least N pixels), multibox, or several joined with + for their union "
-        "(default: selective_search_x2). What is there already is not computed again.",
+        help=(
+            "selective_search (with _xF: superpixels F times as large, _wN: images scaled to width"
+            " N, _sN: boxes of at least N pixels), multibox, or several joined with + for their"
+            " union (default: selective_search_x2). What is there already is not computed again."
+        ),
     )
     parser.add_argument(
         "--multibox", metavar="RUN", help="the run's folder that multibox comes from"

@@ -118,7 +118,7 @@ def _as_json(
     return result
 
 
-# ------------------------------------------------------------------------------------------------------------------- text
+# --------------------------------------------------------------------------------------------- text
 
 
 def summary_text(summary: "Summary", printed: "PrintedTable | None" = None) -> str:
@@ -156,7 +156,10 @@ def summary_text(summary: "Summary", printed: "PrintedTable | None" = None) -> s
         )
     text = table(header, lines, left=(0, 1, 5, len(header) - 1))
     if printed:
-        note = f"printed: {printed.source}; kernels' weights in K = 1024, multiply-adds in M; difference: printed against computed."
+        note = (
+            f"printed: {printed.source}; kernels' weights in K = 1024, multiply-adds in M;"
+            " difference: printed against computed."
+        )
         text += "\n\n" + textwrap.fill(note, _columns())
     return text
 

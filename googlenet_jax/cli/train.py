@@ -170,7 +170,8 @@ def _config_path(name: str) -> Path:
         files = [*map(str, sorted(Path("configs").glob("*.py"))), *configs]
         raise UserError(f"--config: there is no file {name!r}{nearest(name, files)}")
     raise UserError(
-        f"--config: there is no config {name!r}{nearest(name, configs)}: one of {', '.join(configs)}, or a file"
+        f"--config: there is no config {name!r}{nearest(name, configs)}: one of"
+        f" {', '.join(configs)}, or a file"
     )
 
 

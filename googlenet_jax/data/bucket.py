@@ -90,14 +90,17 @@ def _refusal(size: int) -> str:
     kept = sum(path.stat().st_size for path in cache.glob("*/*")) if cache.is_dir() else 0
     if kept + size > limit:
         return (
-            f"its copy takes {_said(size)} more in {cache}, where there are {_said(kept)}, and "
-            f"{_said(limit)} are allowed: {LIMIT}={math.ceil((kept + size) / 1e5) / 1e4:g} allows it, {CACHE} names "
-            "another folder"
+            f"its copy takes {_said(size)} more in {cache}, where there are {_said(kept)}, and"
+            f" {_said(limit)} are allowed: {LIMIT}={math.ceil((kept + size) / 1e5) / 1e4:g} allows"
+            f" it, {CACHE} names another folder"
         )
     parent = next(each for each in (cache, *cache.absolute().parents) if each.exists())
     free = shutil.disk_usage(parent).free
     if size > free:
-        return f"its copy takes {_said(size)} and {cache} has {_said(free)} free: {CACHE} names another folder"
+        return (
+            f"its copy takes {_said(size)} and {cache} has {_said(free)} free: {CACHE} names"
+            " another folder"
+        )
     return ""
 
 

@@ -30,9 +30,13 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="The test part of UCI's optical recognition of handwritten digits, "
-            "as scikit-learn bundles it.",
-            homepage="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+            description=(
+                "The test part of UCI's optical recognition of handwritten digits, "
+                "as scikit-learn bundles it."
+            ),
+            homepage=(
+                "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
+            ),
             supervised_keys=("image", "label"),
             features=tfds.features.FeaturesDict(
                 {

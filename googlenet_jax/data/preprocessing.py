@@ -65,16 +65,18 @@ class Preprocessing:
             object.__setattr__(self, field, _numbers(field, getattr(self, field)))
         if 1 not in (len(self.mean), len(self.std)) and len(self.mean) != len(self.std):
             raise UserError(
-                f"preprocessing.mean: expected as many numbers as preprocessing.std has, {len(self.std)}, or one for all, found {self.mean}"
+                "preprocessing.mean: expected as many numbers as preprocessing.std has,"
+                f" {len(self.std)}, or one for all, found {self.mean}"
             )
         if self.resize < self.size:
             raise UserError(
-                f"preprocessing.resize: the short side before the crop must be at least size = {self.size}, found {self.resize}; "
-                "raise resize or lower size"
+                "preprocessing.resize: the short side before the crop must be at least size ="
+                f" {self.size}, found {self.resize}; raise resize or lower size"
             )
         if np.float32(min(self.std)) <= 0:
             raise UserError(
-                f"preprocessing.std: expected numbers above 0, found {self.std}; use 1 for a channel that is not scaled"
+                f"preprocessing.std: expected numbers above 0, found {self.std}; use 1 for a"
+                " channel that is not scaled"
             )
         for field, choices in (
             ("channel_order", CHANNEL_ORDERS),
@@ -109,13 +111,15 @@ class Preprocessing:
         """
         if not isinstance(values, dict):
             raise UserError(
-                f"preprocessing: expected an object with fields, found {values!r}; see Preprocessing.to_dict"
+                f"preprocessing: expected an object with fields, found {values!r}; see"
+                " Preprocessing.to_dict"
             )
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
                 raise UserError(
-                    f"preprocessing: there is no field {name!r}{nearest(name, known)}; the fields are {', '.join(known)}"
+                    f"preprocessing: there is no field {name!r}{nearest(name, known)}; the fields"
+                    f" are {', '.join(known)}"
                 )
         return cls(**values)
 
@@ -174,6 +178,7 @@ def _numbers(field: str, value: Any) -> tuple[float, ...]:
     )
     if not fine:
         raise UserError(
-            f"preprocessing.{field}: expected finite numbers in the images' units, one a channel, found {value!r}"
+            f"preprocessing.{field}: expected finite numbers in the images' units, one a channel,"
+            f" found {value!r}"
         )
     return tuple(float(number) for number in given)

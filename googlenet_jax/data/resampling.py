@@ -37,8 +37,8 @@ def scale(image: np.ndarray, height: int, width: int, interpolation: str = "auto
         return image
     if max(height, width) > MAX_SIDE:
         raise BadImage(
-            f"expected a picture less narrow: {image.shape[1]:,} × {image.shape[0]:,} pixels, scaled "
-            f"to {width:,} × {height:,}"
+            f"expected a picture less narrow: {image.shape[1]:,} × {image.shape[0]:,} pixels,"
+            f" scaled to {width:,} × {height:,}"
         )
     if image.ndim == 3 and image.shape[2] > 4:  # OpenCV's area takes four at most
         parts = [image[..., first : first + 4] for first in range(0, image.shape[2], 4)]

@@ -200,7 +200,8 @@ class Stored:
             elif is_store(self._url):
                 remedy = "delete the folder; the next start copies it again"
             raise UserError(
-                f"{self._what}: can't read the files in {self._folder} ({_one_line(error)}); {remedy}"
+                f"{self._what}: can't read the files in {self._folder} ({_one_line(error)});"
+                f" {remedy}"
             ) from error
 
 
@@ -329,8 +330,9 @@ def write_data_sets_in(data_dir: str | os.PathLike[str] | None = None) -> Path:
     folder = data_sets_in(data_dir)
     if is_store(folder):
         raise UserError(
-            f"--data-dir: expected a folder of this machine, as data sets are written on a disk, "
-            f"found {folder}; write it into one, and copy it: gcloud storage cp -r DIR/NAME {folder}/"
+            "--data-dir: expected a folder of this machine, as data sets are written on a disk,"
+            f" found {folder}; write it into one, and copy it: gcloud storage cp -r DIR/NAME"
+            f" {folder}/"
         )
     return folder
 

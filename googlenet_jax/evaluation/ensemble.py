@@ -284,9 +284,9 @@ def _class_names(members: Sequence[Member], wanted: Sequence[str] | None) -> tup
         if member.num_classes != len(names) and matched_classes(member.labels, names) is None:
             whose = "the data set" if wanted is not None else first.source
             raise UserError(
-                f"{member.source}: expected a model of {len(names)} classes, as {whose} has, or one "
-                f"whose class names or WordNet ids are among its own, found {member.num_classes}"
-                f"{_unmatched(member.labels, names)}"
+                f"{member.source}: expected a model of {len(names)} classes, as {whose} has, or one"
+                " whose class names or WordNet ids are among its own, found"
+                f" {member.num_classes}{_unmatched(member.labels, names)}"
             )
         _warn_of_other_names(member, names, "the data set" if wanted is not None else first.source)
     return names

@@ -73,8 +73,9 @@ def as_pictures(images: Any, kind: ImageKind = RGB) -> list[Picture]:
             each = pictures[number] = np.asarray(each)  # of another library
         if isinstance(each, np.ndarray) and not _is_image(each, kind):
             raise UserError(
-                f"images: expected {kind.dtype} arrays [H, W, {kind.channels}] or [H, W, 1]"
-                f"{' with values from 0 to 255' if kind.dtype == 'uint8' else ''}, found {each.dtype} {list(each.shape)}"
+                f"images: expected {kind.dtype} arrays [H, W, {kind.channels}] or [H, W,"
+                f" 1]{' with values from 0 to 255' if kind.dtype == 'uint8' else ''}, found"
+                f" {each.dtype} {list(each.shape)}"
             )
     return pictures
 

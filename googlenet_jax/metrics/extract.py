@@ -106,8 +106,8 @@ def _function(
     if layer not in known:
         modules = ", ".join(name for name in known if "/" not in name)
         raise UserError(
-            f"--layer: {layer!r} is none of the network's{nearest(layer, known)}; it has {modules}, "
-            "and those inside modules, such as MODULE/conv_1x1"
+            f"--layer: {layer!r} is none of the network's{nearest(layer, known)}; it has {modules},"
+            " and those inside modules, such as MODULE/conv_1x1"
         )
     whole, split = replicated(mesh), data_sharding(mesh)
     return jax.jit(run, in_shardings=(whole, split), out_shardings=whole)
@@ -152,8 +152,8 @@ class _Parts:
         if note.exists():
             if json.loads(note.read_text()) != about:
                 raise UserError(
-                    f"{self._folder}: left by a command with other images, weights, layer or input; "
-                    "remove it, or choose another --output"
+                    f"{self._folder}: left by a command with other images, weights, layer or input;"
+                    " remove it, or choose another --output"
                 )
         else:
             with writing(self._folder):

@@ -51,7 +51,8 @@ class InceptionFeatures:
         for name in names:
             if name not in LAYERS:
                 raise UserError(
-                    f"layer: expected one of {', '.join(LAYERS)}, found {name!r}{nearest(name, LAYERS)}"
+                    f"layer: expected one of {', '.join(LAYERS)}, found"
+                    f" {name!r}{nearest(name, LAYERS)}"
                 )
         values = _layers(self, jnp.asarray(images))
         return {name: values[name] for name in names}
@@ -125,8 +126,8 @@ def check_function(features: Features, images: Array) -> None:
     ):
         found = list(values.shape) if hasattr(values, "shape") else type(values).__name__
         raise UserError(
-            f"features: expected a function of images that returns [N, D], found {found}; a network "
-            "that returns a pair runs with mutable=…, in training mode"
+            f"features: expected a function of images that returns [N, D], found {found}; a network"
+            " that returns a pair runs with mutable=…, in training mode"
         )
     if len(images) < 2:
         return

@@ -135,8 +135,8 @@ def check_alike(images: ImageSet, found: Survey, mixed: bool) -> list[str]:
             line = f"{images.name}: images of {len(counts)} {what}: {parts}{more}"
             if not mixed:
                 raise UserError(
-                    f"{line}; the value would hang on how each is stretched or converted: make them "
-                    "alike, or say --mixed"
+                    f"{line}; the value would hang on how each is stretched or converted: make them"
+                    " alike, or say --mixed"
                 )
             notes.append(line)
     for mode in found.modes.keys() - {"RGB"}:

@@ -62,12 +62,14 @@ def kernel_distance(
     """
     if first.shape[1] != second.shape[1]:
         raise UserError(
-            f"features: expected as many on both sides, found {first.shape[1]} and {second.shape[1]}"
+            f"features: expected as many on both sides, found {first.shape[1]} and"
+            f" {second.shape[1]}"
         )
     if not 2 <= subset_size <= min(len(first), len(second)):
         raise UserError(
-            f"subset_size: expected 2 to {min(len(first), len(second)):,}, the smaller set's images, "
-            f"found {subset_size:,}; a value from smaller subsets compares with none from 1,000"
+            f"subset_size: expected 2 to {min(len(first), len(second)):,}, the smaller set's"
+            f" images, found {subset_size:,}; a value from smaller subsets compares with none from"
+            " 1,000"
         )
     random = np.random.RandomState(seed)
     values = []

@@ -145,8 +145,8 @@ class Metric:
         features = jnp.asarray(features)
         if features.ndim != 2 or features.shape[1] != self.width:
             raise UserError(
-                f"features: expected [N, {self.width}], found {list(features.shape)}; another width "
-                "is given as width="
+                f"features: expected [N, {self.width}], found {list(features.shape)}; another width"
+                " is given as width="
             )
         mask = jnp.ones(len(features), bool) if mask is None else jnp.asarray(mask, bool)
         return self._with({**self._state, side: self._add(self._state[side], features, mask)})
@@ -406,8 +406,8 @@ def check_pixels(side: str, extent: np.ndarray, value_range: tuple[float, float]
     found = f"{side} images: found values from {lowest:g} to {highest:g}"
     if (low, high) == (0, 255) and highest <= 1:
         raise UserError(
-            f"{found}, where 0 to 255 is expected; they seem to be in [−1, 1] or [0, 1]: give floats "
-            "with value_range=(-1, 1) or (0, 1)"
+            f"{found}, where 0 to 255 is expected; they seem to be in [−1, 1] or [0, 1]: give"
+            " floats with value_range=(-1, 1) or (0, 1)"
         )
     beyond = (high - low) / 2
     if lowest < low - beyond or highest > high + beyond:

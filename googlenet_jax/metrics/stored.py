@@ -46,8 +46,9 @@ def read_stored(path: str | os.PathLike[str]) -> StoredStatistics:
             layers[layer] = _statistics(path, found[mean], found[cov], count)
     if "pool3" not in layers:
         raise UserError(
-            f"{path}: expected arrays mu and sigma, found {', '.join(found) or 'none'}; statistics "
-            "are written by `googlenet-jax fid SET --output FILE.npz` and by pytorch-fid --save-stats"
+            f"{path}: expected arrays mu and sigma, found {', '.join(found) or 'none'}; statistics"
+            " are written by `googlenet-jax fid SET --output FILE.npz` and by pytorch-fid"
+            " --save-stats"
         )
     resize, weights = (
         str(found[name]) if name in found else None for name in ("resize", "weights")

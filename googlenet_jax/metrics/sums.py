@@ -127,7 +127,8 @@ class Probabilities:
         scores = np.exp(np.asarray(entropies) / count - of_mean)
         if not np.isfinite(scores).all():
             raise UserError(
-                "logits: some are not finite; look for NaN in the images and in the network's weights"
+                "logits: some are not finite; look for NaN in the images and in the network's"
+                " weights"
             )
         return scores
 
@@ -135,8 +136,8 @@ class Probabilities:
         """Both sums: image i of each belongs to split i modulo splits."""
         if self.examples is not None:
             raise UserError(
-                "examples: sets whose splits are stretches of a known length can't be merged; leave "
-                "out examples="
+                "examples: sets whose splits are stretches of a known length can't be merged; leave"
+                " out examples="
             )
         return self.replace(  # type: ignore[attr-defined]
             classes=add_to_pair(add_to_pair(self.classes, other.classes[0]), other.classes[1]),

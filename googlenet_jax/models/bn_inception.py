@@ -133,7 +133,10 @@ class BNInception(NormedNetwork):
         if problem or self.flavour != "port":
             return problem
         if _map_at_3c(height, self.stem) % 4 or _map_at_3c(width, self.stem) % 4:
-            return f"the port takes 224, 256 and other sizes whose maps halve evenly (flavour 'paper' takes all), found {height}×{width}"
+            return (
+                "the port takes 224, 256 and other sizes whose maps halve evenly (flavour 'paper'"
+                f" takes all), found {height}×{width}"
+            )
         return ""
 
     @nn.compact

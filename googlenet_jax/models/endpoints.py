@@ -17,10 +17,7 @@ Array = jax.Array
 
 
 def endpoints(
-    model: Network,
-    variables: Mapping[str, Any],
-    images: Array,
-    names: Sequence[str] | None = None,
+    model: Network, variables: Mapping[str, Any], images: Array, names: Sequence[str] | None = None
 ) -> dict[str, Array]:
     """Returns the activations in evaluation by name, computing no more than they need.
 
@@ -80,8 +77,8 @@ def _run(
     for name in names:
         if name not in named:
             raise UserError(
-                f"endpoints: {type(model).__name__} has no endpoint {name!r}{nearest(name, named)}; "
-                "endpoints(model, variables, images) without names gives every one"
+                f"endpoints: {type(model).__name__} has no endpoint {name!r}{nearest(name, named)};"
+                " endpoints(model, variables, images) without names gives every one"
             )
     return _Names(tuple(named)), [named[name] for name in names]
 
@@ -118,8 +115,8 @@ def endpoint_and_gradient(
             output: Any = model.apply(variables, images, train=False)
         if not found:
             raise UserError(
-                f"{type(model).__name__} has no layer {name!r}; endpoints(model, variables, images) "
-                "gives every one"
+                f"{type(model).__name__} has no layer {name!r}; endpoints(model, variables, images)"
+                " gives every one"
             )
         return score(output.logits).sum(), found[-1]
 

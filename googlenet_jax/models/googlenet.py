@@ -147,10 +147,7 @@ CAFFE = GoogLeNetStyle(
 )
 NAIVE = dataclasses.replace(CAFFE, inception=NaiveInception)
 TUTORIAL = GoogLeNetStyle(
-    kernel_init=he_fan_out,
-    dense_init=Normal(0.01),
-    pool=1,
-    aux_dropout_after_conv=True,
+    kernel_init=he_fan_out, dense_init=Normal(0.01), pool=1, aux_dropout_after_conv=True
 )
 TORCHVISION = GoogLeNetStyle(
     kernel_init=Normal(0.01),

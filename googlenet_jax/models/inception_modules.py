@@ -12,13 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from googlenet_jax.models.layers import (
-    Padding,
-    TruncatedNormal,
-    avg_pool,
-    sow,
-    statistics_dtype,
-)
+from googlenet_jax.models.layers import Padding, TruncatedNormal, avg_pool, sow, statistics_dtype
 from googlenet_jax.models.network import VALID, Layers, Style
 
 Array = jax.Array
@@ -261,7 +255,7 @@ def _branch_pool(layers: Layers, x: Array, by_maximum: bool = False) -> Array:
     return avg_pool(x, 3, 1, 1, layers.style.count_padding)
 
 
-# ------------------------------------------------------------------------------------------------------- torchvision's names
+# ------------------------------------------------------------------------------ torchvision's names
 
 _DOUBLE = {
     "conv_double_3x3_reduce": "branch3x3dbl_1",

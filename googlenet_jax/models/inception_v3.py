@@ -31,10 +31,7 @@ TORCHVISION = InceptionStyle(
     count_padding=True,
 )
 SLIM = InceptionStyle(
-    kernel_init=he_fan_in_truncated,
-    dense_init=he_fan_in_truncated,
-    norm_scale=False,
-    pool=VALID,
+    kernel_init=he_fan_in_truncated, dense_init=he_fan_in_truncated, norm_scale=False, pool=VALID
 )
 KERAS = InceptionStyle(
     kernel_init=glorot_uniform,

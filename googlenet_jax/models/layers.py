@@ -22,7 +22,7 @@ Array = jax.Array
 Initializer = Callable[..., Array]
 Padding = str | int
 
-# ----------------------------------------------------------------------------------------------------------- initialisers
+# ------------------------------------------------------------------------------------- initialisers
 
 # Data, so that what holds them can be pickled and compared.
 
@@ -103,7 +103,7 @@ def statistics_dtype(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-# ---------------------------------------------------------------------------------------------------------------- pooling
+# ------------------------------------------------------------------------------------------ pooling
 
 
 def pads(size: int, kernel: int, stride: int, padding: Padding) -> tuple[int, int]:
@@ -228,7 +228,7 @@ class AvgPool(nn.Module):
         )
 
 
-# ------------------------------------------------------------------------------------------------------------------- LRN
+# ---------------------------------------------------------------------------------------------- LRN
 
 
 def local_response_norm(
@@ -261,7 +261,7 @@ class LocalResponseNorm(nn.Module):
         return sow(self, "output", local_response_norm(x))
 
 
-# ------------------------------------------------------------------------------------------------------------ batch norm
+# --------------------------------------------------------------------------------------- batch norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,8 +342,9 @@ class BatchNorm(nn.Module):
         n = x.size // channels // self.groups * self._parts()
         if isinstance(n, int) and n == 1:
             raise ValueError(
-                f"batch norm in training: a channel of {list(x.shape)} has one value{' a group' * (self.groups > 1)}, which has no "
-                "variance; give more images or larger ones, or set use_running_average=True"
+                f"batch norm in training: a channel of {list(x.shape)} has one"
+                f" value{' a group' * (self.groups > 1)}, which has no variance; give more images"
+                " or larger ones, or set use_running_average=True"
             )
         y, batch_mean, batch_var = ops.batch_norm(
             x.astype(self.dtype),
@@ -368,7 +369,7 @@ class BatchNorm(nn.Module):
         return 1 if self.axis_name is None else lax.axis_size(self.axis_name)
 
 
-# ------------------------------------------------------------------------------------------------------ convolution unit
+# --------------------------------------------------------------------------------- convolution unit
 
 
 # What may stand in the place of the rectifier, by `jax.nn`'s names.

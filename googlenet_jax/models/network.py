@@ -300,7 +300,10 @@ class Network(nn.Module):
             return ""
         less = self.min_size_without_aux
         hint = f"; aux_heads=False takes {less} and more" if found >= less else ""
-        return f"with its options, images must be at least {smallest} high and wide, found {height}×{width}{hint}"
+        return (
+            f"with its options, images must be at least {smallest} high and wide, found"
+            f" {height}×{width}{hint}"
+        )
 
     @property
     def norm(self) -> Norm | None:
@@ -417,8 +420,8 @@ def check_images(model: Network, images: Array, aux: bool) -> None:
     name = type(model).__name__
     if images.ndim != 4 or images.shape[-1] != model.in_channels:
         raise ValueError(
-            f"{name}: images must be [N, H, W, {model.in_channels}], found shape {list(images.shape)}; "
-            "the option in_channels sets the last"
+            f"{name}: images must be [N, H, W, {model.in_channels}], found shape"
+            f" {list(images.shape)}; the option in_channels sets the last"
         )
     if model.transform_input and model.in_channels != 3:
         raise ValueError(
@@ -426,7 +429,8 @@ def check_images(model: Network, images: Array, aux: bool) -> None:
         )
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
-            f"{name}: images must be normalised floats, found {images.dtype}; see googlenet_jax.data.preprocessing.normalize"
+            f"{name}: images must be normalised floats, found {images.dtype}; see"
+            " googlenet_jax.data.preprocessing.normalize"
         )
     height, width = images.shape[1:3]
     if problem := model.size_problem(height, width, aux):

@@ -29,7 +29,7 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 FORMS = ("fast", "plain", "indexed")
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
-# ----------------------------------------------------------------------------------------------------------------- max pool
+# ----------------------------------------------------------------------------------------- max pool
 
 
 def plain_max_pool(x: Array, window: int, stride: int, pads: Pads) -> Array:
@@ -152,7 +152,7 @@ _MAX_ALONG = rules.Operation(
     backward=_max_along_backward,
 )
 
-# -------------------------------------------------------------------------------------------------------------- convolution
+# -------------------------------------------------------------------------------------- convolution
 
 
 def plain_conv(x: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1) -> Array:
@@ -222,7 +222,7 @@ _FLAT_PRODUCT = rules.Operation(
 )
 _SPLIT_ROWS = 4096  # at 7×7 and batch 32, 1568 rows, the split costs a third more
 
-# --------------------------------------------------------------------------------------------------------------- batch norm
+# --------------------------------------------------------------------------------------- batch norm
 
 
 def batch_norm(

@@ -48,7 +48,8 @@ def register_model(name: str, cls: type[Network]) -> None:
     # The same class defined once more, as where a notebook's cell is run again, takes its place.
     if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
         raise UserError(
-            f"register_model: {name!r} is {other.__module__}.{other.__qualname__}; choose another name"
+            f"register_model: {name!r} is {other.__module__}.{other.__qualname__}; choose another"
+            " name"
         )
     _MODELS[name] = cls
 
@@ -73,7 +74,8 @@ def create_model(name: str, /, **options: Any) -> Network:
     for option in options:
         if option not in defaults:
             raise UserError(
-                f"{name} has no option {option!r}{nearest(option, defaults)}: its options are {', '.join(defaults)}"
+                f"{name} has no option {option!r}{nearest(option, defaults)}: its options are"
+                f" {', '.join(defaults)}"
             )
     checked = {
         option: _checked(name, option, value, defaults[option]) for option, value in options.items()
@@ -175,7 +177,8 @@ def _check_dtype(name: str, option: str, value: Any) -> None:
         dtype = None
     if dtype is None or dtype.name not in DTYPES:
         raise UserError(
-            f"{name}: option {option!r} must be one of {', '.join(map(repr, DTYPES))}, found {value!r}"
+            f"{name}: option {option!r} must be one of {', '.join(map(repr, DTYPES))}, found"
+            f" {value!r}"
         )
     if dtype == jnp.float64 and not jax.config.read("jax_enable_x64"):
         raise UserError(f"{name}: {option} float64 needs JAX's 64-bit mode: set JAX_ENABLE_X64=1")

@@ -64,7 +64,7 @@ def _call_jvp(operation: Operation, settings: tuple, args: Arrays, tangents: Arr
     return outputs, tuple(found)
 
 
-# ------------------------------------------------------------------------------------------------------------ the tangent
+# -------------------------------------------------------------------------------------- the tangent
 
 
 def _tangents(*flat: Array, operation: Operation, settings: tuple, avals: tuple, count: int):
@@ -105,7 +105,7 @@ ad.primitive_transposes[_tangent_p] = _tangents_transposed
 batching.primitive_batchers[_tangent_p] = _tangents_batched
 mlir.register_lowering(_tangent_p, mlir.lower_fun(_tangents, multiple_results=True))
 
-# -------------------------------------------------------------------------------------------------------------- shard_map
+# ---------------------------------------------------------------------------------------- shard_map
 
 
 def varying(*args: Array) -> tuple[Array, ...]:

@@ -32,7 +32,7 @@ _FINITE = (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fractio
 _POINTS = len(_FINITE) + 1
 _PART_BYTES = 32 << 20  # of transformed tiles at a time, which then stay in the cache
 
-# ---------------------------------------------------------------------------------------------------------------- matrices
+# ----------------------------------------------------------------------------------------- matrices
 
 
 def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
@@ -68,7 +68,7 @@ _A, _G, _B = _matrices()
 # first two also one of the tile before.
 _B_OVERLAPPING = np.concatenate([_B.T[:TILE], np.pad(_B.T[TILE:], ((0, 2), (0, 0)))], axis=1)
 
-# ------------------------------------------------------------------------------------------------------------- convolution
+# -------------------------------------------------------------------------------------- convolution
 
 
 def conv(x: Array, kernel: Array, pads: Pads) -> Array:
@@ -191,7 +191,7 @@ def _split(x: Array, parts: int) -> Array:
     return x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
 
 
-# -------------------------------------------------------------------------------------------------------------- transforms
+# --------------------------------------------------------------------------------------- transforms
 
 
 def _both_axes(matrix: np.ndarray, v: Array) -> Array:

@@ -112,8 +112,9 @@ def compile_step(
         if "RESOURCE_EXHAUSTED" not in text:
             raise
         raise UserError(
-            f"batch_size: {config.batch_size} examples do not fit the memory of {len(devices)} chips; lower "
-            f"it, raise devices.accumulate, or set devices.rematerialize=True ({text[:160]})"
+            f"batch_size: {config.batch_size} examples do not fit the memory of {len(devices)}"
+            " chips; lower it, raise devices.accumulate, or set devices.rematerialize=True"
+            f" ({text[:160]})"
         ) from error
     cost = compiled.cost_analysis()
     optimal = cost.get("optimal_seconds", -1.0)
@@ -142,8 +143,8 @@ def _devices(topology: str) -> Sequence[Any]:
     except Exception as error:
         text = one_line(error, 200)
         raise UserError(
-            f"--topology: can't describe {topology!r}, expected one such as v5e:4x4, v6e:8x8 or v5p:2x2x1, "
-            f"and libtpu (pip install 'googlenet-jax[tpu]'): {text}"
+            f"--topology: can't describe {topology!r}, expected one such as v5e:4x4, v6e:8x8 or"
+            f" v5p:2x2x1, and libtpu (pip install 'googlenet-jax[tpu]'): {text}"
         ) from error
 
 

@@ -58,8 +58,9 @@ def connect(
     where = coordinator or "the address that the environment gives"
     # JAX's own end of waiting is an abort with a stack trace, so that ours comes before it.
     text = (
-        f"--coordinator: after {timeout} s not all {num_processes or ''} processes have found each other at "
-        f"{where}; start all of them, each with its --process-id, and see that they reach that address"
+        f"--coordinator: after {timeout} s not all {num_processes or ''} processes have found each"
+        f" other at {where}; start all of them, each with its --process-id, and see that they reach"
+        " that address"
     )
     waiting = threading.Timer(timeout, _end_at_once, [text])
     waiting.daemon = True
@@ -122,7 +123,8 @@ def _check_given(coordinator: str | None, num_processes: Any, process_id: Any) -
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
         raise UserError(
-            f"{', '.join(missing)}: missing; --coordinator, --num-processes and --process-id go together"
+            f"{', '.join(missing)}: missing; --coordinator, --num-processes and --process-id go"
+            " together"
         )
     if coordinator is None:
         return
@@ -133,7 +135,8 @@ def _check_given(coordinator: str | None, num_processes: Any, process_id: Any) -
         raise UserError(f"--num-processes: expected at least 1, found {num_processes}")
     if not 0 <= process_id < num_processes:
         raise UserError(
-            f"--process-id: expected a whole number from 0 to {num_processes - 1}, found {process_id}"
+            f"--process-id: expected a whole number from 0 to {num_processes - 1}, found"
+            f" {process_id}"
         )
 
 
@@ -265,7 +268,10 @@ class Peers:
             elif now - when > SILENCE:
                 return f"{name} has died or hangs: no sign of life for {now - when:.0f} s"
             if now - self._moved[1] > self._timeout and state["tick"] < self._state["tick"]:
-                return f"{name} hangs: it stands still since {now - self._moved[1]:.0f} s, and the others wait for it"
+                return (
+                    f"{name} hangs: it stands still since {now - self._moved[1]:.0f} s, and the"
+                    " others wait for it"
+                )
         return ""
 
 

@@ -40,13 +40,20 @@ _REFUSALS = (
 )
 # What a store says -> what a person can do about it, in the order in which they are looked for.
 _ADVICE = {
-    "Credentials": "sign in with `gcloud auth application-default login`, or name a key's file in GOOGLE_APPLICATION_CREDENTIALS",
+    "Credentials": (
+        "sign in with `gcloud auth application-default login`, or name a key's file in"
+        " GOOGLE_APPLICATION_CREDENTIALS"
+    ),
     "RefreshError": "sign in anew with `gcloud auth application-default login`",
     "401": "sign in anew with `gcloud auth application-default login`",
     "UNAUTHENTICATED": "sign in anew with `gcloud auth application-default login`",
     "403": "ask for the roles Storage Object User and Storage Legacy Bucket Reader on the bucket",
-    "Forbidden": "ask for the roles Storage Object User and Storage Legacy Bucket Reader on the bucket",
-    "PERMISSION_DENIED": "ask for the roles Storage Object User and Storage Legacy Bucket Reader on the bucket",
+    "Forbidden": (
+        "ask for the roles Storage Object User and Storage Legacy Bucket Reader on the bucket"
+    ),
+    "PERMISSION_DENIED": (
+        "ask for the roles Storage Object User and Storage Legacy Bucket Reader on the bucket"
+    ),
     "Project was not passed": "name your project in GOOGLE_CLOUD_PROJECT",
 }
 
@@ -81,7 +88,10 @@ class GoogleCloudStorage(Storage):
             return "there is no such bucket; create it first, or name another"
         named = f"{type(error).__name__}: {text}"
         advice = next((advice for words, advice in _ADVICE.items() if words in named), None)
-        return f"the store can't be used: {text}; {advice or 'run the same command again when it answers'}"
+        return (
+            f"the store can't be used: {text};"
+            f" {advice or 'run the same command again when it answers'}"
+        )
 
     def absolute(self, path: Path) -> Path:
         return path
@@ -266,7 +276,10 @@ class _Lease:
             # Unreachable for a while, the store is asked again.
             with contextlib.suppress(Exception):
                 if not self._write(self._generation):
-                    text = f"{self._folder}: another process has taken this folder over, as this one was silent for too long; it ends"
+                    text = (
+                        f"{self._folder}: another process has taken this folder over, as this one"
+                        " was silent for too long; it ends"
+                    )
                     os.write(2, f"\ngooglenet-jax: {text}\n".encode())
                     os._exit(1)
 

@@ -44,7 +44,8 @@ def _parse_axes(axes: str) -> dict[str, int]:
     wrong = written != axes.replace(" ", "") or len(lengths) < len(found)
     if wrong or "data" not in lengths or 0 in lengths.values():
         raise UserError(
-            f"devices.mesh: expected axes such as 'data=4,model=2', 'data' among them, found {axes!r}"
+            "devices.mesh: expected axes such as 'data=4,model=2', 'data' among them, found"
+            f" {axes!r}"
         )
     return lengths
 
@@ -144,8 +145,9 @@ def check_batch_size(batch_size: int, mesh: Mesh | AbstractMesh, parts: int = 1)
         each = f"devices.accumulate, {parts} parts" if parts > 1 else ""
         multiple = (batch_size // unit + 1) * unit
         raise UserError(
-            f"batch_size: {batch_size} examples do not divide among {' × '.join(filter(None, (among, each)))}; "
-            f"take a multiple of {unit}, such as {multiple}"
+            f"batch_size: {batch_size} examples do not divide among"
+            f" {' × '.join(filter(None, (among, each)))}; take a multiple of {unit}, such as"
+            f" {multiple}"
         )
 
 

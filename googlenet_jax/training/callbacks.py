@@ -92,8 +92,8 @@ class EarlyStopping(Callback):
         """
         if mode not in ("", "min", "max") or patience < 1:
             raise UserError(
-                "callbacks.options.early_stopping: expected a mode 'min' or 'max' and a patience of "
-                f"at least 1, found {mode!r} and {patience}"
+                "callbacks.options.early_stopping: expected a mode 'min' or 'max' and a patience"
+                f" of at least 1, found {mode!r} and {patience}"
             )
         lower = mode == "min" or (not mode and ("loss" in metric or "error" in metric))
         self._sign = 1 if lower else -1

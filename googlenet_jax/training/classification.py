@@ -43,7 +43,8 @@ def build_model(config: ConfigDict, num_classes: int) -> Network:
     for name in ("num_classes", "dtype", "param_dtype"):
         if name in options:
             raise UserError(
-                f"model.options.{name}: not an option of a config's model (the data set fixes the classes, `dtype` the types)"
+                f"model.options.{name}: not an option of a config's model (the data set fixes the"
+                " classes, `dtype` the types)"
             )
     options |= {"num_classes": num_classes, "dtype": jnp.dtype(config.dtype)}
     options["param_dtype"] = jnp.float64 if config.dtype == "float64" else jnp.float32
@@ -88,7 +89,8 @@ def build(config: ConfigDict) -> Parts:
             raise UserError(f"{name}: {config.model.name}: {problem}")
     if getattr(model, "fully_connected_head", False) and training_size != config.preprocessing.size:
         raise UserError(
-            f"augment.size: a fully connected head takes one size, {config.preprocessing.size}, found {training_size}"
+            f"augment.size: a fully connected head takes one size, {config.preprocessing.size},"
+            f" found {training_size}"
         )
     _check_memory("batch_size", config.batch_size, training_size)
     _check_memory("eval_batch_size", config.eval_batch_size, config.preprocessing.size)
@@ -97,7 +99,8 @@ def build(config: ConfigDict) -> Parts:
         parts = config.devices.accumulate
         where = f" in each of devices.accumulate, {parts}, parts" if parts > 1 else ""
         raise UserError(
-            f"batch_size: expected a multiple of model.options.bn_groups, {groups}{where}, found {config.batch_size}"
+            f"batch_size: expected a multiple of model.options.bn_groups, {groups}{where}, found"
+            f" {config.batch_size}"
         )
     loss = create_loss(**config.loss.to_dict())
     metrics, set_metrics = _metrics(config.metrics)
@@ -298,8 +301,8 @@ def _check_labels(config: ConfigDict, source: Source) -> None:
     single = [name for name in config.metrics if name in ("top1", "top5")]
     if single or config.augment.mixup or config.augment.cutmix:
         raise UserError(
-            f"metrics: {', '.join(single) or 'MixUp'} takes one label an image, and these data have "
-            "several; take ('mean_average_precision',) and checkpoint.best with it"
+            f"metrics: {', '.join(single) or 'MixUp'} takes one label an image, and these data have"
+            " several; take ('mean_average_precision',) and checkpoint.best with it"
         )
 
 

@@ -152,7 +152,7 @@ class Table:
             parts = [
                 "" if part is None else repr(part)
                 for name in self.metrics
-                for part in (cells[name] or (None, None))
+                for part in cells[name] or (None, None)
             ]
             writer.writerow([*(_shown(values[name]) for name in self.fields), count, *parts])
         return file.getvalue()
@@ -181,7 +181,8 @@ def tabulate(
     for name in metrics:
         if name not in known:
             raise UserError(
-                f"--metrics: expected some of {', '.join(known)}, found {name!r}{nearest(name, known)}"
+                f"--metrics: expected some of {', '.join(known)}, found"
+                f" {name!r}{nearest(name, known)}"
             )
     chosen = list(metrics or known)
     rows = []

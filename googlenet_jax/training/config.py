@@ -33,7 +33,8 @@ def _parse_duration(duration: str) -> tuple[float, bool]:
     match = _DURATION.fullmatch(duration)
     if match is None or (match[2].startswith("step") and "." in match[1]):
         raise UserError(
-            f"expected a duration such as '60 epochs', '0.5 epochs' or '5000 steps', found {duration!r}"
+            "expected a duration such as '60 epochs', '0.5 epochs' or '5000 steps', found"
+            f" {duration!r}"
         )
     return float(match[1]), match[2].startswith("epoch")
 
@@ -80,7 +81,10 @@ def duration_of(low: float) -> Check:
             (_parse_duration(value)[0] > 0 or not low)
             and _parse_duration(value)[0] <= LARGEST_STEPS
         ),
-        f"{expected}, of at most {LARGEST_STEPS:,} steps, such as '60 epochs', '0.5 epochs' or '5000 steps'",
+        (
+            f"{expected}, of at most {LARGEST_STEPS:,} steps, such as '60 epochs', '0.5 epochs' or"
+            " '5000 steps'"
+        ),
     )
 
 
@@ -355,7 +359,8 @@ def in_steps(config: ConfigDict, examples: int) -> Durations:
     total, warmup = counted["duration"], counted["schedule.warmup"]
     if warmup >= total:
         raise UserError(
-            f"schedule.warmup: {config.schedule.warmup!r} is {warmup} steps, expected fewer than the run's {total}"
+            f"schedule.warmup: {config.schedule.warmup!r} is {warmup} steps, expected fewer than"
+            f" the run's {total}"
         )
     return Durations(
         epoch=epoch,
@@ -486,7 +491,8 @@ def _check_together(config: ConfigDict) -> None:
     duration, duration_is_epochs = _parse_duration(config.duration)
     if warmup_is_epochs == duration_is_epochs and warmup >= duration:
         raise UserError(
-            f"schedule.warmup: expected less than duration, {config.duration!r}, found {config.schedule.warmup!r}"
+            f"schedule.warmup: expected less than duration, {config.duration!r}, found"
+            f" {config.schedule.warmup!r}"
         )
 
 
@@ -517,6 +523,7 @@ def changed_fields(
         )
         if a != b:
             changed.append(
-                f"{name}: {'not set' if a is absent else repr(a)} → {'not set' if b is absent else repr(b)}"
+                f"{name}: {'not set' if a is absent else repr(a)} →"
+                f" {'not set' if b is absent else repr(b)}"
             )
     return changed

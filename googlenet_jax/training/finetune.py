@@ -39,9 +39,7 @@ def read_initial(config: ConfigDict) -> TrainedModel:
 
 
 def complete_from_initial(
-    config: ConfigDict,
-    initial: Callable[[], TrainedModel],
-    kept: Mapping[str, Any] | None = None,
+    config: ConfigDict, initial: Callable[[], TrainedModel], kept: Mapping[str, Any] | None = None
 ) -> None:
     """Sets `model` where its name is "", and `preprocessing` where its size is 0, to those of
     `init_from`; options of the model that the config sets stay.
@@ -205,5 +203,6 @@ def tell(taken: Taken, config: ConfigDict, weights: TrainedModel) -> None:
         fields = ("mean", "std", "channel_order")
         for field in (field for field in fields if theirs[field] != ours[field]):
             log(
-                f"  preprocessing.{field}: they were trained with {theirs[field]}, here {ours[field]}"
+                f"  preprocessing.{field}: they were trained with {theirs[field]}, here"
+                f" {ours[field]}"
             )

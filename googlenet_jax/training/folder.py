@@ -24,22 +24,26 @@ def check_folder(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str
     if not path.exists():
         if (workdir / FOLDER).exists() and any((workdir / FOLDER).iterdir()):
             raise UserError(
-                f"{workdir} holds checkpoints but no {CONFIG_FILE}; put it back, or take another --workdir"
+                f"{workdir} holds checkpoints but no {CONFIG_FILE}; put it back, or take another"
+                " --workdir"
             )
         return
     if (workdir / METRICS_FILE).exists() and not (workdir / FOLDER).exists():
         raise UserError(
-            f"{workdir} holds {METRICS_FILE} of a run, but no {FOLDER!r}; put the checkpoints back, or remove {METRICS_FILE} to start anew"
+            f"{workdir} holds {METRICS_FILE} of a run, but no {FOLDER!r}; put the checkpoints back,"
+            f" or remove {METRICS_FILE} to start anew"
         )
     try:
         changed = changed_fields(json.loads(path.read_text(encoding="utf-8")), config, defaults)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path}: expected a config as JSON, found {error}; put the file back, or take another --workdir"
+            f"{path}: expected a config as JSON, found {error}; put the file back, or take another"
+            " --workdir"
         ) from error
     if changed:
         raise UserError(
-            f"{workdir} holds a run with another config ({'; '.join(changed)}); take its values, or another --workdir"
+            f"{workdir} holds a run with another config ({'; '.join(changed)}); take its values, or"
+            " another --workdir"
         )
 
 

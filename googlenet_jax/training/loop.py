@@ -265,7 +265,8 @@ def _train(
         log(f"{workdir}: ended by {callbacks.ended_by} after step {step} of {when.total}")
         return
     log(
-        f"{workdir}: finished all {when.total} steps; {config.checkpoint.best} {best:.4f}, curves in {workdir / CURVES_FILE}"
+        f"{workdir}: finished all {when.total} steps; {config.checkpoint.best} {best:.4f}, curves"
+        f" in {workdir / CURVES_FILE}"
     )
 
 
@@ -288,9 +289,10 @@ def _warn_of_statistics(model: Any, steps: int) -> None:
     if getattr(model, "normalization", "batch") == "batch" and momentum**steps > 0.1:
         settling = min(0.9, int(100 * 0.01 ** (1 / steps)) / 100)  # 1 % is left at the end
         log(
-            f"batch norm: after all {steps} steps its running statistics still hold "
-            f"{100 * momentum**steps:.0f} % of their first values (model.options.bn_momentum "
-            f"{momentum:g}); evaluation will be wrong: lower it, such as to {settling:g}, or train longer"
+            f"batch norm: after all {steps} steps its running statistics still hold"
+            f" {100 * momentum**steps:.0f} % of their first values (model.options.bn_momentum"
+            f" {momentum:g}); evaluation will be wrong: lower it, such as to {settling:g}, or train"
+            " longer"
         )
 
 
@@ -346,8 +348,9 @@ def _explained(error: Exception, batch_size: int, devices: int) -> Exception:
     if "RESOURCE_EXHAUSTED" not in str(error):
         return error
     return UserError(
-        f"batch_size: {batch_size} examples, {batch_size // devices} on each of {devices} devices, do not "
-        "fit a device's memory; lower it, raise devices.accumulate, or set devices.rematerialize=True"
+        f"batch_size: {batch_size} examples, {batch_size // devices} on each of {devices} devices,"
+        " do not fit a device's memory; lower it, raise devices.accumulate, or set"
+        " devices.rematerialize=True"
     )
 
 

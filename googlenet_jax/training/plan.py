@@ -97,7 +97,7 @@ def _follows_schedule(resolved: Resolved) -> bool:
     if name in OWN or follows_schedule(alone):
         return True
     log(
-        f"optimizer.name: {name} does not take each step's rate from the schedule; the metrics have "
-        "no learning_rate"
+        f"optimizer.name: {name} does not take each step's rate from the schedule; the metrics have"
+        " no learning_rate"
     )
     return False

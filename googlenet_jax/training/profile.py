@@ -44,6 +44,6 @@ class Profile:
             jax.profiler.stop_trace()
         self._mirror.close()
         log(
-            f"traced: {self._folder}; see it with `tensorboard --logdir {self._folder}`, or open its "
-            "*.trace.json.gz in ui.perfetto.dev"
+            f"traced: {self._folder}; see it with `tensorboard --logdir {self._folder}`, or open"
+            " its *.trace.json.gz in ui.perfetto.dev"
         )

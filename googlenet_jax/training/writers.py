@@ -337,10 +337,12 @@ class TrainingLog:
         name = next(name for name, value in values.items() if not math.isfinite(value))
         if self._skipped > self._skips:
             raise NotFinite(
-                f"step {step}: the {name} is {values[name]}, after {self._skips} steps left out for that"
+                f"step {step}: the {name} is {values[name]}, after {self._skips} steps left out for"
+                " that"
             )
         log(
-            f"step {step}: the {name} is {values[name]}; left out, {self._skipped} of at most {self._skips}"
+            f"step {step}: the {name} is {values[name]}; left out, {self._skipped} of at most"
+            f" {self._skips}"
         )
 
     def _skip_pause(self) -> None:
@@ -381,7 +383,8 @@ def read_metrics(path: Path) -> list[Line]:
     """
     if not path.is_file():
         raise UserError(
-            f"{path.parent}: no {path.name} in it; give the --workdir of a run that train.py has begun"
+            f"{path.parent}: no {path.name} in it; give the --workdir of a run that train.py has"
+            " begun"
         )
     texts = path.read_bytes().split(b"\n")
     lines = []
@@ -391,7 +394,8 @@ def read_metrics(path: Path) -> list[Line]:
             line = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{path}, line {number}: expected a JSON object, found {text[:40]!r}; remove that line"
+                f"{path}, line {number}: expected a JSON object, found {text[:40]!r}; remove that"
+                " line"
             ) from error
         if not _is_line(line):
             raise UserError(

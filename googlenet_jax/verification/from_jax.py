@@ -168,9 +168,11 @@ class _Reader:
         def all_of(*given: Any) -> list[Tensor]:
             types = [each.aval.dtype for each in equation.invars]
             arrays = [
-                jax.numpy.asarray(to_numpy(g) if isinstance(g, Tensor) else g, t)
-                if not jax.dtypes.issubdtype(t, jax.dtypes.extended)
-                else g
+                (
+                    jax.numpy.asarray(to_numpy(g) if isinstance(g, Tensor) else g, t)
+                    if not jax.dtypes.issubdtype(t, jax.dtypes.extended)
+                    else g
+                )
                 for g, t in zip(given, types, strict=True)
             ]
             result = primitive.bind(*arrays, **params)
@@ -202,9 +204,7 @@ class _Reader:
         if len(cases) != 2:
             raise Impossible
         return self.builder.pointwise(
-            "where",
-            lambda w, no, yes: torch.where(w.bool(), yes, no),
-            [which, *cases],
+            "where", lambda w, no, yes: torch.where(w.bool(), yes, no), [which, *cases]
         )
 
     def _do_clamp(self, params: Mapping[str, Any], low: Value, x: Value, high: Value) -> Value:

@@ -42,7 +42,10 @@ def sentence(report: Report) -> str:
             return "equal, to the last bit"
         worst = max((row.relative for row in report.outputs), default=0.0)
         bound = max((row.bound for row in report.outputs), default=0.0)
-        text = f"equal to rounding: outputs differ by {worst:.1e} at most (relative; bound {bound:.1e})"
+        text = (
+            f"equal to rounding: outputs differ by {worst:.1e} at most (relative; bound"
+            f" {bound:.1e})"
+        )
         inside = [row.name for row in report.rows if row.parted]
         if inside:
             text += f"; inside, the two go other ways at {', '.join(inside)}"
@@ -70,7 +73,10 @@ def state(report: Report) -> str:
 def covers(report: Report) -> str:
     """What the verdict covers, in words."""
     alignment = report.alignment
-    text = f"{len(alignment.pairs)} of the reference's {len(alignment.reference)} layers with weights are paired"
+    text = (
+        f"{len(alignment.pairs)} of the reference's {len(alignment.reference)} layers with weights"
+        " are paired"
+    )
     for whose, names in zip(("reference", "candidate"), alignment.left(), strict=True):
         if names:
             text += f"; without a partner in the {whose}: {', '.join(names)}"
@@ -276,12 +282,17 @@ def _svg(figure: Figure, label: str) -> str:
 def page(report: Report, command: str) -> str:
     """The HTML page: nothing outside it is needed to see it."""
     sections = [
-        f'<p class="verdict {"same" if report.equal else "different"}">{html.escape(sentence(report))}</p>',
+        (
+            '<p class="verdict'
+            f' {"same" if report.equal else "different"}">{html.escape(sentence(report))}</p>'
+        ),
         f"<p>{html.escape(state(report))}</p>" if state(report) else "",
         f"<p>{html.escape(covers(report))}.</p>",
         "<h2>Outputs, segments, training</h2>",
-        "<p>Each segment was given what the candidate recorded before it, so that a difference shows "
-        "where it begins and nowhere else. Runs of equal segments are one line.</p>",
+        (
+            "<p>Each segment was given what the candidate recorded before it, so that a difference"
+            " shows where it begins and nowhere else. Runs of equal segments are one line.</p>"
+        ),
         _table(HEADS, lines_of(report)),
         "<h2>Difference by depth</h2>",
         _svg(draw_depth(report), "relative difference of each segment"),

@@ -370,7 +370,7 @@ def _keras_side(model: Any, dtype: str) -> JaxSide:
     return side
 
 
-# ---------------------------------------------------------------------------------------- from files
+# --------------------------------------------------------------------------------------- from files
 
 
 def load_object(where: str, option: str, num_classes: int | None = None) -> Any:

@@ -13,12 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from googlenet_jax.verification.from_jax import (
-    named_leaves,
-    output_label,
-    path_name,
-    to_torch,
-)
+from googlenet_jax.verification.from_jax import named_leaves, output_label, path_name, to_torch
 from googlenet_jax.verification.from_torch import WithoutDropout, named
 from googlenet_jax.verification.naming import Finding
 from googlenet_jax.verification.rows import MARGIN, difference

@@ -97,7 +97,8 @@ def reference_of(model: Network) -> nn.Module:
     classes: Mapping[str, Any] = references.NETWORKS | references.INCEPTIONS
     if name not in classes:
         raise UserError(
-            f"--against torch: there is no PyTorch reference of {name}; name your own as FILE.py:NAME"
+            f"--against torch: there is no PyTorch reference of {name}; name your own as"
+            " FILE.py:NAME"
         )
     names = {"bn_epsilon": "eps"}
     takes = inspect.signature(classes[name]).parameters

@@ -211,7 +211,8 @@ class Checkpoints:
                 _report_damage(self.folder / str(step), problem)
         if steps:
             raise UserError(
-                f"{self.folder}: each of its {len(steps)} checkpoints is damaged; train in a new folder, or remove this one to start anew"
+                f"{self.folder}: each of its {len(steps)} checkpoints is damaged; train in a new"
+                " folder, or remove this one to start anew"
             )
         return None
 
@@ -266,7 +267,8 @@ class Checkpoints:
         where = self.folder / str(step)
         if content["model_name"] != ours["model_name"]:
             raise UserError(
-                f"{where}: the checkpoint is of model {content['model_name']}, not {ours['model_name']}; train in another folder"
+                f"{where}: the checkpoint is of model {content['model_name']}, not"
+                f" {ours['model_name']}; train in another folder"
             )
         theirs, options = (
             _complete(ours["model_name"], each["model_options"]) for each in (content, ours)
@@ -278,7 +280,8 @@ class Checkpoints:
         ]
         if changed:
             raise UserError(
-                f"{where}: the checkpoint's {ours['model_name']} has other options: {', '.join(changed)}; train in another folder"
+                f"{where}: the checkpoint's {ours['model_name']} has other options:"
+                f" {', '.join(changed)}; train in another folder"
             )
 
     def _refuse_other_data(self, step: int, content: Mapping[str, Any]) -> None:
@@ -290,9 +293,9 @@ class Checkpoints:
             return
         differs = next((name for name in theirs if theirs[name] != ours.get(name)), "fingerprint")
         raise UserError(
-            f"{self.folder / str(step)}: the run was trained on other data under this name: "
-            f"{differs} {_shortened(theirs[differs])}, now {_shortened(ours.get(differs))}; give the "
-            "data of the run (data.dir), or train in another folder"
+            f"{self.folder / str(step)}: the run was trained on other data under this name:"
+            f" {differs} {_shortened(theirs[differs])}, now {_shortened(ours.get(differs))}; give"
+            " the data of the run (data.dir), or train in another folder"
         )
 
     def _move_aside(self, steps: list[int]) -> None:
@@ -331,7 +334,8 @@ def _tidy(folder: Path) -> None:
             _rename(path, replaced)
     for path in _unfinished(folder):
         print(
-            f"googlenet_jax: {path} is a checkpoint that was never finished; it is removed, the one before it counts",
+            f"googlenet_jax: {path} is a checkpoint that was never finished; it is removed, the one"
+            " before it counts",
             file=sys.stderr,
         )
     for checkpoint, error in _with_damaged_metrics(folder):
@@ -412,7 +416,8 @@ def read_run(
     with reaching(folder):
         if not folder.is_dir():
             raise UserError(
-                f"{workdir}: no folder {FOLDER!r} in it; give the --workdir of a run that train.py has begun"
+                f"{workdir}: no folder {FOLDER!r} in it; give the --workdir of a run that train.py"
+                " has begun"
             )
         return _read_run(folder, weights, step)
 
@@ -450,7 +455,8 @@ def _read_newest(
     damaged: dict[int, _Damaged] = {}
     for checkpoint, error in _with_damaged_metrics(folder):
         raise UserError(
-            f"{checkpoint}: the checkpoint is damaged ({error}); move this folder elsewhere, or resume the run, which does"
+            f"{checkpoint}: the checkpoint is damaged ({error}); move this folder elsewhere, or"
+            " resume the run, which does"
         )
     options = ocp.CheckpointManagerOptions(read_only=True)
     with ocp.CheckpointManager(
@@ -459,7 +465,8 @@ def _read_newest(
         steps = sorted(manager.all_steps(), reverse=True)
         if step is not None and step not in steps:
             raise UserError(
-                f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, reversed(steps))) or 'none'}"
+                f"{folder}: no checkpoint of step {step}; there are"
+                f" {', '.join(map(str, reversed(steps))) or 'none'}"
             )
         for candidate in steps if step is None else [step]:
             try:
@@ -504,8 +511,8 @@ def _read_weights(manager: ocp.CheckpointManager, step: int, weights: str | None
         model = create_model(about.model_name, **about.model_options)
     except UserError as error:
         raise UserError(
-            f"{manager.directory.parent}: {error}; a network of your own has to be registered first "
-            "(--import MODULE)"
+            f"{manager.directory.parent}: {error}; a network of your own has to be registered first"
+            " (--import MODULE)"
         ) from error
     return TrainedModel(
         model=model,
@@ -537,7 +544,8 @@ def _read_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
         raise _Damaged("its metadata does not have the checksum it was written with")
     if content["format_version"] != FORMAT_VERSION:
         raise UserError(
-            f"{manager.directory}/{step}: checkpoint format {content['format_version']}, this googlenet_jax reads {FORMAT_VERSION}"
+            f"{manager.directory}/{step}: checkpoint format {content['format_version']}, this"
+            f" googlenet_jax reads {FORMAT_VERSION}"
         )
     return content
 
@@ -580,7 +588,8 @@ def _refuse_if_no_damage(manager: ocp.CheckpointManager, step: int, error: Excep
         words in str(error) for words in outside
     ):
         raise UserError(
-            f"{manager.directory}/{step}: can't be read: {_first_line(error)}; free memory or mend the permissions"
+            f"{manager.directory}/{step}: can't be read: {_first_line(error)}; free memory or mend"
+            " the permissions"
         ) from error
 
 
@@ -598,7 +607,8 @@ def _refuse_other_arrays(
         found = {key: stored[name][key] for key in ("shape", "dtype")}
         if expected != found:
             raise UserError(
-                f"{where}: {name} is {found['dtype']} {found['shape']}, expected {expected['dtype']} {expected['shape']}; {advice}"
+                f"{where}: {name} is {found['dtype']} {found['shape']}, expected"
+                f" {expected['dtype']} {expected['shape']}; {advice}"
             )
     for name in stored:
         if name not in targets:

@@ -130,7 +130,8 @@ def _ours(
     metadata = read_metadata(path)
     if model not in (None, metadata["model"]) or options:
         raise UserError(
-            f"{path}: names its model and options itself ({metadata['model']}); leave out --model and --option"
+            f"{path}: names its model and options itself ({metadata['model']}); leave out --model"
+            " and --option"
         )
     check_values(path, variables)
     preprocessing, names = metadata["preprocessing"], metadata["class_names"]
@@ -200,7 +201,8 @@ def check_values(path: str | os.PathLike[str], variables: Mapping[str, Any]) -> 
         finite = np.isfinite(values.astype(np.float32) if values.dtype == jnp.bfloat16 else values)
         if not finite.all():
             raise UserError(
-                f"{path}: {name} holds {finite.size - int(finite.sum()):,} values that are not finite; the file is damaged"
+                f"{path}: {name} holds {finite.size - int(finite.sum()):,} values that are not"
+                " finite; the file is damaged"
             )
         if entry[-1] == "var" and (values < 0).any():
             raise UserError(f"{path}: {name} holds variances below zero; the file is damaged")
@@ -263,7 +265,8 @@ def write_weights(
         scheme = SCHEMES["keras"].get(model_name(weights.model))
         if scheme is None:
             raise UserError(
-                f"{path}: Keras has no such network as {model_name(weights.model)}; write it as .pth or .safetensors"
+                f"{path}: Keras has no such network as {model_name(weights.model)}; write it as"
+                " .pth or .safetensors"
             )
         _write(path, keras.to_bytes(scheme, weights.model, weights.variables))
     else:
@@ -271,9 +274,11 @@ def write_weights(
         state_dict = pytorch.with_scales(weights.model, state_dict)
         _write(
             path,
-            pytorch.to_safetensors(state_dict)
-            if kind == "safetensors"
-            else pytorch.to_pth(state_dict),
+            (
+                pytorch.to_safetensors(state_dict)
+                if kind == "safetensors"
+                else pytorch.to_pth(state_dict)
+            ),
         )
 
 
@@ -312,7 +317,8 @@ def convert(
     if class_names is not None:
         if len(class_names) != weights.model.num_classes:
             raise UserError(
-                f"class names: expected {weights.model.num_classes:,}, one for each class, found {len(class_names):,}"
+                f"class names: expected {weights.model.num_classes:,}, one for each class, found"
+                f" {len(class_names):,}"
             )
         notes = tuple(note for note in weights.notes if not note.startswith(_NAMES_NOTE))
         weights = dataclasses.replace(weights, class_names=tuple(class_names), notes=notes)

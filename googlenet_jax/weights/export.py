@@ -23,8 +23,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 # What JAX guarantees (docs.jax.dev, "Exporting and serializing", compatibility guarantees); beyond
 # it, it may refuse an artifact.
 LOADABLE = (
-    f"by JAX releases up to 6 months newer and 3 weeks older than {jax.__version__}; keep the weights, "
-    "and export them again with a newer JAX"
+    f"by JAX releases up to 6 months newer and 3 weeks older than {jax.__version__}; keep the"
+    " weights, and export them again with a newer JAX"
 )
 
 # Imports jax and numpy alone; -I keeps the current folder and PYTHONPATH out of it.

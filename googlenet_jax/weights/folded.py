@@ -51,7 +51,10 @@ def note(folded: int) -> tuple[str, ...]:
     """What a person should know of it, if anything."""
     return (
         (
-            f"{folded} batch norms are folded into their convolutions in the file; here they are the identity",
+            (
+                f"{folded} batch norms are folded into their convolutions in the file; here they"
+                " are the identity"
+            ),
         )
         if folded
         else ()

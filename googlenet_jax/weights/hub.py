@@ -23,7 +23,7 @@ _CONFIG = "config.json"
 _LARGEST = 512 << 20
 # timm's architectures → ours, and the options that they have.
 _ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "inception_v3": ("inception_v3", {"flavour": "torchvision", "transform_input": False}),
+    "inception_v3": ("inception_v3", {"flavour": "torchvision", "transform_input": False})
 }
 
 
@@ -53,7 +53,8 @@ def load_from_hub(name: str, model: str | None, options: Mapping[str, Any]) -> T
         except (errors.EntryNotFoundError, errors.LocalEntryNotFoundError) as error:
             if needed or isinstance(error, errors.LocalEntryNotFoundError):
                 raise UserError(
-                    f"{name}: no {file} could be had ({one_line(error, 200)}); only safetensors are read"
+                    f"{name}: no {file} could be had ({one_line(error, 200)}); only safetensors are"
+                    " read"
                 ) from None
         except Exception as error:  # what its HTTP client raises differs between versions
             raise UserError(f"{name}: can't be downloaded: {one_line(error, 200)}") from None

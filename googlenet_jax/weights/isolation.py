@@ -144,7 +144,8 @@ def _receive(
             raise UserError(f"{path}: {message['error']}")
         elif "missing" in message:
             raise UserError(
-                f"{path}: reading it needs {message['missing']}; pip install {_how_to_install(kind)}"
+                f"{path}: reading it needs {message['missing']}; pip install"
+                f" {_how_to_install(kind)}"
             )
         elif message == {"ready": True}:
             watch.parsing()
@@ -175,8 +176,14 @@ def _how_to_install(kind: str) -> str:
 
 def _death(kind: str, status: int, expired: bool) -> str:
     if expired or status == -signal.SIGXCPU:
-        return f"reading it took more than {PARSE_SECONDS} s and was stopped; the file may be damaged or hostile"
-    return f"the {kind} reader stopped (status {status}) on it: the file is damaged or hostile; nothing was taken from it"
+        return (
+            f"reading it took more than {PARSE_SECONDS} s and was stopped; the file may be damaged"
+            " or hostile"
+        )
+    return (
+        f"the {kind} reader stopped (status {status}) on it: the file is damaged or hostile;"
+        " nothing was taken from it"
+    )
 
 
 # ---------------------------------------------------------------------------------------- the child

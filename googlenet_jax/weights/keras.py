@@ -110,7 +110,8 @@ def _made(path: str | os.PathLike[str], name: str, layer: str, position: int) ->
         return 0
     if position >= len(LAYER_ORDER):
         raise UserError(
-            f"{path}: {name!r} is of no layer that Keras's InceptionV3 has, which has {len(LAYER_ORDER)} convolutions"
+            f"{path}: {name!r} is of no layer that Keras's InceptionV3 has, which has"
+            f" {len(LAYER_ORDER)} convolutions"
         )
     return LAYER_ORDER[position]
 
@@ -156,7 +157,8 @@ def to_bytes(scheme: Scheme, model: Network, variables: Mapping[str, Any]) -> by
     names = scheme.names(model)
     if extra := [path for path in found if path not in names]:
         raise UserError(
-            f"Keras's network has no place for {'/'.join(extra[0])}; make it with flavour='keras' and without auxiliary heads"
+            f"Keras's network has no place for {'/'.join(extra[0])}; make it with flavour='keras'"
+            " and without auxiliary heads"
         )
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
@@ -165,7 +167,8 @@ def to_bytes(scheme: Scheme, model: Network, variables: Mapping[str, Any]) -> by
             array = found[path]
             if array.dtype.name == "bfloat16":
                 raise UserError(
-                    f"{'/'.join(path)} is bfloat16, which HDF5 does not have; convert it to float32 first"
+                    f"{'/'.join(path)} is bfloat16, which HDF5 does not have; convert it to float32"
+                    " first"
                 )
             file[_place(name)] = array
     return buffer.getvalue()

@@ -28,7 +28,8 @@ def detect_kind(path: str | os.PathLike[str], asked: str | None = None) -> str:
     """
     if asked is not None and asked not in SOURCES:
         raise UserError(
-            f"--from: expected one of {', '.join(SOURCES)}, found {asked!r}{nearest(asked, SOURCES)}"
+            f"--from: expected one of {', '.join(SOURCES)}, found"
+            f" {asked!r}{nearest(asked, SOURCES)}"
         )
     found = _by_content(Path(path))
     if found and asked and found != asked:
@@ -69,7 +70,8 @@ def _by_content(path: Path) -> str | None:
         return "tensorflow"
     if path.is_dir():
         raise UserError(
-            f"{path}: is a folder, expected a weight file; of a TensorFlow checkpoint, give the prefix of its .index file"
+            f"{path}: is a folder, expected a weight file; of a TensorFlow checkpoint, give the"
+            " prefix of its .index file"
         )
     if path.exists() and not path.is_file():  # a pipe or device, which could be without end
         raise UserError(f"{path}: is no regular file, expected a weight file")
@@ -105,7 +107,8 @@ def _by_bytes(path: Path, head: bytes, tail: bytes, size: int) -> str | None:
         return "pytorch"
     if head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         raise UserError(
-            f"{path}: a Python pickle, which could run code and is not opened; save module.state_dict() with torch.save"
+            f"{path}: a Python pickle, which could run code and is not opened; save"
+            " module.state_dict() with torch.save"
         )
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         return _safetensors_kind(path, int.from_bytes(head[:8], "little"))

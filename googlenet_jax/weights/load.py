@@ -60,7 +60,8 @@ def load(
             return hub
         if model or options or [each for each in asked if each != "ema"]:
             raise UserError(
-                f"{path}: a run names its model itself; leave out model, options and the file's kind"
+                f"{path}: a run names its model itself; leave out model, options and the file's"
+                " kind"
             )
         return _load_run(text, path if url else str(expanded), choices, ema)
     if _is_there(path):

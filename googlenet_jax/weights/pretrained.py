@@ -175,7 +175,8 @@ def pretrained_file(name: str) -> Path:
     if name not in PUBLIC or name not in list_pretrained():
         known = list_pretrained()
         raise UserError(
-            f"pretrained weights {name!r}: there are none of that name{nearest(name, known)}; there are {', '.join(known)}"
+            f"pretrained weights {name!r}: there are none of that name{nearest(name, known)}; there"
+            f" are {', '.join(known)}"
         )
     public, folder = PUBLIC[name], cache_folder()
     kept = folder / f"{name}-{public.digest[:8]}.safetensors"
@@ -280,8 +281,9 @@ def _check(public: Public, path: Path) -> None:
         return
     path.unlink()
     raise UserError(
-        f"{public.file_name}: its {public.algorithm} begins with {found[: len(public.digest)]}, expected {public.digest} "
-        f"({public.stated}); the file was removed: try again, or download it from {public.url} yourself"
+        f"{public.file_name}: its {public.algorithm} begins with {found[: len(public.digest)]},"
+        f" expected {public.digest} ({public.stated}); the file was removed: try again, or download"
+        f" it from {public.url} yourself"
     )
 
 

@@ -89,7 +89,8 @@ def from_torch(model: Network, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(state_dict, Mapping):
         raise UserError(
-            f"from_torch: the state dict must map names to tensors, found {type(state_dict).__name__}: pass module.state_dict()"
+            "from_torch: the state dict must map names to tensors, found"
+            f" {type(state_dict).__name__}: pass module.state_dict()"
         )
     shapes = expected_shapes(model)
     counters = {name: path for path, name in torch_names(model).items() if path[0] == COUNTERS}
@@ -195,7 +196,8 @@ def _numpy(name: str, value: Any) -> np.ndarray:
     except (TypeError, RuntimeError, NotImplementedError) as error:
         reason = one_line(error, 100)
         raise UserError(
-            f"from_torch: {name!r} of dtype {dtype} can't be read ({reason}); convert it with .float() first"
+            f"from_torch: {name!r} of dtype {dtype} can't be read ({reason}); convert it with"
+            " .float() first"
         ) from None
 
 
@@ -205,7 +207,8 @@ def _torch_dtype(name: str, array: np.ndarray) -> np.ndarray:
         return array.astype(array.dtype.newbyteorder("="))
     if not np.can_cast(array.dtype, np.float32):
         raise UserError(
-            f"variables: {name!r} has dtype {array.dtype}, which PyTorch lacks; convert it to float64 first"
+            f"variables: {name!r} has dtype {array.dtype}, which PyTorch lacks; convert it to"
+            " float64 first"
         )
     return array.astype(np.float32)
 
@@ -387,7 +390,8 @@ def to_pth(state_dict: Mapping[str, np.ndarray]) -> bytes:
         import torch
     except ImportError:
         raise UserError(
-            "writing .pth needs torch; pip install 'googlenet-jax[torch]', or write .safetensors with --to safetensors"
+            "writing .pth needs torch; pip install 'googlenet-jax[torch]', or write .safetensors"
+            " with --to safetensors"
         ) from None
 
     def tensor(array: np.ndarray) -> Any:

@@ -75,12 +75,14 @@ def save_weights(
         "version": FORMAT_VERSION,
         "model": model_name(model),
         "options": model_options(model),
-        "preprocessing": dict(preprocessing)
-        if isinstance(preprocessing, Mapping)
-        else preprocessing,
-        "class_names": list(class_names)
-        if isinstance(class_names, Iterable) and not isinstance(class_names, str)
-        else class_names,
+        "preprocessing": (
+            dict(preprocessing) if isinstance(preprocessing, Mapping) else preprocessing
+        ),
+        "class_names": (
+            list(class_names)
+            if isinstance(class_names, Iterable) and not isinstance(class_names, str)
+            else class_names
+        ),
     }
     if initialised:
         metadata["initialised"] = list(initialised)
@@ -128,7 +130,8 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
         raise _unreadable(path, error) from None
     if _KEY not in header:
         raise UserError(
-            f"{path}: a safetensors file, but not of googlenet_jax: its header has no {_KEY!r}; a PyTorch model's goes through from_torch"
+            f"{path}: a safetensors file, but not of googlenet_jax: its header has no {_KEY!r}; a"
+            " PyTorch model's goes through from_torch"
         )
     try:
         metadata = json.loads(header[_KEY])
@@ -141,12 +144,14 @@ def _checked_metadata(path: str | os.PathLike, metadata: Any) -> dict[str, Any]:
     """The metadata, if every field is of its kind: the file may come from anywhere."""
     if not isinstance(metadata, dict):
         raise UserError(
-            f"{path}: the header's {_KEY!r} is not a JSON object; write the file anew with save_weights"
+            f"{path}: the header's {_KEY!r} is not a JSON object; write the file anew with"
+            " save_weights"
         )
     version = metadata.get("version")
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise UserError(
-            f"{path}: format version must be {FORMAT_VERSION}, found {version!r}; a newer googlenet_jax may read it"
+            f"{path}: format version must be {FORMAT_VERSION}, found {version!r}; a newer"
+            " googlenet_jax may read it"
         )
     options = metadata.get("options")
     plain = isinstance(options, dict) and all(
@@ -165,7 +170,8 @@ def _checked_metadata(path: str | os.PathLike, metadata: Any) -> dict[str, Any]:
     for field, (fine, what) in fields.items():
         if not fine:
             raise UserError(
-                f"{path}: the header's {field!r} must be {what}; write the file anew with save_weights"
+                f"{path}: the header's {field!r} must be {what}; write the file anew with"
+                " save_weights"
             )
     return {field: metadata.get(field) for field in ("version", *fields)}
 
@@ -195,7 +201,8 @@ def _checked_descriptions(
         )
     if class_names is not None and len(class_names) != model.num_classes:
         raise UserError(
-            f"{source}: class_names must be {model.num_classes} names, one a class, found {len(class_names)}"
+            f"{source}: class_names must be {model.num_classes} names, one a class, found"
+            f" {len(class_names)}"
         )
     if preprocessing is None:
         return None
@@ -218,7 +225,8 @@ def _read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     for name, tensor in tensors:
         if tensor["dtype"] not in _DTYPES:
             raise UserError(
-                f"{path}: {name!r} has dtype {tensor['dtype']}, expected one of {', '.join(_DTYPES)}"
+                f"{path}: {name!r} has dtype {tensor['dtype']}, expected one of"
+                f" {', '.join(_DTYPES)}"
             )
         arrays[name] = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(
             tensor["shape"]
@@ -244,7 +252,8 @@ def _check(source: str, model: Network, arrays: Mapping[str, np.ndarray]) -> Non
         check_entry(source, model, parts, weights[name], shape)
         if weights[name].dtype.name not in _FLOATS:
             raise UserError(
-                f"{source}: {name!r} has dtype {weights[name].dtype}, expected one of {', '.join(_FLOATS)}; convert it first"
+                f"{source}: {name!r} has dtype {weights[name].dtype}, expected one of"
+                f" {', '.join(_FLOATS)}; convert it first"
             )
     for name in counters & arrays.keys():
         check_counter(source, name, arrays[name])

@@ -150,8 +150,8 @@ class TrainedModel:
         self._check_preprocessing()
         if "head" in self.initialised:
             raise UserError(
-                f"{self.source}: has no classifier, and the one that was initialised knows nothing; "
-                "fine-tune it first (config.init_from), or use its features"
+                f"{self.source}: has no classifier, and the one that was initialised knows nothing;"
+                " fine-tune it first (config.init_from), or use its features"
             )
 
     def _check_preprocessing(self) -> Preprocessing:

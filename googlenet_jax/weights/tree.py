@@ -30,7 +30,8 @@ def flatten(variables: Mapping[str, Any]) -> dict[Path, Any]:
     """
     if not isinstance(variables, Mapping) or "params" not in variables:
         raise UserError(
-            "variables must be a dictionary that holds 'params' (and 'batch_stats'), as model.init returns it"
+            "variables must be a dictionary that holds 'params' (and 'batch_stats'), as model.init"
+            " returns it"
         )
     return traverse_util.flatten_dict(unfreeze(dict(variables)))
 
@@ -135,7 +136,8 @@ def check_names(source: str, model: Network, found: Iterable[Any], expected: Ite
     found, expected = set(map(str, found)), set(expected)  # a foreign file's keys may be anything
     missing, extra = sorted(expected - found), sorted(found - expected)
     complaints = [
-        f"{what} {len(names)} entr{'y' if len(names) == 1 else 'ies'}: {', '.join(repr(n) + nearest(n, others) for n in names[:3])}"
+        f"{what} {len(names)} entr{'y' if len(names) == 1 else 'ies'}:"
+        f" {', '.join(repr(n) + nearest(n, others) for n in names[:3])}"
         + (", …" if len(names) > 3 else "")
         for what, names, others in (("lacks", missing, extra), ("has unexpected", extra, expected))
         if names
@@ -143,7 +145,10 @@ def check_names(source: str, model: Network, found: Iterable[Any], expected: Ite
     if complaints:
         hint = ""
         if missing and not extra and all("aux" in name.lower() for name in missing):
-            hint = "; these are the auxiliary heads': make the model with aux_heads=False to go without"
+            hint = (
+                "; these are the auxiliary heads': make the model with aux_heads=False to go"
+                " without"
+            )
         raise UserError(
             f"{source} does not fit {model_name(model)}: it {' and '.join(complaints)}{hint}"
         )
@@ -163,7 +168,8 @@ def check_array(
     """Raises UserError that names an entry of the wrong shape or without floats."""
     if not fits:
         raise UserError(
-            f"{source}: {name!r} must have shape {list(expected)} for {model_name(model)}, found {list(array.shape)}"
+            f"{source}: {name!r} must have shape {list(expected)} for {model_name(model)}, found"
+            f" {list(array.shape)}"
         )
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise UserError(f"{source}: {name!r} must hold floats, found {array.dtype}")
@@ -173,7 +179,8 @@ def check_counter(source: str, name: str, array: np.ndarray) -> None:
     """Raises UserError where an entry is no batch norm's counter, one whole number."""
     if array.shape != () or array.dtype.kind not in "iu":
         raise UserError(
-            f"{source}: {name!r} must be one whole number, found {array.dtype} {list(array.shape)}; leave it out, or give a count"
+            f"{source}: {name!r} must be one whole number, found {array.dtype} {list(array.shape)};"
+            " leave it out, or give a count"
         )
 
 
@@ -186,5 +193,6 @@ def as_array(source: str, name: str, value: Any) -> np.ndarray:
     except (TypeError, ValueError, RuntimeError) as error:
         reason = one_line(error)
         raise UserError(
-            f"{source}: {name!r} must be an array of floats, found {type(value).__name__} ({reason})"
+            f"{source}: {name!r} must be an array of floats, found {type(value).__name__}"
+            f" ({reason})"
         ) from None

@@ -311,7 +311,7 @@ def test_a_large_picture_below_the_limit_is_read():
     np.testing.assert_allclose(image[..., 0], np.kron([[200, 0], [0, 0]], np.ones((4, 4))), atol=3)
 
 
-# ------------------------------------------------------------------- what is no picture, and what is
+# ------------------------------------------------------------------ what is no picture, and what is
 
 BAD_PICTURES = sorted((Path(__file__).parent / "bad_pictures").glob("*.jpg"))
 SMALL = photograph()[100:340:8, 100:420:8]

@@ -45,7 +45,10 @@ def test_the_split_is_stratified_and_never_moves(digits_dir):
 
 
 def test_several_processes_may_write_it_at_once(tmp_path):
-    code = "import sys, pathlib; from googlenet_jax.data.digits import prepare_digits; prepare_digits(pathlib.Path(sys.argv[1]))"
+    code = (
+        "import sys, pathlib; from googlenet_jax.data.digits import prepare_digits;"
+        " prepare_digits(pathlib.Path(sys.argv[1]))"
+    )
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, text=True

@@ -185,7 +185,10 @@ def test_an_index_out_of_range_is_an_index_error(digits_dir):
 def test_a_set_that_is_not_prepared_names_the_command(tmp_path, monkeypatch):
     with pytest.raises(
         UserError,
-        match=f"not prepared in {tmp_path}; prepare it with: googlenet-jax prepare cifar10 --data-dir {tmp_path}$",
+        match=(
+            f"not prepared in {tmp_path}; prepare it with: googlenet-jax prepare cifar10 --data-dir"
+            f" {tmp_path}$"
+        ),
     ):
         load_source("cifar10", "train", tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "by default"))

@@ -150,7 +150,8 @@ def test_logits_and_modules_equal_slims(
     }
     worst = max(errors, key=errors.__getitem__)
     print(
-        f"{name} beside TF-slim's {network} at {size}: {len(errors)} end points, at most {errors[worst]:.1e} ({worst})"
+        f"{name} beside TF-slim's {network} at {size}: {len(errors)} end points, at most"
+        f" {errors[worst]:.1e} ({worst})"
     )
     assert len(errors) >= 14
     assert errors[worst] <= TOLERANCE, f"{worst}: {errors[worst]:.1e}"

@@ -69,7 +69,8 @@ def compare(theirs: nn.Module, name: str, size: int, taps: dict[str, str], **opt
     assert len(errors) == len(taps) + 1
     worst = max(errors, key=errors.__getitem__)
     print(
-        f"{type(theirs).__module__}: {len(errors)} activations, at most {errors[worst]:.1e} ({worst})"
+        f"{type(theirs).__module__}: {len(errors)} activations, at most {errors[worst]:.1e}"
+        f" ({worst})"
     )
     assert errors[worst] <= TOLERANCE, f"{worst}: {errors[worst]:.1e}"
 
@@ -114,9 +115,9 @@ def test_pretrainedmodels_bn_inception() -> None:
     theirs = load("pretrainedmodels.models.bninception").BNInception(num_classes=1000)
     names = {
         ours: name
-        for name, ours in reference.INCEPTIONS["bn_inception"](flavour="port")
-        .endpoint_names()
-        .items()
+        for name, ours in (
+            reference.INCEPTIONS["bn_inception"](flavour="port").endpoint_names().items()
+        )
     }
     taps = {
         ours: name.removesuffix("_relu") + "_bn"

@@ -93,7 +93,8 @@ def test_every_end_point_equals_slims(slim: SlimRun, images: np.ndarray) -> None
     assert len(errors) == 17
     worst = max(errors, key=errors.__getitem__)
     print(
-        f"googlenet_slim beside TF-slim's inception_v1: {len(errors)} end points, at most {errors[worst]:.1e} ({worst})"
+        f"googlenet_slim beside TF-slim's inception_v1: {len(errors)} end points, at most"
+        f" {errors[worst]:.1e} ({worst})"
     )
     assert errors[worst] <= TOLERANCE, f"{worst}: {errors[worst]:.1e}"
 

@@ -48,7 +48,7 @@ DRIFT_FACTOR, DRIFT_CONTROLS, DRIFT_LIMIT = 10, 8, 1e-8
 WITH_AUX_DROPOUT = ("googlenet", "googlenet_bn", "googlenet_naive", "googlenet_torchvision")
 Arrays = Mapping[str, np.ndarray]
 
-# -------------------------------------------------------------------------------------------------------- images and weights
+# ------------------------------------------------------------------------------- images and weights
 
 
 def images(size: int, count: int = 3) -> np.ndarray:
@@ -133,7 +133,7 @@ def make_pair(
     return network, model, gj.weights.from_torch(model, network.state_dict())
 
 
-# ----------------------------------------------------------------------------------------------------------------- comparing
+# ---------------------------------------------------------------------------------------- comparing
 
 
 def relative_error(ours: Any, theirs: Any) -> float:
@@ -168,7 +168,7 @@ def endpoint_errors(name: str, size: int, **options: Any) -> dict[str, float]:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------ training
+# ----------------------------------------------------------------------------------------- training
 
 
 def make_config(

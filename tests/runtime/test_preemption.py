@@ -266,7 +266,9 @@ def test_a_second_run_in_the_folder_refuses_and_a_killed_ones_lock_does_not_bloc
     with holder(workdir) as process:
         with pytest.raises(
             UserError,
-            match=rf"process {process.pid} on .* is training in this folder; wait for it or stop it",
+            match=(
+                rf"process {process.pid} on .* is training in this folder; wait for it or stop it"
+            ),
         ):
             train(tiny_config(data_dir), workdir)
         assert (

@@ -200,7 +200,7 @@ def test_the_order_is_evaluate_save_next_batch_step(tmp_path, data_dir):
             "evaluate test[:100]",
             "batch 4",
             "evaluate test[:100]",
-        ),
+        )
     ]
     # A step that has been evaluated or saved is done: its line stands. A line is written while the
     # next batch is computed on.
@@ -305,7 +305,10 @@ def test_metrics_without_the_checkpoints_folder_are_not_started_anew(copy, data_
     shutil.move(copy / "checkpoints", copy / "elsewhere")
     with pytest.raises(
         UserError,
-        match=r"holds metrics\.jsonl of a run, but no 'checkpoints'; put the checkpoints back, or remove",
+        match=(
+            r"holds metrics\.jsonl of a run, but no 'checkpoints'; put the checkpoints back, or"
+            r" remove"
+        ),
     ):
         train(tiny_config(data_dir), copy)
     assert (copy / "metrics.jsonl").read_bytes() == lines
@@ -354,7 +357,10 @@ def test_a_metric_that_is_not_finite_stops_the_run(tmp_path, data_dir, monkeypat
     spoil(monkeypatch, 10, **{name: value})
     with pytest.raises(
         UserError,
-        match=rf"step 10: the {name} is {value}, at learning rate 0\.06\d+; the last good checkpoint is .*checkpoints/8; ",
+        match=(
+            rf"step 10: the {name} is {value}, at learning rate 0\.06\d+; the last good checkpoint"
+            r" is .*checkpoints/8; "
+        ),
     ):
         train(tiny_config(data_dir), tmp_path)
     assert load(tmp_path).step == 8
@@ -374,7 +380,10 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path, data_dir, monk
     config.checkpoint_every = "2 steps"
     with pytest.raises(
         UserError,
-        match=r"step 2: the parameters or statistics are not finite, at learning rate [0-9.e-]+; there is no good checkpoint yet",
+        match=(
+            r"step 2: the parameters or statistics are not finite, at learning rate [0-9.e-]+;"
+            r" there is no good checkpoint yet"
+        ),
     ):
         train(config, tmp_path)
     assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -43,7 +43,8 @@ def _blob(name: str, blob: Any, limits: Limits) -> np.ndarray:
     count = math.prod(shape)
     if count != len(values):
         raise BadFile(
-            f"{name!r} of shape {list(shape)[:8]} must hold {count:,} values, found {len(values):,}; the file may be damaged"
+            f"{name!r} of shape {list(shape)[:8]} must hold {count:,} values, found"
+            f" {len(values):,}; the file may be damaged"
         )
     return np.fromiter(values, dtype, count).reshape(shape)
 

@@ -41,7 +41,8 @@ def _member(path: str, name: str, limits: Limits) -> io.BytesIO:
         with zipfile.ZipFile(path) as archive:
             if archive.namelist().count(name) != 1:
                 raise BadFile(
-                    f"a zip archive with {archive.namelist().count(name)} members {name!r}, expected one: not a .keras file"
+                    f"a zip archive with {archive.namelist().count(name)} members {name!r},"
+                    " expected one: not a .keras file"
                 )
             info = archive.getinfo(name)
             # HDF5's own structure comes on top of the tensors.
@@ -51,7 +52,8 @@ def _member(path: str, name: str, limits: Limits) -> io.BytesIO:
                 zipfile.ZIP_DEFLATED,
             ):
                 raise BadFile(
-                    f"its member {name!r} unpacks to {info.file_size:,} bytes, more than such a network can hold"
+                    f"its member {name!r} unpacks to {info.file_size:,} bytes, more than such a"
+                    " network can hold"
                 )
             with archive.open(info) as member:
                 data = member.read(most + 1)
@@ -91,7 +93,8 @@ def _hdf5(file: str | io.BytesIO, limits: Limits) -> Tensors:
                     > limits.bytes + MAX_STRUCTURE
                 ):
                     raise BadFile(
-                        f"{name!r} has chunks of shape {list(dataset.chunks)}, more than the model can hold"
+                        f"{name!r} has chunks of shape {list(dataset.chunks)}, more than the model"
+                        " can hold"
                     )
                 array = dataset[()]
                 yield name, np.asarray(array, array.dtype.newbyteorder("="))

@@ -35,7 +35,8 @@ class Limits:
         self.bytes -= itemsize * math.prod(map(int, shape))
         if min(self.bytes, self.tensors) < 0:
             raise BadFile(
-                f"{name!r} of shape {list(shape)[:8]} makes the file hold more than such a network can; is it of this model?"
+                f"{name!r} of shape {list(shape)[:8]} makes the file hold more than such a network"
+                " can; is it of this model?"
             )
 
 

@@ -40,7 +40,8 @@ def pytorch(request: Request, limits: Limits) -> Tensors:
             or tensor.is_complex()
         ):
             raise BadFile(
-                f"{name!r} must be a plain dense tensor, found {tensor.dtype} of layout {tensor.layout} on {tensor.device}"
+                f"{name!r} must be a plain dense tensor, found {tensor.dtype} of layout"
+                f" {tensor.layout} on {tensor.device}"
             )
         limits.take(name, tuple(tensor.shape), tensor.element_size())
         dense = tensor.detach().contiguous()
@@ -75,11 +76,13 @@ def _check_torch_archive(path: Path) -> None:
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
             raise BadFile(
-                f"its member {member.filename!r} is compressed, which PyTorch never writes; save it again with torch.save"
+                f"its member {member.filename!r} is compressed, which PyTorch never writes; save it"
+                " again with torch.save"
             )
         if member.filename.startswith(("/", "\\")) or ".." in member.filename.split("/"):
             raise BadFile(
-                f"its member {member.filename!r} points outside the archive; this is no file of PyTorch's"
+                f"its member {member.filename!r} points outside the archive; this is no file of"
+                " PyTorch's"
             )
         if member.filename.endswith(".pkl") and member.file_size > MAX_STRUCTURE:
             raise BadFile(
@@ -92,7 +95,10 @@ def _check_torch_archive(path: Path) -> None:
 def _torch_reason(text: str) -> str:
     asked = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:class|function) ([\w.]+)", text)
     if asked and "Weights only" in text:
-        return f"its pickle asks for {asked[1]}, which is not run: only tensors are read; save module.state_dict() with torch.save"
+        return (
+            f"its pickle asks for {asked[1]}, which is not run: only tensors are read; save"
+            " module.state_dict() with torch.save"
+        )
     reason = re.split(r"WeightsUnpickler error:|\n", text)
     short = " ".join((reason[1] if len(reason) > 1 else text).split())[:160]
     return f"not a whole PyTorch file ({short}); it may be cut short, or of another kind"
@@ -115,7 +121,8 @@ def _state_dict(loaded: Any, ema: bool) -> dict[str, Any]:
         if found := tensors(loaded):
             return found
     raise BadFile(
-        f"holds no state dict but a {type(loaded).__name__}; save module.state_dict() with torch.save"
+        f"holds no state dict but a {type(loaded).__name__}; save module.state_dict() with"
+        " torch.save"
     )
 
 

@@ -25,12 +25,14 @@ def safetensors(request: Request, limits: Limits) -> Tensors:
                 view = file.get_slice(name)
                 if view.get_dtype() not in dtypes:
                     raise BadFile(
-                        f"{name!r} has dtype {view.get_dtype()}, expected one of {', '.join(dtypes)}"
+                        f"{name!r} has dtype {view.get_dtype()}, expected one of"
+                        f" {', '.join(dtypes)}"
                     )
                 shape, dtype = tuple(view.get_shape()), np.dtype(dtypes[view.get_dtype()])
                 limits.take(name, shape, dtype.itemsize)
                 yield name, np.asarray(file.get_tensor(name)).reshape(shape)
     except (OSError, library.SafetensorError, ValueError, TypeError) as error:
         raise BadFile(
-            f"not a whole safetensors file ({one_line(error, 160)}); it may be cut short, or of another kind"
+            f"not a whole safetensors file ({one_line(error, 160)}); it may be cut short, or of"
+            " another kind"
         ) from None
