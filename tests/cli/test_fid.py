@@ -11,6 +11,7 @@ from googlenet_jax.cli import fid as command
 from googlenet_jax.cli.main import main
 from googlenet_jax.metrics import extract, summary
 from googlenet_jax.weights import load
+from googlenet_jax.weights.trained_model import TrainedModel
 from tests.metrics.conftest import features  # noqa: F401  # a fixture
 
 
@@ -97,10 +98,8 @@ def test_what_is_wrong_is_said_in_a_line_before_the_network_runs(capsys, tmp_pat
 
 
 def test_features_go_on_where_they_were_stopped(capsys, monkeypatch, tmp_path, data_dir, features):  # noqa: F811
-    class Member:
-        model, variables, preprocessing = features.model, features.variables, None
-
-    monkeypatch.setattr(load, "load", lambda name: Member)
+    narrow = TrainedModel(features.model, features.variables)
+    monkeypatch.setattr(load, "load", lambda name: narrow)
     monkeypatch.setattr(extract, "PART", 8)
     output = tmp_path / "f.npz"
     common = ["features", "digits@test[:20]", "digits@test[20:23]", "--model", "narrow"]

@@ -16,6 +16,7 @@ import pytest
 
 import googlenet_jax as gj
 from googlenet_jax.data.preprocessing import Preprocessing
+from googlenet_jax.data.sources import Source
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.ensemble import Ensemble
 from googlenet_jax.evaluation.records import Record, evaluate_ensemble, identity
@@ -26,7 +27,7 @@ from tests.evaluation.test_ensemble import CLASSES, images, member
 COUNT = 23
 
 
-class Pictures:
+class Pictures(Source):
     """A source of real pictures of many shapes; counts what is read."""
 
     name, split = "pictures", "test"
