@@ -39,6 +39,7 @@ T_DECODING, T_FOLDER, T_PHOTOMETRIC, T_WORKERS = (
 )
 T_FIELDS = ("tests/training/test_input_fields.py",)
 SAFETENSORS, TORCH = "googlenet_jax/weights/safetensors.py", "googlenet_jax/weights/pytorch.py"
+TREE = "googlenet_jax/weights/tree.py"
 T_PIPELINE, T_PREPROCESSING, T_SOURCES = (
     ("tests/data/test_" + name + ".py",) for name in ("pipeline", "preprocessing", "sources")
 )
@@ -351,25 +352,23 @@ FAULTS = (
     # Weights.
     Fault(
         "kernels come in with height and width swapped",
-        TORCH,
-        "array = array.transpose(2, 3, 1, 0)",
-        "array = array.transpose(3, 2, 1, 0)",
+        TREE,
+        "(2, 3, 1, 0) if to_ours",
+        "(3, 2, 1, 0) if to_ours",
         T_TORCH,
     ),
     Fault(
         "a flattened map is read channels last",
-        TORCH,
-        """array.reshape(outputs, channels, side, side)
-            .transpose(2, 3, 1, 0)""",
-        """array.reshape(outputs, side, side, channels)
-            .transpose(1, 2, 3, 0)""",
+        TREE,
+        "(-1, channels, side, side) if to_ours",
+        "(-1, side, side, channels) if to_ours",
         T_TORCH,
     ),
     Fault(
         "the result shares the tensor's memory",
-        TORCH,
-        'return np.array(array, order="C")  # a copy',
-        "return array  #",
+        TREE,
+        'return np.array(array, order="C")',
+        "return array",
         T_TORCH,
     ),
     Fault("a negative bit is not resolved", TORCH, ".resolve_neg()", "", T_TORCH),
