@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from googlenet_jax.errors import UserError, nearest
 from googlenet_jax.models.registry import model_name
 from googlenet_jax.weights.checkpoints import FOLDER, read_run
@@ -45,8 +47,15 @@ def load(
     Raises:
       UserError: nothing of that name, or a damaged, hostile or unknown file. Nothing in it is run.
     """
-    text = os.fspath(name)
     reading: dict[str, Any] = {"kind": kind, "ema": ema, "background": background}
+    with jax.ensure_compile_time_eval():  # inside a function that is being traced too
+        return _load(os.fspath(name), model, reading, options)
+
+
+def _load(
+    text: str, model: str | None, reading: dict[str, Any], options: dict[str, Any]
+) -> TrainedModel:
+    """`load`; `reading` is `read_weights`' further arguments."""
     asked = [key for key, value in reading.items() if value not in (None, False, "keep")]
     if text.startswith(PREFIX):
         return load_from_hub(text, model, options)
@@ -63,7 +72,7 @@ def load(
                 f"{path}: a run names its model itself; leave out model, options and the file's"
                 " kind"
             )
-        return _load_run(text, path if url else str(expanded), choices, ema)
+        return _load_run(text, path if url else str(expanded), choices, reading["ema"])
     if _is_there(path):
         if choices:
             raise UserError(f"{text}: a file has no choice of weights; name it without '@'")

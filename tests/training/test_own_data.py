@@ -8,7 +8,9 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import chex
 import grain
+import jax
 import numpy as np
 import optax
 import pytest
@@ -68,6 +70,8 @@ def test_arrays_are_trained_on(tmp_path: Path, channels: int, dtype: Any, mean: 
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, held[1]).mean()
     raw = next(line["loss"] for line in found if line["weights"] == "raw")
     assert float(loss) == pytest.approx(raw, rel=1e-4)
+    traced = jax.jit(lambda: gj.load(f"{tmp_path / 'run'}@raw").variables["params"])()
+    chex.assert_trees_all_equal(traced, trained.variables["params"])
     with pytest.raises(UserError, match="other data under this name: fingerprint"):
         gj.train(config, tmp_path / "run", train=(images + 1, labels), eval={"held": held})
     with pytest.raises(UserError, match="hand them over again"):
