@@ -4,7 +4,9 @@
     TEACHER=runs/teacher googlenet-jax train --import distillation --config=digits --workdir=runs/student \\
         --config.model.options.width=0.0625 --config.loss.name=distillation --config.augment.transforms="('teacher',)"
 
-(from the folder examples/).
+(from the folder examples/). On digits' 360 test images, raw weights after these six epochs, one seed:
+the teacher has 98.6 %, the student 95.0 % (loss 0.133), the same network without a teacher 96.4 %
+(loss 0.156). So short a run gains no accuracy by it.
 """
 
 import functools

@@ -1,6 +1,9 @@
 """Names for what users add: losses, metrics, optimizers, augmentations, tasks."""
 
+import dataclasses
 import inspect
+import os
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -26,7 +29,7 @@ class Registry(Generic[T]):
         """
         if not isinstance(name, str) or not name:
             raise UserError(f"register {self._kind}: expected a name, found {name!r}")
-        if name in self._things and _origin(self._things[name]) != _origin(thing):
+        if name in self._things and not _is_redefined(self._things[name], thing):
             raise UserError(
                 f"register {self._kind}: there is a {name!r} already; choose another name"
             )
@@ -50,11 +53,24 @@ class Registry(Generic[T]):
         return iter(sorted(self._things))
 
 
-def _origin(thing: Any) -> Any:
-    """Where a function or class was defined; a thing of another kind stands for itself."""
-    if hasattr(thing, "__qualname__"):
-        return thing.__module__, thing.__qualname__
-    return id(thing)
+def _is_redefined(old: Any, new: Any) -> bool:
+    """Whether both are one definition: of one name in one module, or in one file, which was read as
+    a module and as a config; of a dataclass, such as a `TaskKind`, its fields' functions.
+    """
+    if type(old) is type(new) and dataclasses.is_dataclass(new) and not isinstance(new, type):
+        names = [field.name for field in dataclasses.fields(new)]
+        return all(_is_redefined(getattr(old, name), getattr(new, name)) for name in names)
+    if not (hasattr(old, "__qualname__") and hasattr(new, "__qualname__")):
+        return old is new
+    same_place = old.__module__ == new.__module__ or None is not _file(old) == _file(new)
+    return same_place and old.__qualname__ == new.__qualname__
+
+
+def _file(thing: Any) -> str | None:
+    """The file that a function or class was defined in; None where that isn't known."""
+    module = vars(sys.modules.get(thing.__module__, object))
+    file = getattr(thing, "__globals__", module).get("__file__")
+    return file and os.path.realpath(file)
 
 
 def arguments(

@@ -2,6 +2,7 @@
 them.
 """
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import googlenet_jax as gj
 from googlenet_jax.cli.main import main
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluation.metrics import batch_mean
+from googlenet_jax.registry import Registry
 from googlenet_jax.training.config import resolve
 from googlenet_jax.training.loop import train
 from googlenet_jax.training.losses import LOSSES
@@ -155,3 +157,25 @@ def test_statistics_that_can_not_settle_are_said(capsys: pytest.CaptureFixture[s
     _warn_of_statistics(gj.create_model("googlenet_bn", width=0.1), 300)
     _warn_of_statistics(gj.create_model("googlenet", width=0.1), 1)
     assert capsys.readouterr().err == ""
+
+
+def test_a_file_that_is_imported_and_read_as_a_config_registers_once(tmp_path: Path) -> None:
+    text = """
+from googlenet_jax.training.task import TaskKind
+def build(): ...
+KIND = TaskKind(build, build, build)
+"""
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    kinds: Registry[Any] = Registry("task", {})
+    for name, file in (("mine", path), ("config", path), ("other", tmp_path / "other.py")):
+        file.write_text(text)
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if name == "other":
+            with pytest.raises(UserError, match="there is a 'mine' already"):
+                kinds.register("mine", module.KIND)
+        else:
+            kinds.register("mine", module.KIND)
