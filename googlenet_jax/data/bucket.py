@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from googlenet_jax.errors import UserError
 from googlenet_jax.runtime.copies import StoredObject, copy_objects, list_objects
+from googlenet_jax.runtime.local_storage import own_cache
 from googlenet_jax.runtime.storage import is_store
 
 CACHE = "GOOGLENET_JAX_DATA_CACHE"
@@ -74,8 +75,7 @@ def _wanted(
 def _cache() -> Path:
     if chosen := os.environ.get(CACHE):
         return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "googlenet_jax" / "data"
+    return own_cache() / "data"
 
 
 def _key(url: str | os.PathLike[str], there: list[StoredObject]) -> str:

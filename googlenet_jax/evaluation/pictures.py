@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from googlenet_jax.data.decoding import BadImage, decode, exif_orientation
 from googlenet_jax.data.image_kind import RGB, ImageKind, shown
 from googlenet_jax.data.picture_files import ENDINGS, list_pictures
-from googlenet_jax.errors import UserError, printable
+from googlenet_jax.errors import UserError, one_line, printable
 from googlenet_jax.runtime.storage import check_output, open_regular, write_atomically, writing
 
 GRID_SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
@@ -69,7 +69,7 @@ def _from_array(file: str | Path, kind: ImageKind) -> np.ndarray:
         with open_regular(file) as opened:
             image = np.load(opened, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file}: can't read the array: {' '.join(str(error).split())}") from error
+        raise UserError(f"{file}: can't read the array: {one_line(error)}") from error
     image = image[..., None] if image.ndim == 2 else image
     if image.dtype == np.float64:
         image = image.astype(np.float32)

@@ -28,6 +28,11 @@ _DISK_ADVICE = {
 }
 
 
+def own_cache() -> Path:
+    """This package's folder in the user's cache folder; it need not be there yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "googlenet_jax"
+
+
 class Storage(abc.ABC):
     """Where a run's folder lies. Every path given to a form lies there.
 

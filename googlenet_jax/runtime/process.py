@@ -20,6 +20,7 @@ from absl import logging
 from tqdm import tqdm
 
 from googlenet_jax.runtime.allocator import keep_freed_memory, share_one_heap
+from googlenet_jax.runtime.local_storage import own_cache
 
 TUNING = "GOOGLENET_JAX_TUNING"
 # YNN, a library of kernels, is quicker than XLA's own for reductions alone.
@@ -168,5 +169,4 @@ def _cache_folder() -> Path:
     # JAX can't bound a folder that it has filled without bounds: those are apart too.
     key = f"{jaxlib.__version__} {platform.machine()} {cpu} bounded"
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "googlenet_jax" / f"compiled-{name}"
+    return own_cache() / f"compiled-{name}"

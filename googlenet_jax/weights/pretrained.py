@@ -24,6 +24,7 @@ from googlenet_jax.data.preprocessing import Preprocessing
 from googlenet_jax.errors import UserError, nearest, one_line
 from googlenet_jax.models.network import Network
 from googlenet_jax.models.registry import create_model, list_models
+from googlenet_jax.runtime.local_storage import own_cache
 from googlenet_jax.runtime.storage import writing
 from googlenet_jax.weights.convert import read_weights, write_weights
 from googlenet_jax.weights.names import SCHEMES
@@ -131,11 +132,7 @@ def cache_folder() -> Path:
     """
     if chosen := os.environ.get("GOOGLENET_JAX_CACHE"):
         return Path(chosen)
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        / "googlenet_jax"
-        / "weights"
-    )
+    return own_cache() / "weights"
 
 
 class Described(NamedTuple):
